@@ -1,0 +1,74 @@
+"""Catch what goes into each site in a forward pass, at a fixed, seeded choice of tokens."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+
+from maxp.module import Site
+
+# Per site one tensor (tokens, fan_in), or two, (..., tokens, width), for a site without a weight.
+Inputs = dict[str, tuple[torch.Tensor, ...]]
+
+_POSITIONS_SEED = 0x6D617850
+
+
+def token_positions(tokens: int, sample_size: int) -> torch.Tensor:
+    """At most ``sample_size`` of ``tokens`` positions, the same at every call, in order."""
+    if tokens <= sample_size:
+        return torch.arange(tokens)
+    generator = torch.Generator().manual_seed(_POSITIONS_SEED)
+    return torch.randperm(tokens, generator=generator)[:sample_size].sort().values
+
+
+class Capture:
+    """Collects `Inputs` of the sites that contract something (embeddings do not).
+
+    Args:
+        sites: by name.
+        sample_size: how many tokens to keep of each input.
+    """
+
+    def __init__(self, sites: Mapping[str, Site], sample_size: int) -> None:
+        self._sites = {n: s for n, s in sites.items() if s.layer_type != "embedding"}
+        self._sample_size = sample_size
+        self.seen: Inputs = {}
+        # Sites often share an input (q, k and v): they then share the sample too.
+        self._last: tuple[torch.Tensor | None, torch.Tensor | None] = (None, None)
+
+    @contextmanager
+    def watching(self) -> Iterator[Inputs]:
+        """Collect during the block; what was seen is in the yielded dict."""
+        self.seen = {}
+        hooks = [self._watch(name, site) for name, site in self._sites.items()]
+        try:
+            yield self.seen
+        finally:
+            for hook in hooks:
+                hook.remove()
+            self._last = (None, None)
+
+    def _watch(self, name: str, site: Site) -> Any:
+        def before(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            operands = site.site_operands(args, kwargs)
+            sample = self._tokens if site.weight is not None else self._sequence
+            self.seen[name] = tuple(sample(operand) for operand in operands)
+
+        assert isinstance(site, nn.Module)
+        return site.register_forward_pre_hook(before, with_kwargs=True)
+
+    def _tokens(self, x: torch.Tensor) -> torch.Tensor:
+        last, sample = self._last
+        if last is x and sample is not None:
+            return sample
+        flat = x.reshape(-1, x.shape[-1])
+        chosen = token_positions(flat.shape[0], self._sample_size).to(x.device)
+        sample = flat.index_select(0, chosen).detach()
+        self._last = (x, sample)
+        return sample
+
+    def _sequence(self, x: torch.Tensor) -> torch.Tensor:
+        chosen = token_positions(x.shape[-2], self._sample_size).to(x.device)
+        return x.index_select(-2, chosen).detach()

@@ -1,0 +1,105 @@
+"""The graph on which the program is solved: which sites feed which.
+
+A node is a site or a *join*: the place where several values are summed, multiplied or mixed.
+What matters of a value is ``r``, the exponent by which it changes with training (change =
+width^-r), and a join's ``r`` is the smallest of its parents'.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+from maxp.module import LayerType
+
+
+@dataclass(frozen=True)
+class SiteNode:
+    """A site and what feeds it.
+
+    Attributes:
+        operands: for each tensor that the operation contracts, the node that it comes from, or
+            None where it is data, which no update changes. One operand for a site with a weight,
+            two for one without.
+    """
+
+    name: str
+    layer_type: LayerType
+    operands: tuple[str | None, ...]
+    has_weight: bool = True
+
+
+@dataclass(frozen=True)
+class JoinNode:
+    """A sum, product or mixture of values: ``r = min(r of parents)``."""
+
+    name: str
+    parents: tuple[str, ...]
+
+
+Node = SiteNode | JoinNode
+
+
+@dataclass(frozen=True)
+class Graph:
+    """Nodes by name, each after those that feed it.
+
+    Raises:
+        ValueError: a node is fed by one that does not come before it.
+    """
+
+    nodes: Mapping[str, Node]
+    _sites: tuple[SiteNode, ...] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        seen: set[str] = set()
+        for name, node in self.nodes.items():
+            feeds = node.parents if isinstance(node, JoinNode) else node.operands
+            for feed in feeds:
+                if feed is not None and feed not in seen:
+                    raise ValueError(
+                        f"{name} is fed by {feed}, which does not come before it; a site that "
+                        "feeds itself (a layer shared across depth) is not supported"
+                    )
+            seen.add(name)
+        sites = tuple(n for n in self.nodes.values() if isinstance(n, SiteNode))
+        object.__setattr__(self, "_sites", sites)
+
+    @property
+    def sites(self) -> tuple[SiteNode, ...]:
+        return self._sites
+
+    @property
+    def weighted(self) -> tuple[SiteNode, ...]:
+        """The sites that have a weight, and so a c."""
+        return tuple(site for site in self._sites if site.has_weight)
+
+    def sources(self, node: str | None) -> frozenset[str]:
+        """The names of the sites whose outputs reach ``node``'s value without passing another."""
+        if node is None:
+            return frozenset()
+        found: set[str] = set()
+        stack, seen = [node], {node}
+        while stack:
+            current = self.nodes[stack.pop()]
+            if isinstance(current, SiteNode):
+                found.add(current.name)
+                continue
+            stack.extend(parent for parent in current.parents if parent not in seen)
+            seen.update(current.parents)
+        return frozenset(found)
+
+
+def chain(sites: Iterable[tuple[str, LayerType, bool]]) -> Graph:
+    """The graph in which each site feeds the next.
+
+    Args:
+        sites: (name, layer_type, has_weight) in order. An embedding reads data; a site without a
+            weight takes both of its operands from the site before it.
+    """
+    nodes: dict[str, Node] = {}
+    previous: str | None = None
+    for name, layer_type, has_weight in sites:
+        reads = None if layer_type == "embedding" else previous
+        operands = (reads,) if has_weight else (reads, reads)
+        nodes[name] = SiteNode(name, layer_type, operands, has_weight)
+        previous = name
+    return Graph(nodes)

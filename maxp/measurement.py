@@ -1,0 +1,169 @@
+"""A probe followed through training: its initial activations, the initial weights, and what is
+measured against them."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils._pytree import tree_leaves
+
+from maxp.alignment import Measured, SiteState, bilinear_alignment, measure
+from maxp.capture import Capture, Inputs
+from maxp.module import Site
+from maxp.w0 import InitialWeights
+
+
+class Measurement:
+    """Measures the alignment of the sites that contract something, on one fixed probe.
+
+    Args:
+        model: the model that holds the sites.
+        sites: those to measure, by name; without embeddings.
+        weights: their weights, where they have one.
+        initial_weights: makes the `InitialWeights` of the present weights; called by `capture`.
+        forward: runs the model on the probe.
+        sample_size: tokens of the probe that are looked at.
+        from_training: take activations from training's own forward passes on the probe.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        sites: Mapping[str, Site],
+        weights: Mapping[str, torch.Tensor],
+        *,
+        initial_weights: Callable[[], InitialWeights],
+        forward: Callable[[Any], Any],
+        sample_size: int,
+        from_training: bool,
+    ) -> None:
+        self._model, self._sites, self._weights = model, dict(sites), weights
+        self._make_initial_weights, self._forward = initial_weights, forward
+        self._capture = Capture(self._sites, sample_size)
+        self._from_training = from_training
+        self._seen_in_training: Inputs | None = None
+        self._watching = False
+        self.probe: Any = None
+        self.z0: Inputs | None = None
+        self.w0: InitialWeights | None = None
+
+    def capture(self, x: Any) -> None:
+        """Take ``x`` as the probe, and the present activations and weights as the initial ones."""
+        self.w0 = self._make_initial_weights()
+        self.probe, self.z0 = x, self._run(x)
+        self._watch_training()
+
+    def check_probe(self, x: Any) -> None:
+        """Raise ValueError if ``x`` is not the probe; None stands for it."""
+        if x is not None and x is not self.probe and not _same(x, self.probe):
+            raise ValueError(
+                "x is not the probe that capture_initial saw: alignment compares the same tokens "
+                "before and after training. Pass that x, or None"
+            )
+
+    def exponents(self) -> dict[str, Measured]:
+        """The measured exponents of every site.
+
+        Raises:
+            RuntimeError: before `capture`; or when activations come from training and it has not
+                run the model on the probe since the last call.
+        """
+        if self.z0 is None or self.w0 is None:
+            raise RuntimeError("call capture_initial(x) before training, and step(x, ...) after")
+        z0, z = self.z0, self._present_inputs()
+        weighted = [name for name in self._sites if name in self._weights]
+        states = []
+        for name in weighted:
+            (x0,), (x,) = z0[name], z[name]
+            width = self._sites[name].width_dim
+            states.append(SiteState(x0, x, self._weights[name], self.w0.rows(name), width))
+        found = dict(zip(weighted, measure(states), strict=True)) if states else {}
+        for name, site in self._sites.items():
+            if name not in self._weights:
+                (q0, k0), (q, k) = z0[name], z[name]
+                found[name] = bilinear_alignment(q0, k0, q, k, site.width_dim)
+        return found
+
+    def _present_inputs(self) -> Inputs:
+        if not self._from_training:
+            return self._run(self.probe)
+        if self._seen_in_training is None:
+            raise RuntimeError(
+                "use_training_activations: training has not run the model on the probe since the "
+                "last measurement; train on it, or set use_training_activations=False"
+            )
+        seen, self._seen_in_training = self._seen_in_training, None
+        return seen
+
+    def _run(self, x: Any) -> Inputs:
+        training = self._model.training
+        try:
+            self._model.eval()
+            with torch.no_grad(), self._capture.watching() as seen:
+                self._forward(x)
+        finally:
+            self._model.train(training)
+        missed = [name for name in self._sites if name not in seen]
+        if missed:
+            raise ValueError(f"a forward pass on the probe does not reach {', '.join(missed)}")
+        return seen
+
+    def _watch_training(self) -> None:
+        """Catch the sites' inputs whenever training runs the model on the probe."""
+        if not self._from_training or self._watching:
+            return
+        self._watching = True
+        opened: list[Any] = []
+
+        def before(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            if torch.is_grad_enabled() and _same((args, kwargs), self.probe):
+                watching = self._capture.watching()
+                opened.append((watching, watching.__enter__()))
+
+        def after(*_: Any) -> None:
+            if opened:
+                watching, seen = opened.pop()
+                watching.__exit__(None, None, None)
+                self._seen_in_training = seen
+
+        self._model.register_forward_pre_hook(before, with_kwargs=True)
+        self._model.register_forward_hook(after)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Probe, z0 (each shared tensor once) and the kept W0."""
+        assert self.z0 is not None
+        assert self.w0 is not None
+        tensors: list[torch.Tensor] = []
+        index: dict[str, list[int]] = {}
+        for name, inputs in self.z0.items():
+            index[name] = []
+            for z in inputs:
+                found = [i for i, known in enumerate(tensors) if known is z]
+                index[name].append(found[0] if found else len(tensors))
+                if not found:
+                    tensors.append(z)
+        return {"probe": self.probe, "z0": tensors, "z0_of": index, "w0": self.w0.kept()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue from `state_dict`."""
+        self.probe = state["probe"]
+        self.z0 = {
+            name: tuple(state["z0"][i] for i in indices) for name, indices in state["z0_of"].items()
+        }
+        self.w0 = self._make_initial_weights()
+        if state["w0"] is not None:
+            self.w0.restore(state["w0"])
+        self._watch_training()
+
+
+def _same(x: Any, probe: Any) -> bool:
+    """Whether two nests of arguments hold equal tensors, in order."""
+    mine, theirs = (
+        [leaf for leaf in tree_leaves(value) if isinstance(leaf, torch.Tensor)]
+        for value in (x, probe)
+    )
+    return len(mine) == len(theirs) and all(
+        a.shape == b.shape and a.dtype == b.dtype and torch.equal(a, b)
+        for a, b in zip(mine, theirs, strict=True)
+    )

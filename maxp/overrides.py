@@ -1,0 +1,102 @@
+"""What a site is given: by its name, a suffix of its name, itself, or its layer type.
+
+The most specific wins: an override for the name, then for the longest suffix of it, then what was
+given at the site, then an override for its layer type, then the default.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TypeVar
+
+from maxp.module import LAYER_TYPES, MUP_AB, Site
+
+T = TypeVar("T")
+AB = tuple[float, float]
+
+# (a, b) by layer type: values for ``ab_overrides``. Everett et al. 2024, table of parametrizations.
+PARAMETRIZATIONS: dict[str, dict[str, AB]] = {
+    "mup": dict(MUP_AB),
+    "standard": {"embedding": (0.0, 0.0), "hidden": (0.0, 0.5), "readout": (0.0, 0.5)},
+    "ntk": {"embedding": (0.0, 0.0), "hidden": (0.5, 0.0), "readout": (0.5, 0.0)},
+    "mean-field": {"embedding": (0.0, 0.0), "hidden": (0.5, 0.0), "readout": (1.0, 0.0)},
+}
+
+
+def by_name(name: str, overrides: Mapping[str, T]) -> T | None:
+    """The override for a site's name, or else for the longest suffix of it, on dots.
+
+    ``"fc"`` and ``"ff.fc"`` match ``"blocks.0.ff.fc"``; ``"c"`` does not.
+    """
+    parts = name.split(".")
+    for first in range(len(parts)):
+        suffix = ".".join(parts[first:])
+        if suffix in overrides:
+            return overrides[suffix]
+    return None
+
+
+def check_used(what: str, overrides: Mapping[str, object], names: Iterable[str]) -> None:
+    """Raise unless every key is a layer type, or the name or a suffix of the name of some site.
+
+    Raises:
+        ValueError: names the keys that match nothing.
+    """
+    names = list(names)
+    unused = [
+        key
+        for key in overrides
+        if key not in LAYER_TYPES and all(by_name(name, {key: True}) is None for name in names)
+    ]
+    if unused:
+        raise ValueError(
+            f"{what} for {', '.join(unused)} matches no site; sites are {', '.join(names[:8])}"
+            + (", ..." if len(names) > 8 else "")
+        )
+
+
+def resolve(name: str, site: Site, overrides: Mapping[str, T], given: T | None = None) -> T | None:
+    """The most specific value for a site, ``given`` being what was given at the site itself."""
+    value = by_name(name, overrides)
+    if value is None:
+        value = given
+    return overrides.get(site.layer_type) if value is None else value
+
+
+def ab_by_key(overrides: Mapping[str, AB] | Sequence[AB] | None) -> dict[str, AB]:
+    """``ab_overrides`` as a mapping; three pairs are those of embedding, hidden and readout.
+
+    Raises:
+        ValueError: a sequence of another length.
+    """
+    if overrides is None or isinstance(overrides, Mapping):
+        return dict(overrides or {})
+    if len(overrides) != len(LAYER_TYPES):
+        raise ValueError(
+            "ab_overrides: give a mapping, or three (a, b) for embedding, hidden and readout"
+        )
+    return dict(zip(LAYER_TYPES, overrides, strict=True))
+
+
+def resolve_ab(name: str, site: Site, overrides: Mapping[str, AB]) -> AB:
+    """(a, b) of a site, checked against what its layer type must satisfy at init.
+
+    Raises:
+        ValueError: names the site and the condition that its (a, b) breaks.
+    """
+    a, b = MUP_AB[site.layer_type]
+    if site.layer_type in overrides:
+        a, b = overrides[site.layer_type]
+    a, b = (a if site.a is None else site.a), (b if site.b is None else site.b)
+    a, b = by_name(name, overrides) or (a, b)
+    if site.weight is None:
+        return a, b  # nothing is drawn, so nothing must hold at init
+    holds, condition = {
+        "embedding": (abs(a + b) < 1e-9, "a + b = 0"),
+        "hidden": (abs(a + b - 0.5) < 1e-9, "a + b = 1/2"),
+        "readout": (a + b >= 0.5 - 1e-9, "a + b >= 1/2"),
+    }[site.layer_type]
+    if not holds:
+        raise ValueError(
+            f"{name}: (a, b) = ({a:g}, {b:g}), but {site.layer_type} needs {condition}, or its "
+            "output grows or vanishes with width at init"
+        )
+    return a, b

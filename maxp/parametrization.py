@@ -1,0 +1,457 @@
+"""`Parametrization`: a model's sites initialised, scaled and given learning rates that transfer.
+
+Built once before training; with measurement it then follows the alignment of the run and solves the
+program again (`Parametrization.step`). Source: Kilian and Wojnar 2025, on the program of Everett et
+al. 2024 (arXiv 2407.05872).
+"""
+
+import logging
+import math
+import weakref
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+from maxp.alignment import Measured
+from maxp.dag import Graph, SiteNode, chain
+from maxp.measurement import Measurement
+from maxp.module import Site, find_sites
+from maxp.overrides import AB, ab_by_key, check_used, resolve, resolve_ab
+from maxp.shards import local
+from maxp.solver import (
+    PRESETS,
+    Alignment,
+    Exponents,
+    InfeasibleProgramError,
+    OptimizerType,
+    Program,
+    bias_exponent,
+    change_exponents,
+    gradient_exponent,
+)
+from maxp.trace import call_model, trace
+from maxp.w0 import InitialWeights, draw_like, site_seed
+
+logger = logging.getLogger(__name__)
+
+# Both presets of a site without a weight: with a = 1/2 it then asks nothing beyond r >= 0.
+_BILINEAR = Alignment(0.5, 0.5, 0.5)
+
+# The name of the last param group, of all that is not a site.
+REST = "rest"
+
+
+class Parametrization:
+    """Initialises a model's sites and holds their exponents and learning rates.
+
+    At construction: find the sites, draw their weights, set their multipliers, solve the program,
+    and build ``param_groups``: one a site with its ``lr`` and ``name``; one for the bias of a site
+    whose multiplier is not 1 (with the c at which a bias moves the output by a constant); and last,
+    at ``lr_prefactor``, one for all that is not a site.
+
+    Args:
+        model: holds `ParametrizedModule` or other `Site` modules; may be on the meta device, or
+            sharded (DTensor weights).
+        optimizer_type: ``"adam"`` or ``"sgd"``.
+        alignment: the preset that holds until something is measured: ``"full"`` (which gives muP's
+            learning rates) or ``"no"``.
+        lr_prefactor: the learning rate that n^-c multiplies. Setting the attribute of this name
+            between steps applies a schedule.
+        std_prefactor: multiplies every initial standard deviation n^-b.
+        ab_overrides: (a, b) by site name, suffix of a name or layer type; or three pairs, of
+            embedding, hidden and readout. `PARAMETRIZATIONS` has the usual ones.
+        c_overrides: c by the same keys; such a site's c is held.
+        alignment_overrides: (z0_dW, dZ_w0, dZ_dW) by the same keys; such a site is never measured.
+        sample_input: trace the flow between sites in one forward pass on this and solve on that
+            graph (a ready `Graph` is taken as it is); without it, a chain in order of definition.
+        warmup_steps: `step` does nothing for so many calls.
+        solve_interval: after these, measure and solve at every so manieth call.
+        sample_size: how many tokens of the probe are measured.
+        c_ema, alignment_ema: weight of the previous value of c, and of the previous measured
+            alignment, when a new one arrives; 0 follows at once.
+        resample_w0: keep no copy of the initial weights; draw them again when they are needed.
+        use_training_activations: take activations from training's own forward passes on the probe
+            instead of running another (for full-batch training, or where the probe is one of the
+            batches). They are those of just before the last update.
+        solver: any PuLP solver; None is HiGHS in process.
+        warm_start: start each solve from the previous solution.
+        seed: seeds the initial weights; None draws a seed from torch's global generator.
+        measure_bilinear: let the measured exponents of sites without a weight enter the program
+            (the logarithm of their width is small, so they are noisy); they are always reported.
+
+    Attributes:
+        c: the exponent in use by site; ``targets``: the program's last answer (they differ under
+            ``c_ema``); ``alignment``: what the program is given; ``measured``: the last measured
+            exponents; ``r``: by which exponent each site's output changes, for the c in use.
+        refused, zero_terms, infeasible: counts of measurements that were NaN or infinite, of terms
+            that were exactly zero, and of programs without a solution. In each case the previous
+            value is kept.
+
+    Raises:
+        ValueError: no site; an unknown alignment, optimizer_type or override; an (a, b) that breaks
+            its layer type's condition at init (named); a weight that two sites share.
+        InfeasibleProgramError: no c keeps every r >= 0 (possible with ``c_overrides``).
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        optimizer_type: OptimizerType = "adam",
+        alignment: str = "full",
+        lr_prefactor: float = 1e-3,
+        std_prefactor: float = 1.0,
+        ab_overrides: Mapping[str, AB] | Sequence[AB] | None = None,
+        c_overrides: Mapping[str, float] | None = None,
+        alignment_overrides: Mapping[str, tuple[float, float, float]] | None = None,
+        sample_input: Any = None,
+        warmup_steps: int = 0,
+        solve_interval: int = 1,
+        sample_size: int = 32,
+        c_ema: float = 0.0,
+        alignment_ema: float = 0.0,
+        resample_w0: bool = False,
+        use_training_activations: bool = False,
+        solver: Any = None,
+        warm_start: bool = False,
+        seed: int | None = None,
+        measure_bilinear: bool = False,
+    ) -> None:
+        _check_arguments(alignment, lr_prefactor, std_prefactor, solve_interval, sample_size)
+        _check_averages(c_ema=c_ema, alignment_ema=alignment_ema)
+        self.model = model
+        self.sites = find_sites(model)
+        if not self.sites:
+            raise ValueError("no site found: wrap layers in ParametrizedModule")
+        self.weights: dict[str, torch.Tensor] = {
+            name: site.weight for name, site in self.sites.items() if site.weight is not None
+        }
+        self.warmup_steps, self.solve_interval = warmup_steps, solve_interval
+        self.c_ema, self.alignment_ema = c_ema, alignment_ema
+        self.resample_w0, self.measure_bilinear = resample_w0, measure_bilinear
+        self._optimizer_type, self._lr_prefactor = optimizer_type, lr_prefactor
+
+        held = dict(alignment_overrides or {})
+        self._held = {n for n, s in self.sites.items() if resolve(n, s, held) is not None}
+        self._exponents = self._resolve_exponents(
+            PRESETS[alignment], ab_by_key(ab_overrides), dict(c_overrides or {}), held
+        )
+        for name, site in self.sites.items():
+            site.set_a(self._exponents[name].a)
+        self.seed = int(torch.randint(2**62, ()).item()) if seed is None else seed
+        self._seeds = {name: site_seed(self.seed, name) for name in self.weights}
+        self._stds = {
+            name: std_prefactor * self.sites[name].width_dim ** -self._exponents[name].b
+            for name in self.weights
+        }
+        self._initialise()
+
+        self.graph = self._make_graph(sample_input)
+        self._program = Program(self.graph, optimizer_type, solver=solver, warm_start=warm_start)
+        solution = self._program.solve(self._exponents)
+        self.targets, self.c, self.r = solution.c, dict(solution.c), solution.r
+
+        self.steps = 0
+        self.measured: dict[str, Measured] = {}
+        self.refused: Counter[str] = Counter()
+        self.zero_terms: Counter[str] = Counter()
+        self.infeasible = 0
+        self._averaged: set[tuple[str, int]] = set()
+        self._measurement = Measurement(
+            model,
+            self._measurable(),
+            self.weights,
+            initial_weights=self._initial_weights,
+            forward=self.forward,
+            sample_size=sample_size,
+            from_training=use_training_activations,
+        )
+        self._optimizer: weakref.ref[Optimizer] | None = None
+        self.param_groups = self._build_param_groups()
+
+    def _resolve_exponents(
+        self,
+        preset: Alignment,
+        ab: Mapping[str, AB],
+        held_c: Mapping[str, float],
+        held_alignment: Mapping[str, tuple[float, float, float]],
+    ) -> dict[str, Exponents]:
+        check_used("ab_overrides", ab, self.sites)
+        check_used("c_overrides", held_c, self.weights)
+        check_used("alignment_overrides", held_alignment, self.sites)
+        found = {}
+        for name, site in self.sites.items():
+            default = preset if site.weight is not None else _BILINEAR
+            alignment = Alignment(*(resolve(name, site, held_alignment) or default))
+            c = None if site.weight is None else resolve(name, site, held_c, site.c)
+            found[name] = Exponents(*resolve_ab(name, site, ab), alignment, c)
+        return found
+
+    @torch.no_grad()
+    def _initialise(self) -> None:
+        """Draw every site's weight, zero its bias; on the meta device there is nothing to draw."""
+        for name, weight in self.weights.items():
+            if weight.is_meta:
+                continue
+            local(weight).copy_(draw_like(weight, self._seeds[name], self._stds[name]))
+            bias = _bias(self.sites[name])
+            if bias is not None:
+                bias.zero_()
+
+    def _make_graph(self, sample_input: Any) -> Graph:
+        if sample_input is None:
+            return chain((n, s.layer_type, s.weight is not None) for n, s in self.sites.items())
+        if not isinstance(sample_input, Graph):
+            return trace(self.model, sample_input)
+        names = {node.name for node in sample_input.sites}
+        if names != set(self.sites):
+            different = ", ".join(sorted(names ^ set(self.sites))[:8])
+            raise ValueError(f"the graph's sites are not the model's: {different}")
+        return sample_input
+
+    def _build_param_groups(self) -> list[dict[str, Any]]:
+        groups: list[dict[str, Any]] = [
+            {"params": [weight], "name": name} for name, weight in self.weights.items()
+        ]
+        for name in self.weights:
+            bias = _bias(self.sites[name])
+            if isinstance(bias, nn.Parameter) and self._exponents[name].a != 0:
+                groups.append({"params": [bias], "name": f"{name}.bias"})
+        grouped = {id(parameter) for group in groups for parameter in group["params"]}
+        rest = [p for p in self.model.parameters() if id(p) not in grouped]
+        if rest:
+            groups.append({"params": rest, "name": REST})
+        lrs = self.lrs()
+        return [{**group, "lr": lrs[group["name"]]} for group in groups]
+
+    # Learning rates
+
+    def lr_factors(self) -> dict[str, float]:
+        """n^-c by param group name: sites, biases behind a multiplier, and 1 for the rest."""
+        g = gradient_exponent(self.graph, self._exponents, self.c, self._optimizer_type)
+        factors = {REST: 1.0}
+        for name in self.weights:
+            node, e = self.graph.nodes[name], self._exponents[name]
+            assert isinstance(node, SiteNode)
+            n = self.sites[name].width_dim
+            factors[name] = n ** -self.c[name]
+            factors[f"{name}.bias"] = n ** -bias_exponent(node, e, self._optimizer_type, g)
+        return factors
+
+    def lrs(self) -> dict[str, float]:
+        """lr_prefactor n^-c by param group name."""
+        return {name: self._lr_prefactor * f for name, f in self.lr_factors().items()}
+
+    @property
+    def lr_prefactor(self) -> float:
+        """What n^-c multiplies; setting it changes the lr of every group at once."""
+        return self._lr_prefactor
+
+    @lr_prefactor.setter
+    def lr_prefactor(self, value: float) -> None:
+        if not (value >= 0 and math.isfinite(value)):
+            raise ValueError(f"lr_prefactor must be finite and not negative, got {value}")
+        self._lr_prefactor = value
+        self.apply()
+
+    def apply(self, optimizer: Optimizer | None = None) -> None:
+        """Write the lr into ``param_groups`` and into an optimizer's groups of the same names.
+
+        Args:
+            optimizer: None is the one that `step` last saw.
+        """
+        if optimizer is not None:
+            self._optimizer = weakref.ref(optimizer)
+        live = self._optimizer() if self._optimizer is not None else None
+        lrs = self.lrs()
+        for group in (*self.param_groups, *(live.param_groups if live is not None else ())):
+            if group.get("name") in lrs:
+                group["lr"] = lrs[group["name"]]
+
+    # Measuring and solving
+
+    def forward(self, x: Any) -> Any:
+        """One forward pass on the probe; override where a model needs more than a call."""
+        return call_model(self.model, x)
+
+    def capture_initial(self, x: Any) -> None:
+        """Note the sites' inputs on the probe, and the weights, before training.
+
+        Args:
+            x: the probe: a tensor, or a tuple or dict of the model's arguments. It is kept, and
+                every measurement is on it.
+
+        Raises:
+            ValueError: with ``resample_w0``, when the weights are no longer those that were drawn.
+        """
+        if self.resample_w0:
+            for name in self._measurable().keys() & self.weights.keys():
+                weight = self.weights[name]
+                drawn = draw_like(weight, self._seeds[name], self._stds[name])
+                if not torch.equal(local(weight), drawn):
+                    raise ValueError(
+                        f"{name}: resample_w0 needs the weights as they were drawn, and they have "
+                        "changed; capture before training, or set resample_w0=False"
+                    )
+        self._measurement.capture(x)
+
+    def step(self, x: Any, optimizer: Optimizer) -> None:
+        """Call after every ``optimizer.step()``: measures and solves when due, and sets the lr.
+
+        Args:
+            x: the probe given to `capture_initial`; None stands for it.
+            optimizer: built on ``param_groups``; its groups are found by ``name``.
+
+        Raises:
+            RuntimeError: before `capture_initial`; or with ``use_training_activations``, when
+                training has not run the model on the probe since the last measurement.
+            ValueError: another ``x`` than the probe, whose initial activations are not known.
+        """
+        if self._measurement.z0 is None:
+            raise RuntimeError("call capture_initial(x) before training, then step(x, optimizer)")
+        self._measurement.check_probe(x)
+        self.steps += 1
+        if self.due(self.steps):
+            self.measure()
+            self.solve()
+        self.apply(optimizer)
+
+    def due(self, step: int) -> bool:
+        """Whether the ``step``-th call of `step` measures and solves."""
+        after = step - self.warmup_steps
+        return after > 0 and after % self.solve_interval == 0
+
+    def measure(self) -> dict[str, Measured]:
+        """Measure every site's alignment on the probe, and take it up for the next `solve`."""
+        self.measured = self._measurement.exponents()
+        for name, values in self.measured.items():
+            self._take_up(name, values)
+        return self.measured
+
+    def _take_up(self, name: str, values: Measured) -> None:
+        e = self._exponents[name]
+        taken = list(e.alignment)
+        for i, new in enumerate(values):
+            if new is None:
+                self.zero_terms[name] += 1
+            elif not math.isfinite(new):
+                self.refused[name] += 1
+                logger.warning("%s: refused a measured alignment of %s", name, new)
+            else:
+                # The first measurement replaces the preset: the average is of measurements only.
+                keep = self.alignment_ema if (name, i) in self._averaged else 0.0
+                self._averaged.add((name, i))
+                taken[i] = keep * taken[i] + (1 - keep) * new
+        if self.sites[name].weight is not None or self.measure_bilinear:
+            self._exponents[name] = Exponents(e.a, e.b, Alignment(*taken), e.c)
+
+    def _measurable(self) -> dict[str, Site]:
+        """The sites that contract something, without those whose alignment is held."""
+        return {
+            name: site
+            for name, site in self.sites.items()
+            if site.layer_type != "embedding" and name not in self._held
+        }
+
+    def _initial_weights(self) -> InitialWeights:
+        weights = {n: self.weights[n] for n in self._measurable() if n in self.weights}
+        return InitialWeights(weights, self._seeds, self._stds, resample=self.resample_w0)
+
+    @property
+    def alignment(self) -> dict[str, Alignment]:
+        """What the program is given, by site; embeddings have none."""
+        return {
+            name: self._exponents[name].alignment
+            for name, site in self.sites.items()
+            if site.layer_type != "embedding"
+        }
+
+    def solve(self) -> None:
+        """Solve with the present alignment, and move c towards the answer.
+
+        A program without a solution is logged and counted, and leaves c as it is.
+        """
+        try:
+            self.targets = self._program.solve(self._exponents).c
+        except InfeasibleProgramError as error:
+            self.infeasible += 1
+            logger.warning("kept the previous c: %s (%d so far)", error, self.infeasible)
+            return
+        keep = self.c_ema
+        self.c = {n: keep * self.c[n] + (1 - keep) * target for n, target in self.targets.items()}
+        self.r = change_exponents(self.graph, self._exponents, self.c, self._optimizer_type)
+
+    # Resuming
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that a resumed run needs to continue exactly: numbers, and tensors of this rank."""
+        measuring = self._measurement.z0 is not None
+        return {
+            "steps": self.steps,
+            "seed": self.seed,
+            "lr_prefactor": self._lr_prefactor,
+            "c": dict(self.c),
+            "targets": dict(self.targets),
+            "alignment": {name: tuple(e.alignment) for name, e in self._exponents.items()},
+            "averaged": sorted(self._averaged),
+            "refused": dict(self.refused),
+            "zero_terms": dict(self.zero_terms),
+            "infeasible": self.infeasible,
+            "measurement": self._measurement.state_dict() if measuring else None,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue from `state_dict`; the model's and optimizer's states are loaded by themselves.
+
+        Raises:
+            ValueError: the state is of a model with other sites.
+        """
+        if set(state["alignment"]) != set(self.sites):
+            different = ", ".join(sorted(set(state["alignment"]) ^ set(self.sites))[:8])
+            raise ValueError(f"the state is of a model with other sites: {different}")
+        self.steps, self.seed = state["steps"], state["seed"]
+        self._seeds = {name: site_seed(self.seed, name) for name in self.weights}
+        self._lr_prefactor = state["lr_prefactor"]
+        self.c, self.targets = dict(state["c"]), dict(state["targets"])
+        self._exponents = {
+            name: Exponents(e.a, e.b, Alignment(*state["alignment"][name]), e.c)
+            for name, e in self._exponents.items()
+        }
+        self._averaged = {(name, i) for name, i in state["averaged"]}
+        self.refused = Counter(state["refused"])
+        self.zero_terms = Counter(state["zero_terms"])
+        self.infeasible = state["infeasible"]
+        self.r = change_exponents(self.graph, self._exponents, self.c, self._optimizer_type)
+        if state["measurement"] is not None:
+            self._measurement.load_state_dict(state["measurement"])
+        self.apply()
+
+
+def _bias(site: Site) -> torch.Tensor | None:
+    return getattr(getattr(site, "op", site), "bias", None)
+
+
+def _check_arguments(
+    alignment: str, lr_prefactor: float, std_prefactor: float, solve_interval: int, sample_size: int
+) -> None:
+    if alignment not in PRESETS:
+        raise ValueError(f"alignment must be one of {', '.join(PRESETS)}, got {alignment!r}")
+    positive = {
+        "lr_prefactor": lr_prefactor,
+        "std_prefactor": std_prefactor,
+        "solve_interval": solve_interval,
+        "sample_size": sample_size,
+    }
+    for name, value in positive.items():
+        if not (value > 0 and math.isfinite(value)):
+            raise ValueError(f"{name} must be positive, got {value}")
+
+
+def _check_averages(**weights: float) -> None:
+    for name, value in weights.items():
+        if not 0 <= value < 1:
+            raise ValueError(f"{name} must be in [0, 1), got {value}")

@@ -1,0 +1,107 @@
+"""What measuring and drawing weights need to know of shards; plain tensors are whole.
+
+Only `torch.distributed.tensor`'s placements are used: rows (dim 0) are what FSDP2 and column-wise
+tensor parallelism split, columns (dim 1) what row-wise tensor parallelism splits.
+"""
+
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch.distributed.tensor import DTensor
+from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
+
+
+def local(tensor: torch.Tensor) -> torch.Tensor:
+    """This rank's part of a weight, of shape (rows, ...); the tensor itself if it is whole."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def region(weight: torch.Tensor) -> tuple[slice, slice]:
+    """Which rows and columns of the whole weight, seen as (dim 0, rest), `local` holds."""
+    rows, columns = weight.shape[0], weight.shape[1:].numel()
+    if not isinstance(weight, DTensor):
+        return slice(0, rows), slice(0, columns)
+    shape, offset = compute_local_shape_and_global_offset(
+        weight.shape, weight.device_mesh, weight.placements
+    )
+    row = slice(offset[0], offset[0] + shape[0])
+    if weight.ndim != 2:  # only dim 0 of such a weight is ever split
+        return row, slice(0, columns)
+    return row, slice(offset[1], offset[1] + shape[1])
+
+
+def _split_dim(weight: torch.Tensor, axis: int) -> int | None:
+    """The tensor dimension that mesh axis ``axis`` splits; None where it replicates."""
+    assert isinstance(weight, DTensor)
+    return getattr(weight.placements[axis], "dim", None)
+
+
+def splits_columns(weight: torch.Tensor) -> bool:
+    """Whether any mesh axis splits the contracted dimension."""
+    return isinstance(weight, DTensor) and any(
+        _split_dim(weight, axis) == 1 for axis in range(weight.device_mesh.ndim)
+    )
+
+
+def _axes(weights: list[torch.Tensor]) -> list[tuple[Any, int]]:
+    """(mesh, axis) of every mesh axis that splits any of the weights, each once."""
+    found: list[tuple[Any, int]] = []
+    for weight in weights:
+        if isinstance(weight, DTensor):
+            for axis in range(weight.device_mesh.ndim):
+                key = (weight.device_mesh, axis)
+                if _split_dim(weight, axis) is not None and key not in found:
+                    found.append(key)
+    return found
+
+
+def sum_partial_products(products: list[torch.Tensor], weights: list[torch.Tensor]) -> None:
+    """Sum in place what each rank got from its own columns: one collective a mesh axis.
+
+    Args:
+        products: x M^T over this rank's columns, one a weight, of one dtype and device.
+        weights: the weights, in the same order.
+    """
+    for mesh, axis in _axes(weights):
+        mine = [
+            product
+            for product, weight in zip(products, weights, strict=True)
+            if isinstance(weight, DTensor)
+            and weight.device_mesh == mesh
+            and _split_dim(weight, axis) == 1
+        ]
+        if mine:
+            _all_reduce(mine, mesh.get_group(axis))
+
+
+def sum_over_shards(
+    outputs: list[torch.Tensor], squares: list[torch.Tensor], weights: list[torch.Tensor]
+) -> None:
+    """Sum in place what each rank got from its own shard: one collective a mesh axis.
+
+    Args:
+        outputs: per weight, sums over the rows that a rank holds (the same on ranks that hold the
+            same rows, whatever their columns).
+        squares: per weight, sums over all entries that a rank holds.
+        weights: the weights, in the same order.
+    """
+    for mesh, axis in _axes(weights):
+        first = mesh.get_local_rank(axis) == 0
+        for output, square, weight in zip(outputs, squares, weights, strict=True):
+            here = isinstance(weight, DTensor) and weight.device_mesh == mesh
+            split = _split_dim(weight, axis) if here else None
+            # Ranks that hold the same count once.
+            if split != 0 and not first:
+                output.zero_()
+            if split is None and not first:
+                square.zero_()
+        _all_reduce([*outputs, *squares], mesh.get_group(axis))
+
+
+def _all_reduce(tensors: list[torch.Tensor], group: Any) -> None:
+    flat = torch.cat([tensor.flatten() for tensor in tensors])
+    dist.all_reduce(flat, group=group)
+    sizes = [tensor.numel() for tensor in tensors]
+    for tensor, part in zip(tensors, flat.split(sizes), strict=True):
+        tensor.copy_(part.view_as(tensor))

@@ -1,0 +1,137 @@
+"""Trace which sites feed which, in one forward pass; works on the meta device.
+
+Every tensor is known by the node that its value comes from: the site that made it, or the join of
+the nodes that an operation mixed. This looks at every aten operation, so sums, products, views and
+in-place writes are all seen; what an operation computes does not matter, since a sum, an
+elementwise product and an attention-weighted mean all take the smallest r of what they mix
+(docs/theory.md).
+"""
+
+import weakref
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.weak import WeakIdKeyDictionary
+
+from maxp.dag import Graph, JoinNode, Node, SiteNode
+from maxp.module import Site, find_sites
+
+
+def call_model(model: Callable[..., Any], x: Any) -> Any:
+    """``model(x)``, or ``model(*x)`` for a tuple or list, or ``model(**x)`` for a dict."""
+    if isinstance(x, dict):
+        return model(**x)
+    return model(*x) if isinstance(x, (tuple, list)) else model(x)
+
+
+def trace(model: nn.Module, sample_input: Any) -> Graph:
+    """The graph of a model's sites.
+
+    Args:
+        model: holds sites; may be on the meta device.
+        sample_input: a tensor, or a tuple or dict of arguments; its values do not matter.
+
+    Raises:
+        ValueError: no site in the model, a site that the forward pass does not reach, or one that
+            it reaches twice.
+    """
+    sites = find_sites(model)
+    if not sites:
+        raise ValueError("no site found: wrap layers in ParametrizedModule")
+    tracer = _Tracer()
+    hooks = [hook for name, site in sites.items() for hook in tracer.watch(name, site)]
+    training = model.training
+    try:
+        model.eval()
+        with torch.no_grad(), tracer:
+            call_model(model, sample_input)
+    finally:
+        model.train(training)
+        for hook in hooks:
+            hook.remove()
+    missed = [name for name in sites if name not in tracer.nodes]
+    if missed:
+        raise ValueError(
+            f"a forward pass on sample_input does not reach {', '.join(missed)}; give a "
+            "sample_input that uses every site"
+        )
+    return Graph(tracer.nodes)
+
+
+class _Tracer(TorchDispatchMode):
+    """Keeps the node of each tensor, by storage, so that views and in-place writes agree."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.nodes: dict[str, Node] = {}
+        self._node_of = WeakIdKeyDictionary(ref_type=weakref.ref)
+        self._joins: dict[frozenset[str], str] = {}
+        self._pending: dict[str, tuple[tuple[str | None, ...], frozenset[str]]] = {}
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        mixed = self._join(self._nodes(tree_leaves((args, kwargs))))
+        out = func(*args, **kwargs)
+        written = [
+            value
+            for value, argument in zip(args, func._schema.arguments, strict=False)
+            if argument.alias_info is not None and argument.alias_info.is_write
+        ]
+        self._set(tree_leaves((out, written)), mixed)
+        return out
+
+    def watch(self, name: str, site: Site) -> list[Any]:
+        """Hooks that note a site's operands and make its output the site's own."""
+
+        def before(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            if name in self.nodes:
+                raise ValueError(f"{name} is used twice in one forward pass; this is not supported")
+            operands = site.site_operands(args, kwargs)
+            known = {id(operand) for operand in operands}
+            rest = [t for t in tree_leaves((args, kwargs)) if id(t) not in known]
+            self._pending[name] = (
+                tuple(self._node(operand) for operand in operands),
+                frozenset() if site.weight is not None else self._nodes(rest),
+            )
+
+        def after(_: nn.Module, args: tuple[Any, ...], out: Any) -> None:
+            operands, rest = self._pending.pop(name)
+            self.nodes[name] = SiteNode(name, site.layer_type, operands, site.weight is not None)
+            self._set(tree_leaves(out), self._join(frozenset({name}) | rest))
+
+        assert isinstance(site, nn.Module)
+        return [
+            site.register_forward_pre_hook(before, with_kwargs=True),
+            site.register_forward_hook(after),
+        ]
+
+    def _node(self, tensor: torch.Tensor) -> str | None:
+        return self._node_of.get(tensor.untyped_storage())
+
+    def _nodes(self, values: Iterable[Any]) -> frozenset[str]:
+        found = (self._node(v) for v in values if isinstance(v, torch.Tensor))
+        return frozenset(node for node in found if node is not None)
+
+    def _set(self, values: Iterable[Any], node: str | None) -> None:
+        for value in values:
+            if isinstance(value, torch.Tensor):
+                if node is None:
+                    self._node_of.pop(value.untyped_storage(), None)
+                else:
+                    self._node_of[value.untyped_storage()] = node
+
+    def _join(self, parents: frozenset[str]) -> str | None:
+        if len(parents) < 2:
+            return next(iter(parents), None)
+        if parents not in self._joins:
+            name = f"join {len(self._joins)}"
+            self._joins[parents] = name
+            order = {node: i for i, node in enumerate(self.nodes)}
+            self.nodes[name] = JoinNode(name, tuple(sorted(parents, key=order.__getitem__)))
+        return self._joins[parents]

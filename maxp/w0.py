@@ -1,0 +1,95 @@
+"""Initial weights: drawn from seeds, kept or drawn again, and the same whoever holds them.
+
+A weight is drawn in blocks of rows, each from its own seed, so that a rank that holds only some
+rows draws only those, and the whole weight does not depend on how many ranks share it.
+"""
+
+import hashlib
+from collections.abc import Callable
+
+import torch
+
+from maxp.shards import local, region
+
+# Entries a block; part of what defines a weight, so never change it.
+_BLOCK = 1 << 18
+
+
+def site_seed(seed: int, name: str) -> int:
+    """The seed of one site, from the run's seed and the site's name."""
+    return int.from_bytes(hashlib.sha256(f"{seed}:{name}".encode()).digest()[:7], "big")
+
+
+def draw_rows(
+    columns: int, start: int, stop: int, seed: int, std: float, device: torch.device
+) -> torch.Tensor:
+    """Rows ``start:stop`` of a weight with float32 entries N(0, std^2): (stop - start, columns)."""
+    block = max(1, _BLOCK // columns)
+    generator = torch.Generator(device=device)
+    out = torch.empty((stop - start, columns), device=device)
+    for index in range(start // block, -(-stop // block)):
+        first = index * block
+        generator.manual_seed(seed + index * 0x9E3779B1)
+        drawn = torch.randn((block, columns), generator=generator, device=device)
+        low, high = max(first, start), min(first + block, stop)
+        out[low - start : high - start] = drawn[low - first : high - first]
+    return out.mul_(std)
+
+
+def draw_like(
+    weight: torch.Tensor, seed: int, std: float, start: int = 0, stop: int | None = None
+) -> torch.Tensor:
+    """Rows ``start:stop`` of this rank's part of a freshly drawn weight, in the weight's dtype.
+
+    Args:
+        weight: gives shape, placement, device and dtype; its values are not read.
+        seed: the site's seed.
+        std: standard deviation of the entries.
+        start, stop: rows of the local part.
+    """
+    rows, columns = region(weight)
+    mine = local(weight)
+    stop = mine.shape[0] if stop is None else stop
+    whole = weight.shape[1:].numel()
+    drawn = draw_rows(whole, rows.start + start, rows.start + stop, seed, std, mine.device)
+    return drawn[:, columns].reshape(stop - start, *mine.shape[1:]).to(mine.dtype)
+
+
+class InitialWeights:
+    """W0 of every site: kept as copies of this rank's parts, or drawn again when asked for.
+
+    Args:
+        weights: the sites' weights, as `initialise` left them.
+        seeds, stds: what each was drawn with.
+        resample: keep nothing, draw again.
+    """
+
+    def __init__(
+        self,
+        weights: dict[str, torch.Tensor],
+        seeds: dict[str, int],
+        stds: dict[str, float],
+        *,
+        resample: bool,
+    ) -> None:
+        self._weights, self._seeds, self._stds = weights, seeds, stds
+        self._kept = (
+            None if resample else {name: local(w.detach()).clone() for name, w in weights.items()}
+        )
+
+    def rows(self, name: str) -> Callable[[int, int], torch.Tensor]:
+        """A function that gives rows ``start:stop`` of this rank's part of W0."""
+        if self._kept is not None:
+            kept = self._kept[name]
+            return lambda start, stop: kept[start:stop]
+        weight, seed, std = self._weights[name], self._seeds[name], self._stds[name]
+        return lambda start, stop: draw_like(weight, seed, std, start, stop)
+
+    def restore(self, kept: dict[str, torch.Tensor]) -> None:
+        """Take up the copies of an earlier run; nothing to do where W0 is drawn again."""
+        if self._kept is not None:
+            self._kept = dict(kept)
+
+    def kept(self) -> dict[str, torch.Tensor] | None:
+        """The copies, by site; None when W0 is drawn again."""
+        return self._kept
