@@ -1,0 +1,1 @@
+"""Configurations in torchtitan's form: ``--module configs.llama3 --config s1_maxP``."""

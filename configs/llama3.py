@@ -1,0 +1,33 @@
+"""Every scale with every method as a torchtitan config function, named ``SCALE_METHOD``.
+
+A dash in a method's name is an underscore here: ``s1_mup_full``. ``s1`` alone is ``s1_maxP``.
+Method ``maxP-frozen`` takes its table by flag, so it is reached by ``--maxp.method``.
+"""
+
+from collections.abc import Callable
+from functools import partial
+
+from train.build import make_config
+from train.methods import METHODS
+from train.scales import SCALES
+from train.trainer import MaxPTrainer
+
+_FUNCTIONS: dict[str, Callable[[], MaxPTrainer.Config]] = {
+    **{scale: partial(make_config, scale) for scale in SCALES},
+    **{
+        f"{scale}_{name.replace('-', '_')}": partial(make_config, scale, name)
+        for scale in SCALES
+        for name, method in METHODS.items()
+        if not method.needs_table
+    },
+}
+
+
+def __getattr__(name: str) -> Callable[[], MaxPTrainer.Config]:
+    if name in _FUNCTIONS:
+        return _FUNCTIONS[name]
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(_FUNCTIONS)

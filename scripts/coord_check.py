@@ -1,0 +1,228 @@
+"""The coordinate check of the parametrized LLaMA-3 over widths, as a table and a PNG.
+
+    python -m scripts.coord_check --method mup-full --widths 64 128 256 512
+
+A few updates are made at each width, on one batch, with the method's own learning rates; then the
+slopes of log rms against log width are fitted, of each site's output at init and of its change.
+What is measured at ``inner_attention`` is what attention gives: the values, mixed by softmax(QK^T).
+"""
+
+import json
+import math
+import sys
+import textwrap
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import tyro
+from torch import nn
+from torch.nn import functional as F
+
+from maxp import Parametrization
+from maxp.diagnose import SiteStats, diagnose_axis, plot_axis, print_axis
+from scripts.coord_derived import HeadSplit, derived_slopes, footnotes, with_derived
+from train import cpu
+from train.alignment_table import kind
+from train.corpus import VOCAB_SIZE, prepare_embedded
+from train.methods import METHODS, Method, get_method
+from train.run_folder import write_whole
+from train.scales import SCALES, get_scale, model_config, site_graph
+from train.sites import plain_attention_config
+
+FAMILIES = ("cpu", "w")
+# Those that hold c: a few steps from init there is no alignment to follow.
+CHECKED = tuple(name for name, m in METHODS.items() if not (m.follows or m.needs_table))
+
+
+@dataclass
+class Options:
+    """Check what grows with width in LLaMA-3, at init and after a few updates."""
+
+    method: str = "mup-full"
+    """mup-full, mup-no or sp."""
+
+    family: str = "cpu"
+    """cpu (cpu64 to cpu512) or w (w256 to w4096): scales in which width alone varies."""
+
+    widths: tuple[int, ...] = (64, 128, 256, 512)
+    """Widths of that family, at least two."""
+
+    steps: int = 3
+    """Updates before the change is measured."""
+
+    seeds: int = 4
+    """Models a width, at least 2: their spread gives the standard errors."""
+
+    lr: float = 1e-2
+    """Learning rate that n^-c multiplies at each site."""
+
+    sequences: int = 4
+    """Sequences in the batch, of the embedded corpus; each seed draws others."""
+
+    seq_len: int = 32
+    """Tokens a sequence."""
+
+    png: Path | None = None
+    """The figure; by default coord_check_METHOD.png in the current folder."""
+
+    json: Path | None = None
+    """Also write every slope and rms to this file."""
+
+    all_sites: bool = False
+    """A row for every site, not only for each kind's layer furthest from what is wanted."""
+
+
+def check(options: Options) -> None:
+    """Refuse what cannot be run, before anything is.
+
+    Raises:
+        ValueError: one line that names the flag and the remedy.
+    """
+    get_method(options.method)
+    if options.method not in CHECKED:
+        choices = ", ".join(CHECKED)
+        raise ValueError(f"--method {options.method}: has no c of its own; choose one of {choices}")
+    if options.family not in FAMILIES:
+        raise ValueError(f"--family {options.family}: choose one of {', '.join(FAMILIES)}")
+    known = [s.dim for s in SCALES.values() if s.name == f"{options.family}{s.dim}"]
+    for width in options.widths:
+        if width not in known:
+            choices = ", ".join(map(str, known))
+            raise ValueError(f"--widths {width}: --family {options.family} has {choices}")
+    if len(set(options.widths)) < 2:
+        raise ValueError(f"--widths {' '.join(map(str, options.widths))}: give two different ones")
+    for name, least in (("steps", 1), ("seeds", 2), ("sequences", 1), ("seq_len", 2)):
+        if (value := getattr(options, name)) < least:
+            raise ValueError(f"--{name.replace('_', '-')} {value}: must be at least {least}")
+    if not (options.lr > 0 and math.isfinite(options.lr)):
+        raise ValueError(f"--lr {options.lr}: must be positive")
+    for flag, path in (("png", options.png), ("json", options.json)):
+        if path is not None and not path.absolute().parent.is_dir():
+            raise ValueError(f"--{flag} {path}: there is no folder {path.parent}; make it first")
+        if path is not None and path.suffix != f".{flag}":
+            raise ValueError(f"--{flag} {path}: the name must end in .{flag}")
+
+
+def device() -> torch.device:
+    """The accelerator, if there is one."""
+    found = torch.accelerator.current_accelerator() if cpu.has_accelerator() else None
+    return found or torch.device("cpu")
+
+
+def build_model(scale: str, method: Method, lr: float, seq_len: int) -> tuple[Any, Parametrization]:
+    """The scale's model as training parametrizes it; drawn from torch's global generator."""
+    config = model_config(get_scale(scale), VOCAB_SIZE)
+    for layer in config.layers:
+        attention = layer.attention
+        # On every device: it needs no masks.
+        attention.inner_attention = plain_attention_config(attention.inner_attention)
+        attention.rope = replace(attention.rope, max_seq_len=seq_len)
+    with torch.device("meta"):
+        model = config.build()
+    model.to_empty(device=device())
+    with torch.no_grad():
+        model.init_states(buffer_device=device())
+    parametrization = Parametrization(
+        model,
+        alignment=method.alignment,
+        lr_prefactor=lr,
+        ab_overrides=method.ab,
+        c_overrides=dict.fromkeys(method.ab, 0.0) if method.one_lr else None,
+        sample_input=site_graph(config),
+    )
+    return model, parametrization
+
+
+def draw_batch(tokens: np.ndarray, sequences: int, seq_len: int) -> torch.Tensor:
+    """Random windows of the corpus: int64, (sequences, seq_len)."""
+    starts = torch.randint(len(tokens) - seq_len + 1, (sequences,)).numpy()
+    windows = tokens[starts[:, None] + np.arange(seq_len)]
+    return torch.from_numpy(windows.astype(np.int64)).to(device())
+
+
+def next_token_loss(logits: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+    """Mean cross entropy of each token given those before it; logits (batch, tokens, words)."""
+    return F.cross_entropy(logits[:, :-1].flatten(0, 1), tokens[:, 1:].flatten())
+
+
+def worst_by_kind(stats: Mapping[str, SiteStats]) -> list[str]:
+    """Of each kind of site the one whose slopes are furthest from what is wanted."""
+    worst: dict[str, tuple[float, str]] = {}
+    for name, site in stats.items():
+        off = max(_distance(s.mean, s.wanted) for s in (site.init, site.change))
+        if kind(name) not in worst or off > worst[kind(name)][0]:
+            worst[kind(name)] = (off, name)
+    return [name for _, name in worst.values()]
+
+
+def _distance(mean: float, wanted: float) -> float:
+    if mean == -math.inf:  # zero throughout: no slope
+        return 0.0
+    return math.inf if math.isnan(mean) else abs(mean - wanted)
+
+
+def run(options: Options) -> None:
+    """Measure, print the table and its notes, and write the files."""
+    method = get_method(options.method)
+    tokens = prepare_embedded().train.tokens
+    widths = sorted(set(options.widths))
+    head = HeadSplit()
+    derived: dict[str, tuple[float, float]] = {}
+
+    def make_model(width: int) -> tuple[nn.Module, Any]:
+        scale = f"{options.family}{width}"
+        model, parametrization = build_model(scale, method, options.lr, options.seq_len)
+        head.watch(width, model.lm_head)
+        derived.update(derived_slopes(parametrization.graph, method.ab, parametrization.c))
+        return model, parametrization.param_groups
+
+    _, _, measured = diagnose_axis(
+        make_model,
+        lambda width: draw_batch(tokens, options.sequences, options.seq_len),
+        widths,
+        steps=options.steps,
+        seeds=options.seeds,
+        loss_fn=next_token_loss,
+    )
+    stats = {name: with_derived(s, *derived[name]) for name, s in measured.items()}
+    _report(options, stats, widths, head)
+
+
+def _report(
+    options: Options, stats: Mapping[str, SiteStats], widths: Sequence[int], head: HeadSplit
+) -> None:
+    rows = list(stats) if options.all_sites else worst_by_kind(stats)
+    affected = [name for name in rows if stats[name].affected]
+    batch = f"{options.sequences} x {options.seq_len} tokens"
+    title = f"{options.method}, lr {options.lr:g}, {options.steps} steps on {batch}"
+    print_axis(title, rows, affected, stats, widths)
+    size = options.sequences * options.seq_len
+    for note in footnotes(stats, head, size, every=options.all_sites):
+        print(textwrap.fill(note, 100, initial_indent="- ", subsequent_indent="  "))
+    png = options.png or Path(f"coord_check_{options.method}.png")
+    plot_axis(title, rows, affected, stats, widths, filename=png)
+    print(f"wrote {png}")
+    if options.json is not None:
+        about = {key: str(v) if isinstance(v, Path) else v for key, v in asdict(options).items()}
+        sites = {name: site.as_dict() for name, site in stats.items()}
+        write_whole(options.json, json.dumps({**about, "sites": sites}, indent=1) + "\n")
+        print(f"wrote {options.json}")
+
+
+def main() -> int:
+    options = tyro.cli(Options, prog="python -m scripts.coord_check")
+    try:
+        check(options)
+        run(options)
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,21 @@
+# Sourced by the other scripts: makes .venv from the constraints file, once, and puts it first.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+stamp=.venv/.made-from
+wanted=$(cat constraints.txt pyproject.toml | cksum)
+if [ "$(cat "$stamp" 2>/dev/null || true)" != "$wanted" ]; then
+    python=${PYTHON:-python3}
+    "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || {
+        echo "error: Python 3.11 or later is needed; name one with PYTHON=/path/to/python3.11" >&2
+        exit 1
+    }
+    echo "Making .venv (torch and torchtitan: one to three minutes) ..." >&2
+    "$python" -m venv .venv
+    # torch by itself first: its constraint picks the tested build before others ask for any.
+    .venv/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch
+    .venv/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt \
+        --editable '.[harness,dev]'
+    echo "$wanted" > "$stamp"
+fi
+export PATH="$PWD/.venv/bin:$PATH"

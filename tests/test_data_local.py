@@ -1,0 +1,206 @@
+"""Local text files: which are read, what is held out, and what is refused."""
+
+import gzip
+import json
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from text_cases import small_encoder, texts
+
+from train.data_cache import DataError
+from train.data_local import (
+    find_files,
+    held_out_texts,
+    open_local,
+    read_texts,
+    split_files,
+    training_texts,
+)
+from train.tokenstore import DocumentEncoder
+
+
+@pytest.fixture(scope="module")
+def encoder(tmp_path_factory: pytest.TempPathFactory) -> DocumentEncoder:
+    return small_encoder(tmp_path_factory.mktemp("tiny") / "tokenizer")
+
+
+def write_jsonl(path: Path, rows: Sequence[object]) -> None:
+    text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    if path.suffix == ".gz":
+        path.write_bytes(gzip.compress(text.encode()))
+    else:
+        path.write_text(text)
+
+
+def write_texts(path: Path, documents: Sequence[str]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.suffix == ".parquet":
+        ids = list(range(len(documents)))
+        pq.write_table(pa.table({"id": ids, "text": documents}), path)
+    elif path.suffix == ".txt":
+        path.write_text("\n".join(documents))
+    else:
+        write_jsonl(path, [{"text": text, "id": i} for i, text in enumerate(documents)])
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.jsonl.gz", "a.parquet", "a[1] *.jsonl"])
+def test_each_row_is_a_document(tmp_path: Path, name: str) -> None:
+    write_texts(tmp_path / name, texts(7))
+    assert list(read_texts([tmp_path / name])) == texts(7)
+
+
+def test_reading_local_files_asks_for_no_network(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[object] = []
+    monkeypatch.setattr("socket.getaddrinfo", lambda host, *args, **kwargs: asked.append(host))
+    for suffix in (".jsonl", ".parquet", ".txt"):
+        write_texts(tmp_path / f"a{suffix}", texts(2))
+    assert len(list(read_texts(find_files(tmp_path)))) == 5
+    assert asked == []
+
+
+def test_a_text_file_is_one_document(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("one\n\ntwo\n")
+    (tmp_path / "b.txt").write_text("three")
+    assert list(read_texts(find_files(tmp_path))) == ["one\n\ntwo\n", "three"]
+
+
+def test_files_of_all_kinds_are_found_in_subfolders_and_others_are_not(tmp_path: Path) -> None:
+    for name in ["b/c.parquet", "a.jsonl.gz", "b/a.txt", "notes.md", ".hidden.txt", "d.json"]:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    names = [file.relative_to(tmp_path).as_posix() for file in find_files(tmp_path)]
+    assert names == ["a.jsonl.gz", "b/a.txt", "b/c.parquet"]
+
+
+@pytest.mark.parametrize("held_out", ["validation/00.jsonl", "c4-validation.00.jsonl"])
+def test_files_named_validation_are_held_out(tmp_path: Path, held_out: str) -> None:
+    root = tmp_path / "validation-study"  # the folder's own name does not count
+    write_texts(root / "train.jsonl", texts(60))
+    write_texts(root / held_out, ["held out"])
+    splits = split_files(root, find_files(root))
+    assert list(held_out_texts(*splits)) == ["held out"]
+    assert list(training_texts(*splits)) == texts(60)
+
+
+def test_every_50th_document_is_held_out_where_no_file_is(tmp_path: Path) -> None:
+    write_texts(tmp_path / "a.jsonl", texts(120))
+    splits = split_files(tmp_path / "a.jsonl", find_files(tmp_path / "a.jsonl"))
+    assert list(held_out_texts(*splits)) == [texts(120)[i] for i in (0, 50, 100)]
+    assert list(training_texts(*splits)) == [
+        text for i, text in enumerate(texts(120)) if i not in (0, 50, 100)
+    ]
+
+
+def test_a_copy_of_a_held_out_document_is_not_trained_on(tmp_path: Path) -> None:
+    write_texts(tmp_path / "a.jsonl", ["copied", "kept", "copied"])
+    splits = split_files(tmp_path, find_files(tmp_path))
+    assert list(training_texts(*splits)) == ["kept"]
+
+
+def test_the_store_is_made_once(
+    tmp_path: Path, encoder: DocumentEncoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MAXP_CACHE", str(tmp_path / "cache"))
+    write_texts(tmp_path / "data" / "a.jsonl", texts(60))
+    first = open_local(tmp_path / "data", "train", encoder)
+    monkeypatch.setattr("train.data_local.READERS", {".jsonl": None})  # reading again would fail
+    monkeypatch.chdir(tmp_path)
+    assert open_local(Path("data"), "train", encoder).folder == first.folder
+    assert first.meta.documents == 58
+
+
+def touch_later(path: Path) -> None:
+    os.utime(path, ns=(0, path.stat().st_mtime_ns + 1))
+
+
+def add_a_row_at_the_same_time(path: Path) -> None:
+    before = path.stat().st_mtime_ns
+    write_texts(path, texts(61))
+    os.utime(path, ns=(0, before))
+
+
+def add_a_file(path: Path) -> None:
+    write_texts(path.with_name("b.jsonl"), texts(1))
+
+
+@pytest.mark.parametrize("change", [touch_later, add_a_row_at_the_same_time, add_a_file])
+def test_changed_files_are_tokenized_again(
+    tmp_path: Path,
+    encoder: DocumentEncoder,
+    monkeypatch: pytest.MonkeyPatch,
+    change: Callable[[Path], None],
+) -> None:
+    monkeypatch.setenv("MAXP_CACHE", str(tmp_path / "cache"))
+    write_texts(tmp_path / "data" / "a.jsonl", texts(60))
+    first = open_local(tmp_path / "data", "train", encoder)
+    change(tmp_path / "data" / "a.jsonl")
+    assert open_local(tmp_path / "data", "train", encoder).folder != first.folder
+
+
+def test_rows_without_a_value_are_counted_as_empty(
+    tmp_path: Path, encoder: DocumentEncoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MAXP_CACHE", str(tmp_path / "cache"))
+    write_jsonl(tmp_path / "a.jsonl", [{"text": "held"}, {"text": None}, {"text": "abc"}])
+    meta = open_local(tmp_path / "a.jsonl", "train", encoder).meta
+    assert (meta.documents, meta.empty) == (1, 1)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ('{"body": "a"}\n', r'no field "text", only \[\'body\'\]'),
+        ('{"text": 3}\n', 'the field "text" holds int'),
+        ('{"text": "a"\n', r"a\.jsonl: cannot be read"),
+        ('["a"]\n', "a line holds list"),
+    ],
+)
+def test_rows_without_text_are_refused(tmp_path: Path, content: str, message: str) -> None:
+    (tmp_path / "a.jsonl").write_text(content)
+    with pytest.raises(DataError, match=rf"--dataloader\.dataset_path.*{message}"):
+        list(read_texts([tmp_path / "a.jsonl"]))
+
+
+def test_fields_of_any_type_may_stand_beside_the_text(tmp_path: Path) -> None:
+    rows = [{"text": "2020-01-01", "x": 1}, {"x": {"y": "z"}, "text": "a\u2028b"}]
+    write_jsonl(tmp_path / "a.jsonl", rows)
+    assert list(read_texts([tmp_path / "a.jsonl"])) == ["2020-01-01", "a\u2028b"]
+
+
+def test_a_text_file_that_is_not_utf8_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_bytes("é".encode("latin-1"))
+    with pytest.raises(DataError, match=r"a\.txt: cannot be read"):
+        list(read_texts([tmp_path / "a.txt"]))
+
+
+def test_a_single_document_is_refused_for_training_since_it_is_held_out(
+    tmp_path: Path, encoder: DocumentEncoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MAXP_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "a.txt").write_text("abc")
+    with pytest.raises(DataError, match=r"no document .*--dataloader\.dataset_path"):
+        open_local(tmp_path / "a.txt", "train", encoder)
+    assert open_local(tmp_path / "a.txt", "validation", encoder).meta.documents == 1
+
+
+def test_a_missing_path_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"--dataloader\.dataset_path .*missing: no such file"):
+        find_files(tmp_path / "missing")
+
+
+def test_a_folder_without_usable_files_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "notes.md").touch()
+    with pytest.raises(DataError, match=r"holds none of \*\.jsonl"):
+        find_files(tmp_path)
+
+
+def test_a_folder_with_nothing_but_validation_files_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "validation.txt").touch()
+    with pytest.raises(DataError, match="none is left to train on"):
+        split_files(tmp_path, find_files(tmp_path))

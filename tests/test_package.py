@@ -1,0 +1,68 @@
+"""Dependencies point one way, and the library alone is light."""
+
+import ast
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def imported(package: str) -> dict[str, set[str]]:
+    """Top-level packages that each module of a package imports, anywhere in it."""
+    found = {}
+    for file in sorted((ROOT / package).rglob("*.py")):
+        names: set[str] = set()
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.Import):
+                names |= {alias.name.split(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and node.module:
+                names.add(node.module.split(".")[0])
+        found[str(file.relative_to(ROOT))] = names
+    return found
+
+
+@pytest.mark.parametrize(
+    ("package", "never"),
+    [
+        ("maxp", {"train", "slurm", "configs", "scripts", "torchtitan"}),
+        ("train", {"slurm", "configs", "scripts"}),
+        ("configs", {"slurm", "scripts"}),
+    ],
+)
+def test_a_package_imports_nothing_that_stands_above_it(package: str, never: set[str]) -> None:
+    modules = imported(package)
+    assert modules
+    assert {file: names & never for file, names in modules.items() if names & never} == {}
+
+
+def test_importing_maxp_loads_neither_torchtitan_nor_plotting() -> None:
+    code = "import sys, maxp; print(*(m for m in sys.modules if '.' not in m))"
+    loaded = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT
+    ).stdout.split()
+    assert "maxp" in loaded
+    assert not {"torchtitan", "train", "matplotlib", "pandas"} & set(loaded)
+
+
+def test_the_library_alone_requires_torch_and_the_solver_only() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    names = {re.split(r"[^A-Za-z0-9_-]", need)[0] for need in project["dependencies"]}
+    assert names == {"torch", "pulp", "highspy"}
+
+
+def test_everything_pinned_is_a_requirement_or_comes_with_torchtitan() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    needs = [*project["dependencies"]]
+    for extra in project["optional-dependencies"].values():
+        needs += extra
+    required = {re.split(r"[^A-Za-z0-9_-]", need)[0].lower() for need in needs}
+    of_torchtitan = {"torch_checkpointing", "torchdata", "spmd_types"}
+    of_datasets = {"huggingface_hub", "pyarrow", "fsspec"}
+    lines = (ROOT / "constraints.txt").read_text().splitlines()
+    pinned = {line.split("==")[0].lower() for line in lines if "==" in line}
+    assert pinned - required <= of_torchtitan | of_datasets

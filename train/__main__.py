@@ -1,0 +1,138 @@
+"""``python -m train --scale debug --method maxP --lr 1e-2``: one run, from start to its status.
+
+Exit status: 0 completed or diverged (both are results), 2 bad input, 1 anything else.
+"""
+
+import contextlib
+import logging
+import os
+import socket
+import sys
+from contextlib import AbstractContextManager
+from typing import Any
+
+import torch.distributed as dist
+from filelock import FileLock, Timeout
+from torchtitan.tools.logging import init_logger, logger
+
+from train.cli import parse, record
+from train.data import DataError
+from train.metrics import DivergedError
+from train.run_folder import FINISHED, RunFolder, RunFolderError, load_run
+from train.trainer import MaxPTrainer
+
+BAD_INPUT = 2
+
+
+def main() -> int:
+    init_logger()
+    # Libraries that report every request or file at INFO.
+    for name in ("httpx", "filelock", "datasets", "fsspec"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    try:
+        config = parse()
+        folder = RunFolder(config.dump_folder)
+        hold = _take(folder, config) if _is_first() else contextlib.nullcontext()
+    except (ValueError, RunFolderError) as error:
+        return _refuse(error)
+    with hold:
+        if _is_finished(folder):  # every rank asks: one that went on would wait for the others
+            if _is_first():
+                print(f"{folder.path}: {folder.describe()} already; nothing to do")
+            return 0
+        if _is_first() and not _has_checkpoint(config):
+            folder.metrics().archive()  # of an attempt that left nothing to continue from
+        return _run(config, folder)
+
+
+def _take(folder: RunFolder, config: MaxPTrainer.Config) -> AbstractContextManager[Any]:
+    """Claim the folder, and hold it against any other process on it for as long as this one lives.
+
+    Raises:
+        RunFolderError: the folder cannot be used, or another process holds it.
+    """
+    folder.claim(record(config))
+    try:
+        return FileLock(folder.path / ".lock").acquire(timeout=0)
+    except Timeout:
+        raise RunFolderError(
+            f"--output-dir {folder.path}: another process is running this run; wait for it, or "
+            "choose another --output-dir"
+        ) from None
+    except (OSError, NotImplementedError) as error:
+        logger.warning("%s cannot be locked against a second start (%s)", folder.path, error)
+        return contextlib.nullcontext()
+
+
+def _is_finished(folder: RunFolder) -> bool:
+    try:
+        return load_run(folder.path, metrics=False).status.get("state") in FINISHED
+    except RunFolderError:
+        return False  # the first rank is about to make it
+
+
+def _run(config: MaxPTrainer.Config, folder: RunFolder) -> int:
+    _single_process_environment()
+    first = _is_first()
+    status: Any = folder.set_status if first else lambda *args, **kwargs: None
+    trainer: MaxPTrainer | None = None
+    try:
+        status("running")
+        trainer = config.build()
+        trainer.train()
+        status("completed", step=trainer.step)
+    except DivergedError as error:
+        if first:
+            folder.metrics().append({"step": error.step, "loss": None})
+        status("diverged", step=error.step)
+        logger.warning("%s", error)
+    except ValueError as error:
+        status("failed", reason=str(error))
+        if trainer is not None and not isinstance(error, DataError):
+            raise  # a fault of the training, not of its input
+        return _refuse(error)
+    except KeyboardInterrupt:
+        status("failed", reason="interrupted")
+        return 130
+    except BaseException as error:
+        status("failed", reason=f"{type(error).__name__}: {error}".splitlines()[0])
+        raise
+    finally:
+        with contextlib.suppress(Exception):
+            if trainer is not None:
+                trainer.close()
+            if dist.is_initialized():
+                dist.destroy_process_group()
+    return 0
+
+
+def _refuse(error: Exception) -> int:
+    if _is_first():
+        print(f"error: {error}", file=sys.stderr)
+    return BAD_INPUT
+
+
+def _is_first() -> bool:
+    return int(os.environ.get("RANK", "0")) == 0
+
+
+def _has_checkpoint(config: MaxPTrainer.Config) -> bool:
+    """Whether there is one that was written to its end, which torchtitan will load."""
+    folder = RunFolder(config.dump_folder).path / config.checkpoint.folder
+    return config.checkpoint.enable and any(folder.glob("step-*/.metadata"))
+
+
+def _single_process_environment() -> None:
+    """What torchrun would set, for a run that was started without it."""
+    if "RANK" in os.environ:
+        return
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    os.environ.update(
+        RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port)
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

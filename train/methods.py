@@ -1,0 +1,48 @@
+"""The methods of a run: which parametrization, which alignment, and whether it is followed."""
+
+from dataclasses import dataclass
+
+from maxp.overrides import PARAMETRIZATIONS
+
+
+@dataclass(frozen=True)
+class Method:
+    """One way to set the learning rates.
+
+    Attributes:
+        alignment: the preset that c starts from.
+        parametrization: a key of `maxp.PARAMETRIZATIONS`.
+        follows: measure the alignment during training and solve again.
+        one_lr: the same lr everywhere: c = 0, no program.
+        needs_table: takes its alignment from a file.
+    """
+
+    alignment: str = "full"
+    parametrization: str = "mup"
+    follows: bool = False
+    one_lr: bool = False
+    needs_table: bool = False
+
+    @property
+    def ab(self) -> dict[str, tuple[float, float]]:
+        return PARAMETRIZATIONS[self.parametrization]
+
+
+METHODS: dict[str, Method] = {
+    "maxP": Method(follows=True),
+    "mup-full": Method(alignment="full"),
+    "mup-no": Method(alignment="no"),
+    "maxP-frozen": Method(needs_table=True),
+    "sp": Method(parametrization="standard", one_lr=True),
+}
+
+
+def get_method(name: str) -> Method:
+    """The method of this name.
+
+    Raises:
+        ValueError: one line that names the flag and the methods there are.
+    """
+    if name not in METHODS:
+        raise ValueError(f"--method {name}: unknown; choose one of {', '.join(METHODS)}")
+    return METHODS[name]

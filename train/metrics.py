@@ -1,0 +1,127 @@
+"""torchtitan's metrics, written to ``metrics.jsonl`` as well, and validation at the run's end."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch.distributed as dist
+from torch import nn
+from torchtitan.components.metrics import BaseLogger, LoggerContainer, MetricsProcessor
+from torchtitan.components.validate import Validator
+
+from train.run_folder import MetricsLog, RunFolder
+
+SITE_PREFIX = "sites/"
+
+
+class DivergedError(Exception):
+    """The loss is no longer finite: a result of the run, not a fault."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+        super().__init__(f"diverged at step {step}")
+
+
+# torchtitan's tag -> the name in metrics.jsonl.
+_NAMES = {
+    "loss_metrics/global_avg_loss": "loss",
+    "loss_metrics/global_max_loss": "max_loss",
+    "grad_norm": "grad_norm",
+    "throughput(tps)": "tokens_per_second",
+    "time_metrics/end_to_end(s)": "step_seconds",
+    "memory/max_reserved(GiB)": "memory_gib",
+    "n_tokens_seen": "tokens",
+    "validation_metrics/loss": "validation_loss",
+}
+
+
+class JsonLinesLogger(BaseLogger):
+    """One record a logged step; per-site values under ``sites``."""
+
+    def __init__(self, log: MetricsLog) -> None:
+        self._log = log
+
+    def log(self, metrics: dict[str, Any], step: int) -> None:
+        record: dict[str, Any] = {"step": step}
+        sites: dict[str, dict[str, Any]] = {}
+        for tag, value in metrics.items():
+            if tag in _NAMES:
+                record[_NAMES[tag]] = value
+            elif tag.startswith(SITE_PREFIX):
+                site, name = tag.removeprefix(SITE_PREFIX).split("/")
+                sites.setdefault(site, {})[name] = value
+        if sites:
+            record["sites"] = sites
+        self._log.append(record)
+
+
+class RunMetrics(MetricsProcessor):
+    """Adds what `site_metrics` gives to every logged step, and writes ``metrics.jsonl``."""
+
+    @dataclass(kw_only=True, slots=True)
+    class Config(MetricsProcessor.Config):
+        pass
+
+    # Set by the trainer; the metrics are flat, tags ``sites/NAME/lr`` and so on.
+    site_metrics: Callable[[], dict[str, float]] | None = None
+    last_step: int = -1
+
+    def should_log(self, step: int) -> bool:
+        # torchtitan looks at the loss only when it logs: without the last step, a run that
+        # diverged since the one before would pass for a result.
+        return step == self.last_step or bool(super().should_log(step))
+
+    def _build_metric_logger(self, **kwargs: Any) -> BaseLogger:
+        built = super()._build_metric_logger(**kwargs)
+        container = LoggerContainer()
+        container.add_logger(built)
+        if dist.get_rank() == 0:
+            container.add_logger(JsonLinesLogger(RunFolder(Path(kwargs["dump_folder"])).metrics()))
+        return container
+
+    def log(
+        self,
+        step: int,
+        global_avg_loss: float,
+        global_max_loss: float,
+        grad_norm: float,
+        extra_metrics: dict[str, Any] | None = None,
+    ) -> None:
+        # torchtitan numbers its groups' lr; here they have names.
+        extra = {k: v for k, v in (extra_metrics or {}).items() if not k.startswith("lr/")}
+        if self.site_metrics is not None:
+            extra |= self.site_metrics()
+        super().log(step, global_avg_loss, global_max_loss, grad_norm, extra)
+
+    def log_validation(
+        self, loss: float, step: int, extra_metrics: dict[str, Any] | None = None
+    ) -> None:
+        """Write the validation loss.
+
+        Raises:
+            DivergedError: it is not finite; on every rank, since it is a mean over all.
+        """
+        super().log_validation(loss, step, extra_metrics)
+        if not math.isfinite(loss):
+            raise DivergedError(step)
+
+
+class HeldOutValidator(Validator):
+    """Validates every ``freq`` steps and after the last."""
+
+    @dataclass(kw_only=True, slots=True)
+    class Config(Validator.Config):
+        pass
+
+    last_step: int = -1  # set by the trainer
+    validated: int = -1
+    """Step of the last validation."""
+
+    def should_validate(self, step: int) -> bool:
+        return step == self.last_step or step % self.config.freq == 0
+
+    def validate(self, model_parts: list[nn.Module], step: int) -> None:
+        super().validate(model_parts, step)
+        self.validated = step

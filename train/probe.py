@@ -1,0 +1,89 @@
+"""The probe of a run: a few sequences that the model is run on to measure alignment."""
+
+import dataclasses
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+from torch.distributed.fsdp import FSDPModule
+
+from maxp import Graph, Parametrization
+
+# Seeds the choice of the probe's sequences: the same for every method, lr and seed.
+PROBE_SEED = 20_240_705
+
+
+def draw_probe(
+    dataloader: Any, tokenizer: Any, *, seq_len: int, sequences: int
+) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
+    """One batch of training text, from a reader of its own: no batch of the run is used up.
+
+    Args:
+        dataloader: the run's dataloader configuration.
+        tokenizer, seq_len: as the run's.
+        sequences: how many.
+
+    Returns:
+        (inputs, labels) as torchtitan's dataloaders give them; the same on every rank.
+    """
+    reader = dataclasses.replace(dataloader, seed=PROBE_SEED).build(
+        dp_world_size=1,
+        dp_rank=0,
+        tokenizer=tokenizer,
+        seq_len=seq_len,
+        local_batch_size=sequences,
+        snapshot_every_n_steps=None,
+    )
+    return next(iter(reader))
+
+
+class TrainerParametrization(Parametrization):
+    """`maxp.Parametrization` of a model that torchtitan has sharded and a trainer runs.
+
+    Args:
+        trainer: gives the context and the arguments of a forward pass.
+        graph: of the model's sites.
+        settings: of `maxp.Parametrization`.
+    """
+
+    def __init__(self, trainer: Any, model: nn.Module, graph: Graph, **settings: Any) -> None:
+        self._trainer = trainer
+        super().__init__(model, sample_input=graph, **settings)
+
+    def forward(self, x: tuple[dict[str, torch.Tensor], torch.Tensor]) -> None:
+        """Run the model on the probe, up to the head's input."""
+        trainer, (inputs, labels) = self._trainer, x
+        model: Any = self.model
+        seen = trainer.ntokens_seen
+        arguments = {key: value.to(trainer.device) for key, value in inputs.items()}
+        tokens, _, kwargs = trainer.post_dataloading_process(arguments, labels.to(trainer.device))
+        trainer.ntokens_seen = seen
+        with trainer.train_context(), _head_on_one_token(model):
+            model(tokens, **kwargs)
+        # FSDP leaves the last group gathered after a forward pass without a backward.
+        for module in model.modules():
+            if isinstance(module, FSDPModule):
+                module.reshard()
+
+
+@contextmanager
+def _head_on_one_token(model: Any) -> Iterator[None]:
+    """Let the head be called, as hooks need, but on one token: its logits are of no use here.
+
+    Hooks registered before this one have seen the whole input.
+    """
+    skipped = model._skip_lm_head
+    model._skip_lm_head = False
+    hook: Any = None
+
+    def first_token(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        return (args[0][:, :1], *args[1:])
+
+    hook = model.lm_head.register_forward_pre_hook(first_token)
+    try:
+        yield
+    finally:
+        hook.remove()
+        model._skip_lm_head = skipped

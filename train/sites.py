@@ -1,0 +1,98 @@
+"""LLaMA-3's operations as sites: torchtitan's own modules with a multiplier, names unchanged.
+
+Each class is made from the torchtitan class that it extends, as `components/lora.py` does, so that
+whatever the model was configured with (another attention, say) is kept.
+"""
+
+from dataclasses import dataclass, fields
+from functools import cache
+from typing import Any
+
+import torch
+from torchtitan.models.common.attention import ScaledDotProductAttention
+from torchtitan.models.common.param_init import skip_param_init
+from torchtitan.protocols.module import Module
+
+from maxp.module import LayerType, Site
+
+
+@cache
+def weighted_site_class(parent: Any) -> type:
+    """A `Linear` or `Embedding` class whose output is multiplied by ``scale``."""
+
+    class WeightedSite(Site, parent):
+        @dataclass(kw_only=True, slots=True)
+        class Config(parent.Config):
+            width_dim: int
+            layer_type: str
+
+        def __init__(self, config: Any) -> None:
+            parent.__init__(self, config)
+            self.mark(config.width_dim, config.layer_type)
+
+        def forward(self, input: torch.Tensor) -> torch.Tensor:
+            out = parent.forward(self, input)
+            return out if self.scale == 1.0 else out * self.scale
+
+    return _renamed(WeightedSite, parent)
+
+
+@cache
+def attention_site_class(parent: Any) -> type:
+    """An inner attention whose ``scale`` argument is that of the site QK^T, n = head_dim."""
+
+    class AttentionSite(Site, parent):
+        @dataclass(kw_only=True, slots=True)
+        class Config(parent.Config):
+            head_dim: int
+
+        weight = None
+
+        def __init__(self, config: Any) -> None:
+            parent.__init__(self, config)
+            # The usual 1/sqrt(head_dim), whatever a parametrization says of readouts with a weight.
+            self.mark(config.head_dim, "readout", a=0.5)
+
+        def forward(self, q: Any, k: Any, v: Any, *args: Any, **kwargs: Any) -> Any:
+            kwargs["scale"] = self.scale
+            return parent.forward(self, q, k, v, *args, **kwargs)
+
+        def site_layout(self, operands: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+            """(batch, tokens, heads, head_dim) as (batch, heads, tokens, head_dim)."""
+            q, k = (x.transpose(1, 2) for x in operands)
+            # Grouped queries: every key head serves several query heads.
+            return q, k.repeat_interleave(q.shape[1] // k.shape[1], dim=1)
+
+    return _renamed(AttentionSite, parent)
+
+
+def _renamed(cls: type, parent: type) -> type:
+    cls.__name__ = f"Parametrized{parent.__name__}"
+    cls.__qualname__ = cls.__name__
+    return cls
+
+
+def weighted_site_config(
+    config: Module.Config, width_dim: int, layer_type: LayerType
+) -> Module.Config:
+    """``config`` as that of a site; its weight is left for `maxp.Parametrization` to draw."""
+    values = _values(config)
+    values["param_init"] = {**(config.param_init or {}), "weight": skip_param_init}
+    cls: Any = weighted_site_class(config._owner)
+    return cls.Config(**values, width_dim=width_dim, layer_type=layer_type)
+
+
+def attention_site_config(config: Module.Config, head_dim: int) -> Module.Config:
+    """An inner attention's config as that of the site QK^T."""
+    cls: Any = attention_site_class(config._owner)
+    return cls.Config(**_values(config), head_dim=head_dim)
+
+
+def plain_attention_config(config: Any) -> Module.Config:
+    """The same site on torch's own attention, which needs no masks: for tracing."""
+    cls: Any = attention_site_class(ScaledDotProductAttention)
+    return cls.Config(head_dim=config.head_dim)
+
+
+def _values(config: Any) -> dict[str, Any]:
+    return {f.name: getattr(config, f.name) for f in fields(config) if f.init}

@@ -1,0 +1,176 @@
+"""torchtitan's trainer with learning rates from `maxp`: solved, measured, and solved again."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from typing import Annotated, Any
+
+import torch.distributed as dist
+import tyro
+from torchtitan.tools.logging import logger
+from torchtitan.trainer import Trainer
+
+from maxp import Graph
+from maxp.parametrization import REST
+from train import cpu, torch_compat
+from train.alignment_table import ALIGNMENTS, Table, kind, read_table
+from train.checks import check
+from train.learning_rates import SiteGroups
+from train.methods import get_method
+from train.metrics import SITE_PREFIX, DivergedError, HeldOutValidator, RunMetrics
+from train.probe import TrainerParametrization, draw_probe
+from train.run_folder import RunFolder
+from train.scales import site_graph
+from train.settings import MaxPSettings
+
+# torchtitan's modules are all imported by now.
+cpu.install()
+torch_compat.install()
+
+
+class MaxPTrainer(Trainer):
+    """A torchtitan trainer whose every site has its own learning rate.
+
+    The program is solved after the optimizer is built. A method that follows alignment measures it
+    after the optimizer's step, at the interval, on a probe of its own, and solves again.
+    """
+
+    @dataclass(kw_only=True, slots=True)
+    class Config(Trainer.Config):
+        scale: Annotated[str, tyro.conf.Suppress] = ""
+        """Name of the scale; set with the model."""
+
+        maxp: MaxPSettings = field(default_factory=MaxPSettings)
+
+    config: Config
+
+    def __init__(self, config: Config) -> None:
+        check(config)
+        self.method = get_method(config.maxp.method)
+        self.measures = self.method.follows or config.maxp.measure
+        assert config.model_spec is not None
+        self._model_config = config.model_spec.model
+        for group in config.optimizer.param_groups:
+            group.optimizer_kwargs["lr"] = config.maxp.lr
+        config.model_spec = replace(
+            config.model_spec, post_optimizer_build_fn=self._set_learning_rates
+        )
+        super().__init__(config)
+        if not cpu.has_accelerator():
+            cpu.use_sum_reductions(self.model_parts[0])
+            logger.info(
+                "no accelerator: torch's attention, in which packed documents see each other"
+            )
+        if isinstance(self.metrics_processor, RunMetrics):
+            self.metrics_processor.site_metrics = self.site_metrics
+            self.metrics_processor.last_step = config.training.steps
+        if config.validator.enable and isinstance(self.validator, HeldOutValidator):
+            self.validator.last_step = config.training.steps
+        if self.measures:
+            self.parametrization.capture_initial(self._draw_probe())
+
+    def _set_learning_rates(self, optimizers: Any, model_parts: Any, parallel_dims: Any) -> None:
+        """torchtitan's hook after the optimizer is built: draw the weights, solve, split groups."""
+        settings, method = self.config.maxp, self.method
+        one_lr = dict.fromkeys(method.ab, 0.0) if method.one_lr else None
+        graph = site_graph(self._model_config)
+        self.parametrization = TrainerParametrization(
+            self,
+            model_parts[0],
+            graph,
+            alignment=method.alignment,
+            lr_prefactor=settings.lr,
+            ab_overrides=method.ab,
+            c_overrides=one_lr,
+            alignment_overrides=self._frozen_alignment(graph) if method.needs_table else None,
+            solve_interval=settings.solve_interval,
+            warmup_steps=settings.measure_from,
+            sample_size=settings.probe_tokens,
+            c_ema=settings.c_ema,
+            alignment_ema=settings.alignment_ema,
+            resample_w0=settings.resample_w0,
+            warm_start=settings.warm_start,
+            measure_bilinear=settings.measure_bilinear,
+            seed=self.config.debug.seed,
+        )
+        self.groups = SiteGroups(
+            optimizers,
+            self.parametrization.weights,
+            rest=REST,
+            independent_decay=settings.independent_weight_decay,
+        )
+        self.groups.set_factors(self.parametrization.lr_factors())
+
+    def _frozen_alignment(self, graph: Graph) -> Table:
+        """The table; what it says of QK^T enters the program by the same flag as measurements."""
+        settings = self.config.maxp
+        assert settings.alignment_table is not None
+        table = read_table(settings.alignment_table)
+        if settings.measure_bilinear:
+            return table
+        bilinear = {kind(site.name) for site in graph.sites if not site.has_weight}
+        return {name: values for name, values in table.items() if kind(name) not in bilinear}
+
+    def _draw_probe(self) -> Any:
+        config = self.config
+        return draw_probe(
+            config.dataloader,
+            self.tokenizer,
+            seq_len=config.training.seq_len,
+            sequences=config.maxp.probe_sequences,
+        )
+
+    def train(self) -> None:
+        """torchtitan's loop, and the last validation if a run was stopped just before it.
+
+        Raises:
+            DivergedError: the loss, or the validation loss, is not finite.
+        """
+        super().train()
+        validator = self.validator if self.config.validator.enable else None
+        if isinstance(validator, HeldOutValidator) and validator.validated != self.step:
+            validator.validate(self.model_parts, self.step)
+
+    def train_step(self, data_iterator: Iterator[Any]) -> None:
+        """torchtitan's step; then, when it is due, measure and solve.
+
+        Raises:
+            DivergedError: the loss is not finite.
+        """
+        self._used_lrs = self.groups.lrs()
+        try:
+            super().train_step(data_iterator)
+        except RuntimeError as error:
+            if torch_compat.is_divergence(error):
+                raise DivergedError(self.step) from error
+            raise
+        if self.measures and self.parametrization.due(self.step):
+            self.parametrization.measure()
+            if self.method.follows:
+                self.parametrization.solve()
+                self._follow()
+
+    def _follow(self) -> None:
+        self.groups.set_factors(self.parametrization.lr_factors(), self.lr_schedulers.schedulers)
+
+    def site_metrics(self) -> dict[str, float]:
+        """lr and c of the step just made and the last measured alignment, by site."""
+        metrics = {}
+        for name, lr in self._used_lrs.items():
+            metrics[f"{SITE_PREFIX}{name}/lr"] = lr
+        for name, c in self.parametrization.c.items():
+            metrics[f"{SITE_PREFIX}{name}/c"] = c
+        for name, values in self.parametrization.measured.items():
+            for label, value in zip(ALIGNMENTS, values, strict=True):
+                if value is not None:
+                    metrics[f"{SITE_PREFIX}{name}/{label}"] = value
+        return metrics
+
+    def state_dict(self) -> dict[str, Any]:
+        return {**super().state_dict(), "maxp": self.parametrization.state_dict()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        super().load_state_dict(state_dict)
+        self.parametrization.load_state_dict(state_dict["maxp"])
+        self._follow()
+        if dist.get_rank() == 0:  # what was logged after the checkpoint is about to happen again
+            RunFolder(self.config.dump_folder).metrics().rewind(self.step)
