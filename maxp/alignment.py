@@ -18,8 +18,16 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
+from torch.distributed.tensor import DTensor
 
-from maxp.shards import local, region, splits_columns, sum_over_shards, sum_partial_products
+from maxp.shards import (
+    local,
+    region,
+    splits_columns,
+    sum_over_shards,
+    sum_partial_products,
+    whole,
+)
 
 # (align_z0_dW, align_dZ_w0, align_dZ_dW); None where the term is exactly zero.
 Measured = tuple[float | None, float | None, float | None]
@@ -51,8 +59,9 @@ def compute_alignment(
     """The three exponents of one site.
 
     Args:
-        z0: inputs with the initial weights, (..., in), replicated on every rank.
-        w0: initial weight, (out, in): a tensor, or a DTensor placed as ``w``.
+        z0: inputs with the initial weights, (..., in), the same on every rank (a DTensor is
+            gathered).
+        w0: initial weight, (out, in): a whole tensor, or a DTensor placed as ``w``.
         z: inputs with the current weights, (..., in), of the same tokens as ``z0``.
         w: current weight, (out, in).
         fan_in: n, the base of the exponent.
@@ -63,7 +72,8 @@ def compute_alignment(
 
     Raises:
         ValueError: shapes that do not fit, integer inputs (a table look-up contracts nothing, so an
-            embedding has no alignment), or ``fan_in`` under 2.
+            embedding has no alignment), ``fan_in`` under 2, or a ``w0`` that is sharded in
+            another way than ``w``.
     """
     if not (z0.is_floating_point() and z.is_floating_point()):
         raise ValueError("an embedding look-up contracts nothing and has no alignment")
@@ -76,12 +86,22 @@ def compute_alignment(
         raise ValueError(f"z {tuple(z.shape)} does not fit a weight {tuple(w.shape)}")
     if fan_in < 2:
         raise ValueError(f"fan_in must be at least 2, got {fan_in}")
-    initial = local(w0)
+    if isinstance(w0, DTensor):
+        if not isinstance(w, DTensor) or _placed(w0) != _placed(w):
+            raise ValueError("w0 is a DTensor, and w is not one that is placed as it is")
+        initial = w0.to_local()
+    else:
+        initial = w0[region(w)]
+    z0, z = whole(z0), whole(z)
     state = SiteState(
         z0.reshape(-1, z0.shape[-1]), z.reshape(-1, z.shape[-1]), w,
         lambda start, stop: initial[start:stop], fan_in,
     )  # fmt: skip
     return measure([state])[0]
+
+
+def _placed(tensor: DTensor) -> tuple[object, ...]:
+    return tensor.device_mesh, tensor.placements
 
 
 @torch.no_grad()

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from maxp.module import Site
+from maxp.shards import whole
 
 # Per site one tensor (tokens, fan_in), or two, (..., tokens, width), for a site without a weight.
 Inputs = dict[str, tuple[torch.Tensor, ...]]
@@ -36,7 +37,7 @@ class Capture:
         self._sample_size = sample_size
         self.seen: Inputs = {}
         # Sites often share an input (q, k and v): they then share the sample too.
-        self._last: tuple[torch.Tensor | None, torch.Tensor | None] = (None, None)
+        self._last: tuple[torch.Tensor | None, int, torch.Tensor | None] = (None, 0, None)
 
     @contextmanager
     def watching(self) -> Iterator[Inputs]:
@@ -48,27 +49,32 @@ class Capture:
         finally:
             for hook in hooks:
                 hook.remove()
-            self._last = (None, None)
+            self._last = (None, 0, None)
 
     def _watch(self, name: str, site: Site) -> Any:
         def before(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             operands = site.site_operands(args, kwargs)
-            sample = self._tokens if site.weight is not None else self._sequence
-            self.seen[name] = tuple(sample(operand) for operand in operands)
+            if site.weight is not None:
+                self.seen[name] = tuple(self._tokens(operand) for operand in operands)
+            else:
+                laid_out = site.site_layout(operands)
+                self.seen[name] = tuple(self._sequence(operand) for operand in laid_out)
 
         assert isinstance(site, nn.Module)
         return site.register_forward_pre_hook(before, with_kwargs=True)
 
     def _tokens(self, x: torch.Tensor) -> torch.Tensor:
-        last, sample = self._last
-        if last is x and sample is not None:
+        # The same tensor holds other values once it is written in place.
+        version = 0 if x.is_inference() else x._version
+        last, seen, sample = self._last
+        if last is x and seen == version and sample is not None and not x.is_inference():
             return sample
-        flat = x.reshape(-1, x.shape[-1])
+        flat = whole(x).reshape(-1, x.shape[-1])
         chosen = token_positions(flat.shape[0], self._sample_size).to(x.device)
         sample = flat.index_select(0, chosen).detach()
-        self._last = (x, sample)
+        self._last = (x, version, sample)
         return sample
 
     def _sequence(self, x: torch.Tensor) -> torch.Tensor:
         chosen = token_positions(x.shape[-2], self._sample_size).to(x.device)
-        return x.index_select(-2, chosen).detach()
+        return whole(x).index_select(-2, chosen).detach()

@@ -6,11 +6,12 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 from maxp.alignment import Measured, SiteState, bilinear_alignment, measure
 from maxp.capture import Capture, Inputs
 from maxp.module import Site
+from maxp.trace import evaluating
 from maxp.w0 import InitialWeights
 
 
@@ -44,6 +45,7 @@ class Measurement:
         self._from_training = from_training
         self._seen_in_training: Inputs | None = None
         self._watching = False
+        self._given: Any = None
         self.probe: Any = None
         self.z0: Inputs | None = None
         self.w0: InitialWeights | None = None
@@ -51,12 +53,14 @@ class Measurement:
     def capture(self, x: Any) -> None:
         """Take ``x`` as the probe, and the present activations and weights as the initial ones."""
         self.w0 = self._make_initial_weights()
-        self.probe, self.z0 = x, self._run(x)
+        # A copy: the caller may use the tensor again for other values.
+        self._given, self.probe = x, tree_map_only(torch.Tensor, torch.clone, x)
+        self.z0, self._seen_in_training = self._run(self.probe), None
         self._watch_training()
 
     def check_probe(self, x: Any) -> None:
         """Raise ValueError if ``x`` is not the probe; None stands for it."""
-        if x is not None and x is not self.probe and not _same(x, self.probe):
+        if x is not None and x is not self._given and not _same(x, self.probe):
             raise ValueError(
                 "x is not the probe that capture_initial saw: alignment compares the same tokens "
                 "before and after training. Pass that x, or None"
@@ -97,13 +101,11 @@ class Measurement:
         return seen
 
     def _run(self, x: Any) -> Inputs:
-        training = self._model.training
-        try:
-            self._model.eval()
-            with torch.no_grad(), self._capture.watching() as seen:
-                self._forward(x)
-        finally:
-            self._model.train(training)
+        with evaluating(self._model), torch.no_grad(), self._capture.watching() as seen:
+            self._forward(x)
+        return self._complete(seen)
+
+    def _complete(self, seen: Inputs) -> Inputs:
         missed = [name for name in self._sites if name not in seen]
         if missed:
             raise ValueError(f"a forward pass on the probe does not reach {', '.join(missed)}")
@@ -125,36 +127,59 @@ class Measurement:
             if opened:
                 watching, seen = opened.pop()
                 watching.__exit__(None, None, None)
-                self._seen_in_training = seen
+                self._seen_in_training = self._complete(seen)
 
         self._model.register_forward_pre_hook(before, with_kwargs=True)
-        self._model.register_forward_hook(after)
+        # Also after a forward pass that raised, or its hooks would stay.
+        self._model.register_forward_hook(after, always_call=True)
 
     def state_dict(self) -> dict[str, Any]:
-        """Probe, z0 (each shared tensor once) and the kept W0."""
+        """Probe, z0, the kept W0, and what was seen in training but not measured yet."""
         assert self.z0 is not None
         assert self.w0 is not None
-        tensors: list[torch.Tensor] = []
-        index: dict[str, list[int]] = {}
-        for name, inputs in self.z0.items():
-            index[name] = []
-            for z in inputs:
-                found = [i for i, known in enumerate(tensors) if known is z]
-                index[name].append(found[0] if found else len(tensors))
-                if not found:
-                    tensors.append(z)
-        return {"probe": self.probe, "z0": tensors, "z0_of": index, "w0": self.w0.kept()}
+        seen = self._seen_in_training
+        return {
+            "probe": self.probe,
+            "z0": _pack(self.z0),
+            "w0": self.w0.kept(),
+            "seen": None if seen is None else _pack(seen),
+        }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue from `state_dict`."""
-        self.probe = state["probe"]
-        self.z0 = {
-            name: tuple(state["z0"][i] for i in indices) for name, indices in state["z0_of"].items()
-        }
+        """Continue from `state_dict`; tensors go to the device of the weights.
+
+        Raises:
+            ValueError: W0 is to be drawn again, but the earlier run's was not drawn.
+        """
+        device = next(iter(self._model.parameters()), torch.empty(0)).device
+        state = tree_map_only(torch.Tensor, lambda t: t.to(device), dict(state))
+        self._given, self.probe = None, state["probe"]
+        self.z0 = _unpack(state["z0"])
+        self._seen_in_training = None if state["seen"] is None else _unpack(state["seen"])
         self.w0 = self._make_initial_weights()
-        if state["w0"] is not None:
-            self.w0.restore(state["w0"])
+        self.w0.restore(state["w0"])
         self._watch_training()
+
+
+def _pack(inputs: Inputs) -> dict[str, Any]:
+    """`Inputs` with each tensor that sites share once."""
+    tensors: list[torch.Tensor] = []
+    index: dict[str, list[int]] = {}
+    for name, group in inputs.items():
+        index[name] = []
+        for z in group:
+            found = [i for i, known in enumerate(tensors) if known is z]
+            index[name].append(found[0] if found else len(tensors))
+            if not found:
+                tensors.append(z)
+    return {"tensors": tensors, "index": index}
+
+
+def _unpack(packed: Mapping[str, Any]) -> Inputs:
+    return {
+        name: tuple(packed["tensors"][i] for i in indices)
+        for name, indices in packed["index"].items()
+    }
 
 
 def _same(x: Any, probe: Any) -> bool:

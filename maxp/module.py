@@ -73,11 +73,17 @@ class Site:
     ) -> tuple[torch.Tensor, ...]:
         """The tensors that the operation contracts, out of a call's arguments.
 
-        One for an operation with a weight, of shape (..., fan_in); two for one without, of shape
-        (..., tokens, width_dim) each. Override where a call is laid out in another way.
+        One for an operation with a weight, of shape (..., fan_in); two for one without.
         """
         tensors = tuple(t for t in (*args, *kwargs.values()) if isinstance(t, torch.Tensor))
         return tensors[:1] if self.weight is not None else tensors[:2]
+
+    def site_layout(self, operands: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+        """The two operands of an operation without a weight as (..., tokens, width_dim).
+
+        Override where the operation takes them laid out in another way.
+        """
+        return operands
 
 
 class ParametrizedModule(Site, nn.Module):

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 from torch.optim import Optimizer
+from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from maxp.alignment import Measured
 from maxp.dag import Graph, SiteNode, chain
@@ -86,7 +87,8 @@ class Parametrization:
     Attributes:
         c: the exponent in use by site; ``targets``: the program's last answer (they differ under
             ``c_ema``); ``alignment``: what the program is given; ``measured``: the last measured
-            exponents; ``r``: by which exponent each site's output changes, for the c in use.
+            exponents, None where a term was zero or nothing is measured yet; ``r``: by which
+            exponent each site's output changes, for the c in use.
         refused, zero_terms, infeasible: counts of measurements that were NaN or infinite, of terms
             that were exactly zero, and of programs without a solution. In each case the previous
             value is kept.
@@ -122,6 +124,8 @@ class Parametrization:
         measure_bilinear: bool = False,
     ) -> None:
         _check_arguments(alignment, lr_prefactor, std_prefactor, solve_interval, sample_size)
+        if warmup_steps < 0:
+            raise ValueError(f"warmup_steps must not be negative, got {warmup_steps}")
         _check_averages(c_ema=c_ema, alignment_ema=alignment_ema)
         self.model = model
         self.sites = find_sites(model)
@@ -156,7 +160,7 @@ class Parametrization:
         self.targets, self.c, self.r = solution.c, dict(solution.c), solution.r
 
         self.steps = 0
-        self.measured: dict[str, Measured] = {}
+        self.measured: dict[str, Measured] = dict.fromkeys(self._measurable(), (None, None, None))
         self.refused: Counter[str] = Counter()
         self.zero_terms: Counter[str] = Counter()
         self.infeasible = 0
@@ -171,6 +175,7 @@ class Parametrization:
             from_training=use_training_activations,
         )
         self._optimizer: weakref.ref[Optimizer] | None = None
+        self._finder: Any = None
         self.param_groups = self._build_param_groups()
 
     def _resolve_exponents(
@@ -257,20 +262,54 @@ class Parametrization:
             raise ValueError(f"lr_prefactor must be finite and not negative, got {value}")
         self._lr_prefactor = value
         self.apply()
+        if self._live_optimizer() is None:
+            self._apply_when_it_steps()
 
     def apply(self, optimizer: Optimizer | None = None) -> None:
         """Write the lr into ``param_groups`` and into an optimizer's groups of the same names.
 
         Args:
             optimizer: None is the one that `step` last saw.
+
+        Raises:
+            ValueError: the optimizer has none of the groups.
         """
-        if optimizer is not None:
-            self._optimizer = weakref.ref(optimizer)
-        live = self._optimizer() if self._optimizer is not None else None
         lrs = self.lrs()
+        if optimizer is not None:
+            if not any(group.get("name") in lrs for group in optimizer.param_groups):
+                raise ValueError(
+                    "the optimizer has no group of this model's sites; build it on .param_groups"
+                )
+            self._optimizer = weakref.ref(optimizer)
+        live = self._live_optimizer()
         for group in (*self.param_groups, *(live.param_groups if live is not None else ())):
             if group.get("name") in lrs:
                 group["lr"] = lrs[group["name"]]
+
+    def _live_optimizer(self) -> Optimizer | None:
+        return self._optimizer() if self._optimizer is not None else None
+
+    def _apply_when_it_steps(self) -> None:
+        """Find the optimizer when it steps next, and write the lr then.
+
+        Before the first `step` it is known only by its groups, which are ours until it loads a
+        state: that replaces them, and what is written into ours no longer reaches it.
+        """
+        if self._finder is not None:
+            return
+        me = weakref.ref(self)
+
+        def before_step(optimizer: Optimizer, *_: Any) -> None:
+            this = me()
+            if this is not None and this._live_optimizer() is None and this._owns(optimizer):
+                this.apply(optimizer)
+
+        self._finder = register_optimizer_step_pre_hook(before_step)
+        weakref.finalize(self, self._finder.remove)
+
+    def _owns(self, optimizer: Optimizer) -> bool:
+        mine = {id(p) for group in self.param_groups for p in group["params"]}
+        return any(id(p) in mine for group in optimizer.param_groups for p in group["params"])
 
     # Measuring and solving
 
@@ -380,15 +419,19 @@ class Parametrization:
         except InfeasibleProgramError as error:
             self.infeasible += 1
             logger.warning("kept the previous c: %s (%d so far)", error, self.infeasible)
-            return
-        keep = self.c_ema
-        self.c = {n: keep * self.c[n] + (1 - keep) * target for n, target in self.targets.items()}
+        else:
+            keep = self.c_ema
+            self.c = {n: keep * self.c[n] + (1 - keep) * t for n, t in self.targets.items()}
         self.r = change_exponents(self.graph, self._exponents, self.c, self._optimizer_type)
 
     # Resuming
 
     def state_dict(self) -> dict[str, Any]:
-        """All that a resumed run needs to continue exactly: numbers, and tensors of this rank."""
+        """All that a resumed run needs to continue exactly.
+
+        Its keys are those of any other state of the same model, so that it can be loaded in place
+        (`torch.distributed.checkpoint`).
+        """
         measuring = self._measurement.z0 is not None
         return {
             "steps": self.steps,
@@ -397,9 +440,10 @@ class Parametrization:
             "c": dict(self.c),
             "targets": dict(self.targets),
             "alignment": {name: tuple(e.alignment) for name, e in self._exponents.items()},
+            "measured": dict(self.measured),
             "averaged": sorted(self._averaged),
-            "refused": dict(self.refused),
-            "zero_terms": dict(self.zero_terms),
+            "refused": {name: self.refused[name] for name in self._measurable()},
+            "zero_terms": {name: self.zero_terms[name] for name in self._measurable()},
             "infeasible": self.infeasible,
             "measurement": self._measurement.state_dict() if measuring else None,
         }
@@ -421,9 +465,10 @@ class Parametrization:
             name: Exponents(e.a, e.b, Alignment(*state["alignment"][name]), e.c)
             for name, e in self._exponents.items()
         }
+        self.measured = {name: tuple(values) for name, values in state["measured"].items()}
         self._averaged = {(name, i) for name, i in state["averaged"]}
-        self.refused = Counter(state["refused"])
-        self.zero_terms = Counter(state["zero_terms"])
+        self.refused = +Counter(state["refused"])
+        self.zero_terms = +Counter(state["zero_terms"])
         self.infeasible = state["infeasible"]
         self.r = change_exponents(self.graph, self._exponents, self.c, self._optimizer_type)
         if state["measurement"] is not None:
@@ -432,7 +477,8 @@ class Parametrization:
 
 
 def _bias(site: Site) -> torch.Tensor | None:
-    return getattr(getattr(site, "op", site), "bias", None)
+    bias = getattr(getattr(site, "op", site), "bias", None)
+    return bias if isinstance(bias, torch.Tensor) else None
 
 
 def _check_arguments(

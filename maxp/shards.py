@@ -17,6 +17,11 @@ def local(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
+def whole(tensor: torch.Tensor) -> torch.Tensor:
+    """All of a tensor on every rank (a collective, if it is a DTensor); itself if it is whole."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
 def region(weight: torch.Tensor) -> tuple[slice, slice]:
     """Which rows and columns of the whole weight, seen as (dim 0, rest), `local` holds."""
     rows, columns = weight.shape[0], weight.shape[1:].numel()
@@ -88,15 +93,19 @@ def sum_over_shards(
     """
     for mesh, axis in _axes(weights):
         first = mesh.get_local_rank(axis) == 0
+        mine: list[torch.Tensor] = []
         for output, square, weight in zip(outputs, squares, weights, strict=True):
-            here = isinstance(weight, DTensor) and weight.device_mesh == mesh
-            split = _split_dim(weight, axis) if here else None
+            # A weight on another mesh has nothing to sum along this one.
+            if not isinstance(weight, DTensor) or weight.device_mesh != mesh:
+                continue
+            split = _split_dim(weight, axis)
             # Ranks that hold the same count once.
             if split != 0 and not first:
                 output.zero_()
             if split is None and not first:
                 square.zero_()
-        _all_reduce([*outputs, *squares], mesh.get_group(axis))
+            mine += [output, square]
+        _all_reduce(mine, mesh.get_group(axis))
 
 
 def _all_reduce(tensors: list[torch.Tensor], group: Any) -> None:

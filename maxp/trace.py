@@ -4,21 +4,25 @@ Every tensor is known by the node that its value comes from: the site that made 
 the nodes that an operation mixed. This looks at every aten operation, so sums, products, views and
 in-place writes are all seen; what an operation computes does not matter, since a sum, an
 elementwise product and an attention-weighted mean all take the smallest r of what they mix
-(docs/theory.md).
+(docs/theory.md). Parts of one storage count as one value.
 """
 
 import weakref
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map_only
 from torch.utils.weak import WeakIdKeyDictionary
 
 from maxp.dag import Graph, JoinNode, Node, SiteNode
 from maxp.module import Site, find_sites
+
+# Writes that do not read what was there.
+_OVERWRITES = frozenset({torch.ops.aten.copy_, torch.ops.aten.fill_, torch.ops.aten.zero_})
 
 
 def call_model(model: Callable[..., Any], x: Any) -> Any:
@@ -28,12 +32,25 @@ def call_model(model: Callable[..., Any], x: Any) -> Any:
     return model(*x) if isinstance(x, (tuple, list)) else model(x)
 
 
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode in the block; then every module's own mode again."""
+    modes = [(module, module.training) for module in model.modules()]
+    try:
+        model.eval()
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+
+
 def trace(model: nn.Module, sample_input: Any) -> Graph:
     """The graph of a model's sites.
 
     Args:
         model: holds sites; may be on the meta device.
-        sample_input: a tensor, or a tuple or dict of arguments; its values do not matter.
+        sample_input: a tensor, or a tuple or dict of arguments; its values do not matter, and it
+            is moved to the meta device if the model is there.
 
     Raises:
         ValueError: no site in the model, a site that the forward pass does not reach, or one that
@@ -44,13 +61,12 @@ def trace(model: nn.Module, sample_input: Any) -> Graph:
         raise ValueError("no site found: wrap layers in ParametrizedModule")
     tracer = _Tracer()
     hooks = [hook for name, site in sites.items() for hook in tracer.watch(name, site)]
-    training = model.training
+    if any(parameter.is_meta for parameter in model.parameters()):
+        sample_input = tree_map_only(torch.Tensor, lambda t: t.to("meta"), sample_input)
     try:
-        model.eval()
-        with torch.no_grad(), tracer:
+        with evaluating(model), torch.no_grad(), tracer:
             call_model(model, sample_input)
     finally:
-        model.train(training)
         for hook in hooks:
             hook.remove()
     missed = [name for name in sites if name not in tracer.nodes]
@@ -76,7 +92,8 @@ class _Tracer(TorchDispatchMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         kwargs = kwargs or {}
-        mixed = self._join(self._nodes(tree_leaves((args, kwargs))))
+        read = args[1:] if func.overloadpacket in _OVERWRITES and _is_whole(args[0]) else args
+        mixed = self._join(self._nodes(tree_leaves((read, kwargs))))
         out = func(*args, **kwargs)
         written = [
             value
@@ -135,3 +152,8 @@ class _Tracer(TorchDispatchMode):
             order = {node: i for i, node in enumerate(self.nodes)}
             self.nodes[name] = JoinNode(name, tuple(sorted(parents, key=order.__getitem__)))
         return self._joins[parents]
+
+
+def _is_whole(tensor: torch.Tensor) -> bool:
+    """Whether a tensor covers all of its storage."""
+    return tensor.numel() * tensor.element_size() == tensor.untyped_storage().nbytes()

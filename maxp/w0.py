@@ -73,23 +73,34 @@ class InitialWeights:
         resample: bool,
     ) -> None:
         self._weights, self._seeds, self._stds = weights, seeds, stds
-        self._kept = (
-            None if resample else {name: local(w.detach()).clone() for name, w in weights.items()}
-        )
+        # Of a DTensor a DTensor: in a checkpoint, ranks' parts must not pass for one another's.
+        self._kept = None if resample else {n: w.detach().clone() for n, w in weights.items()}
 
     def rows(self, name: str) -> Callable[[int, int], torch.Tensor]:
         """A function that gives rows ``start:stop`` of this rank's part of W0."""
         if self._kept is not None:
-            kept = self._kept[name]
+            kept = local(self._kept[name])
             return lambda start, stop: kept[start:stop]
         weight, seed, std = self._weights[name], self._seeds[name], self._stds[name]
         return lambda start, stop: draw_like(weight, seed, std, start, stop)
 
-    def restore(self, kept: dict[str, torch.Tensor]) -> None:
-        """Take up the copies of an earlier run; nothing to do where W0 is drawn again."""
-        if self._kept is not None:
-            self._kept = dict(kept)
+    def restore(self, kept: dict[str, torch.Tensor] | None) -> None:
+        """Take up the W0 of an earlier run: its copies, or None if it drew W0 again.
+
+        Raises:
+            ValueError: W0 is to be drawn again, and the copies are not what was drawn.
+        """
+        if kept is None or self._kept is not None:
+            self._kept = kept
+            return
+        for name, w in kept.items():
+            mine = local(w)
+            if not torch.equal(self.rows(name)(0, mine.shape[0]), mine):
+                raise ValueError(
+                    f"{name}: resample_w0 cannot draw the initial weight of this run again; it was "
+                    "not drawn by Parametrization. Set resample_w0=False"
+                )
 
     def kept(self) -> dict[str, torch.Tensor] | None:
-        """The copies, by site; None when W0 is drawn again."""
+        """The copies, by site, placed as the weights; None when W0 is drawn again."""
         return self._kept

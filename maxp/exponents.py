@@ -1,0 +1,176 @@
+"""The method's formulas: which exponents make up r, the exponent by which a site's output changes.
+
+With ``r_in`` from what feeds a site, and ``u`` the exponent of the update's direct contribution,
+
+    Adam      u = a + c
+    SGD       u = 2 a + c + g,   g = min(a_L + b_L, 2 a_L + c_L)     (L the readout)
+              u = 2 a + c                                            (at L itself)
+
+    embedding       r = u
+    other           r = min( u - align_z0_dW,  u + r_in - align_dZ_dW,  a + b + r_in - align_dZ_w0 )
+    no weight       r = min( a + r_k - align_z0_dW,  a + r_q - align_dZ_w0,
+                             a + r_q + r_k - align_dZ_dW )
+
+Source: Everett et al. 2024 (arXiv 2407.05872), alignment-general exponents; derived in
+``docs/theory.md``.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal, NamedTuple, get_args
+
+from maxp.dag import Graph, JoinNode, SiteNode
+
+OptimizerType = Literal["adam", "sgd"]
+OPTIMIZER_TYPES: tuple[str, ...] = get_args(OptimizerType)
+
+
+class Alignment(NamedTuple):
+    """Log-alignment exponents of a site's three terms: 1 adds up coherently, 1/2 at random.
+
+    For a site without a weight the terms are q0 dK, dQ k0 and dQ dK, in this order.
+    """
+
+    z0_dW: float
+    dZ_w0: float
+    dZ_dW: float
+
+
+PRESETS: dict[str, Alignment] = {
+    "full": Alignment(1.0, 0.5, 1.0),
+    "no": Alignment(0.5, 0.5, 0.5),
+}
+
+
+@dataclass(frozen=True)
+class Exponents:
+    """What the program knows of a site. ``c`` is None where the program chooses it."""
+
+    a: float
+    b: float
+    alignment: Alignment
+    c: float | None = None
+
+
+class Term(NamedTuple):
+    """``constant + own_c * c + sum of r over operands + own_g * g``, one branch of a min."""
+
+    label: str
+    constant: float
+    own_c: int = 0
+    operands: tuple[str, ...] = ()
+    own_g: int = 0
+
+
+def terms(site: SiteNode, e: Exponents, optimizer_type: OptimizerType) -> list[Term]:
+    """The branches whose minimum is the site's r: the formulas of the module's docstring.
+
+    A branch with an operand that is data is left out: data does not change, its r is infinite.
+    """
+    a, b = e.a, e.b
+    align_z0_dw, align_dz_w0, align_dz_dw = e.alignment
+    if not site.has_weight:
+        q, k = site.operands
+        branches = [
+            ("a + r_k - align_q0_dK", a - align_z0_dw, (k,)),
+            ("a + r_q - align_dQ_k0", a - align_dz_w0, (q,)),
+            ("a + r_q + r_k - align_dQ_dK", a - align_dz_dw, (q, k)),
+        ]
+        return [
+            Term(label, const, operands=tuple(o for o in ops if o))
+            for label, const, ops in branches
+            if all(ops)
+        ]
+
+    # The update's contribution: (its name in messages, its constant part, whether g is in it).
+    if optimizer_type == "adam":
+        name, u, g = "a + c", a, 0
+    elif site.layer_type == "readout":
+        name, u, g = "2a + c", 2 * a, 0
+    else:
+        name, u, g = "2a + c + g", 2 * a, 1
+    if site.layer_type == "embedding":
+        return [Term(name, u, own_c=1, own_g=g)]
+    (source,) = site.operands
+    found = [Term(f"{name} - align_z0_dW", u - align_z0_dw, own_c=1, own_g=g)]
+    if source is not None:
+        r_in = (source,)
+        found += [
+            Term(f"{name} + r_in - align_dZ_dW", u - align_dz_dw, 1, r_in, g),
+            Term("a + b + r_in - align_dZ_w0", a + b - align_dz_w0, operands=r_in),
+        ]
+    return found
+
+
+def gradient_terms(
+    graph: Graph, exponents: Mapping[str, Exponents], optimizer_type: OptimizerType
+) -> list[tuple[Term, str]]:
+    """The branches of g, each with the readout whose c it contains; none for Adam.
+
+    Raises:
+        ValueError: SGD on a graph without a readout, where g is not defined.
+    """
+    if optimizer_type == "adam":
+        return []
+    readouts = [site.name for site in graph.weighted if site.layer_type == "readout"]
+    if not readouts:
+        raise ValueError("SGD's exponents need a site of layer_type 'readout'; none was found")
+    found = []
+    for name in readouts:
+        e = exponents[name]
+        found.append((Term("a_L + b_L", e.a + e.b), name))
+        found.append((Term("2 a_L + c_L", 2 * e.a, own_c=1), name))
+    return found
+
+
+def gradient_exponent(
+    graph: Graph,
+    exponents: Mapping[str, Exponents],
+    c: Mapping[str, float],
+    optimizer_type: OptimizerType,
+) -> float:
+    """g for given c; 0 for Adam, whose updates do not depend on the gradient's scale."""
+    return min(
+        (
+            term.constant + term.own_c * c[name]
+            for term, name in gradient_terms(graph, exponents, optimizer_type)
+        ),
+        default=0.0,
+    )
+
+
+def change_exponents(
+    graph: Graph,
+    exponents: Mapping[str, Exponents],
+    c: Mapping[str, float],
+    optimizer_type: OptimizerType = "adam",
+) -> dict[str, float]:
+    """r of every node for given c, by the formulas themselves (no program is solved).
+
+    A node that nothing changes (data only) has r = inf.
+    """
+    g = gradient_exponent(graph, exponents, c, optimizer_type)
+    r: dict[str, float] = {}
+    for name, node in graph.nodes.items():
+        if isinstance(node, JoinNode):
+            r[name] = min(r[parent] for parent in node.parents)
+            continue
+        branches = (
+            t.constant + t.own_c * c.get(name, 0.0) + sum(r[o] for o in t.operands) + t.own_g * g
+            for t in terms(node, exponents[name], optimizer_type)
+        )
+        r[name] = min(branches, default=math.inf)
+    return r
+
+
+def bias_exponent(
+    site: SiteNode, e: Exponents, optimizer_type: OptimizerType, g: float = 0.0
+) -> float:
+    """c of a site's bias: a bias is an embedding of the constant 1, behind the site's multiplier.
+
+    So its r is u, and r = 0 gives the c.
+    """
+    if optimizer_type == "adam":
+        return -e.a
+    return -2 * e.a - (0.0 if site.layer_type == "readout" else g)
