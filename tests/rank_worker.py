@@ -1,0 +1,38 @@
+"""One rank of a run under torchrun: the command line of training, then what this rank saw.
+
+    torchrun --nproc-per-node 2 tests/rank_worker.py FOLDER --scale debug ...
+
+Writes FOLDER/rank0.json and so on: c and lr by site at the end, and the placements of the weights.
+"""
+
+import json
+import os
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from train import __main__ as command
+from train.trainer import MaxPTrainer
+
+
+def main() -> int:
+    folder = Path(sys.argv.pop(1))
+    train = MaxPTrainer.train
+
+    def watched(self: MaxPTrainer) -> None:
+        train(self)
+        weights = self.parametrization.weights
+        seen = {
+            "c": self.parametrization.c,
+            "lr": self.groups.lrs(),
+            "placements": {name: str(getattr(w, "placements", "")) for name, w in weights.items()},
+        }
+        (folder / f"rank{os.environ['RANK']}.json").write_text(json.dumps(seen))
+
+    MaxPTrainer.train = watched  # type: ignore[method-assign]
+    return command.main()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,294 @@
+"""The command line: its own flags, torchtitan's way, and what bad input is answered with."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from filelock import FileLock
+from harness import STEPS, Run, run, tiny
+
+from configs import llama3
+from train.build import make_config, run_name
+from train.cli import parse
+from train.methods import METHODS
+from train.scales import SCALES
+from train.trainer import MaxPTrainer
+
+ROOT = Path(__file__).parents[1]
+pytestmark = pytest.mark.usefixtures("corpus_cache")
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+# What is understood
+
+
+def test_the_commands_own_flags_set_the_run(tmp_path: Path) -> None:
+    flags = "--scale debug --method mup-no --lr 3e-2 --seed 3 --steps 7 --output-dir"
+    config = parse([*flags.split(), str(tmp_path / "run")])
+    assert (config.scale, config.maxp.method, config.maxp.lr) == ("debug", "mup-no", 3e-2)
+    assert (config.debug.seed, config.dataloader.seed) == (3, 3)
+    assert (config.training.steps, config.dump_folder) == (7, str(tmp_path / "run"))
+
+
+def test_any_flag_of_torchtitan_can_follow() -> None:
+    more = "--training.local_batch_size 4 --optimizer.implementation for-loop --metrics.log_freq 5"
+    config = parse(["--scale", "debug", "--steps", "7", *more.split()])
+    assert config.training.local_batch_size == 4
+    assert config.optimizer.implementation == "for-loop"
+    assert config.metrics.log_freq == 5
+    assert config.training.steps == 7
+
+
+def test_torchtitans_own_way_gives_the_same_run_as_the_commands_flags(tmp_path: Path) -> None:
+    way = "--module configs.llama3 --config debug_mup_no --training.steps 2000 --dump_folder"
+    own = "--scale debug --method mup-no --training.steps 2000 --output-dir"
+    theirs, ours = (parse([*flags.split(), str(tmp_path)]) for flags in (way, own))
+    assert isinstance(theirs, MaxPTrainer.Config)
+    assert theirs.to_dict() == ours.to_dict()
+
+
+def test_a_run_started_torchtitans_way_trains(tmp_path: Path, mup_no_run: Run) -> None:
+    more = tiny(tmp_path, "mup-no")[6:]
+    more[more.index("--steps")] = "--training.steps"
+    way = "--module configs.llama3 --config debug_mup_no --dump_folder"
+    done = run([*way.split(), str(tmp_path / "run"), *more])
+    assert (done.code, done.losses) == (0, mup_no_run.losses)
+
+
+@pytest.mark.parametrize("scale", SCALES)
+def test_every_scale_has_a_configuration_for_every_method_without_a_table(scale: str) -> None:
+    for name, method in METHODS.items():
+        function = f"{scale}_{name.replace('-', '_')}"
+        if method.needs_table:
+            assert function not in dir(llama3)
+        else:
+            config = getattr(llama3, function)()
+            assert (config.scale, config.maxp.method) == (scale, name)
+    assert getattr(llama3, scale)().maxp.method == "maxP"
+
+
+def test_adamw_decay_and_clip_are_those_that_were_asked_for() -> None:
+    config = make_config("s3")
+    (group,) = config.optimizer.param_groups
+    assert group.optimizer_name == "AdamW"
+    assert group.optimizer_kwargs["betas"] == (0.9, 0.95)
+    assert group.optimizer_kwargs["weight_decay"] == 0.1
+    assert config.training.max_norm == 1.0
+    assert config.lr_scheduler.decay_ratio is not None
+
+
+@pytest.mark.parametrize(
+    ("lr", "name"),
+    [(1e-2, "s1_sp_lr1e-02_seed4"), (3e-4, "s1_sp_lr3e-04_seed4"), (0.025, "s1_sp_lr0.025_seed4")],
+)
+def test_a_runs_default_folder_names_what_it_is(lr: float, name: str) -> None:
+    assert run_name("s1", "sp", lr, 4) == name
+    assert make_config("s1", "sp", lr=lr, seed=4).dump_folder == f"runs/{name}"
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        (["--help"], ["--scale", "--method", "--output-dir", "--alignment-table"]),
+        (["--scale", "debug", "--help-all"], ["--training.local-batch-size", "--maxp.c-ema"]),
+    ],
+)
+def test_help_lists_the_flags(
+    flags: list[str], expected: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as end:
+        parse(flags)
+    assert end.value.code == 0
+    printed = capsys.readouterr().out.replace("_", "-")
+    assert all(flag in printed for flag in expected)
+
+
+# Bad input: one line, exit status 2, nothing written
+
+
+def refused(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+    """The one line with which a command line is refused."""
+    capsys.readouterr()
+    assert run(arguments).code == 2
+    printed = capsys.readouterr().err
+    assert printed.startswith("error: ")
+    assert printed.endswith("\n")
+    assert printed.count("\n") == 1
+    return printed.removeprefix("error: ").strip()
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ("--method mup", "--method mup: unknown; choose one of maxP, mup-full"),
+        ("--scale s9", "--scale s9: unknown; choose one of debug, s1"),
+        ("--lr 0", "--lr 0.0: must be positive"),
+        ("--lr -1", "--lr -1.0: must be positive"),
+        ("--lr nan", "--lr nan: must be positive"),
+        ("--seed -1", "--seed -1: must not be negative"),
+        ("--steps 0", "--steps 0: must be at least 1"),
+        ("--training.steps 0", "--training.steps 0: must be at least 1"),
+        ("--training.local_batch_size 3", "--training.global_batch_size 4: must be a multiple of"),
+        ("--training.local_batch_size 0", "--training.local_batch_size 0: must be at least 1"),
+        ("--method maxP-frozen", "--method maxP-frozen needs --maxp.alignment-table FILE"),
+        ("--alignment-table t.json", "method mup-no takes no table; leave the flag out"),
+        ("--method maxP-frozen --alignment-table t.json", "t.json: no such file; make one with"),
+        ("--dataset wikitext", "--dataloader.dataset 'wikitext' is unknown: choose one of"),
+        ("--dataset local", "--dataset local needs --dataset-path, a file or folder of text"),
+        ("--dataset local --dataset-path no/such", "--dataset-path no/such: no such file or"),
+        ("--tokenizer no/such", "no/such: no tokenizer.json there; download LLaMA-3's"),
+        ("--scale s1", "assets/hf/Llama-3.1-8B: no tokenizer.json there; download LLaMA-3's"),
+        (
+            "--parallelism.pipeline_parallel_degree 2",
+            "--parallelism.pipeline_parallel_degree 2: not supported",
+        ),
+    ],
+)
+def test_bad_input_is_answered_by_one_line_that_names_the_flag(
+    flags: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert message in refused(tiny(tmp_path / "run", "mup-no", *flags.split()), capsys)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ("--module configs.llama3", "--config is required"),
+        ("--module configs.llama3 --config s1_sgd", "Config function 's1_sgd' not found"),
+        ("--module configs.mamba --config s1", "--module: Cannot import module 'configs.mamba'"),
+        ("--module llama3 --config llama3_debugmodel", "--module: gives no configuration of this"),
+    ],
+)
+def test_a_configuration_that_is_not_there_is_answered_by_one_line(
+    flags: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    line = refused([*flags.split(), "--dump_folder", str(tmp_path / "run")], capsys)
+    assert message in line
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("flags", [["--lr", "high"], ["--methd", "sp"], ["--maxp.method", "mup"]])
+def test_a_flag_that_cannot_be_read_ends_with_status_2_and_names_it(
+    flags: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as end:
+        run(tiny(tmp_path / "run", "mup-no", *flags))
+    assert end.value.code == 2
+    assert flags[0].removeprefix("--maxp.").strip("-") in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_missing_scale_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        parse(["--method", "sp"])
+    assert end.value.code == 2
+    assert "--scale" in capsys.readouterr().err
+
+
+def test_a_corrupt_tokenizer_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "tokenizer.json").write_text('{"model": 1')
+    line = refused(tiny(tmp_path / "run", "sp", "--tokenizer", str(tmp_path)), capsys)
+    assert f"{tmp_path}: tokenizer.json is corrupt" in line
+
+
+def test_a_corrupt_token_cache_is_told_with_the_remedy(
+    corpus_cache: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    shutil.copytree(corpus_cache, tmp_path / "cache")
+    (tokens,) = (tmp_path / "cache").glob("embedded-*/train/tokens*")
+    tokens.write_bytes(tokens.read_bytes()[:-2])
+    monkeypatch.setenv("MAXP_CACHE", str(tmp_path / "cache"))
+    line = refused(tiny(tmp_path / "run", "mup-no"), capsys)
+    assert re.search(r"embedded-\w+/train is truncated: delete it, it is rebuilt", line)
+
+
+# The folder
+
+
+def test_the_same_run_again_does_nothing(
+    mup_no_run: Run, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = contents(mup_no_run.folder)
+    again = run(tiny(mup_no_run.folder, "mup-no"))
+    assert (again.code, again.trainer) == (0, None)
+    assert contents(mup_no_run.folder) == before
+    said = f"{mup_no_run.folder}: completed at step {STEPS} already; nothing to do\n"
+    assert capsys.readouterr().out == said
+
+
+def test_another_configurations_folder_is_refused_and_left_alone(
+    mup_no_run: Run, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = contents(mup_no_run.folder)
+    line = refused(tiny(mup_no_run.folder, "mup-no", "--lr", "0.02"), capsys)
+    assert f"--output-dir {mup_no_run.folder} holds the run of another configuration" in line
+    assert "lr: 0.01 there, 0.02 here" in line
+    assert contents(mup_no_run.folder) == before
+
+
+def test_a_strangers_folder_is_refused_and_left_alone(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "thesis.tex").write_text("all my work")
+    line = refused(tiny(tmp_path, "mup-no"), capsys)
+    assert f"--output-dir {tmp_path} is not empty (thesis.tex, ...)" in line
+    assert contents(tmp_path) == {"thesis.tex": b"all my work"}
+
+
+def test_a_folder_that_another_process_is_training_in_is_refused_and_left_alone(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = tiny(tmp_path / "run", "mup-no")
+
+    def interrupt(trainer: Any) -> None:
+        if trainer.step == 2:
+            raise KeyboardInterrupt
+
+    run(arguments, before_step=interrupt)
+    with FileLock(tmp_path / "run" / ".lock"):
+        before = contents(tmp_path / "run")
+        line = refused(arguments, capsys)
+        assert f"--output-dir {tmp_path / 'run'}: another process is running this run" in line
+        assert contents(tmp_path / "run") == before
+
+
+def test_the_lock_of_a_run_is_free_after_it(mup_no_run: Run) -> None:
+    with FileLock(mup_no_run.folder / ".lock").acquire(timeout=0) as lock:
+        assert lock.is_locked
+
+
+# As a process
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("flags", "status"), [("--method mup", 2), ("--method mup-no", 0), ("--lr 1e6", 0)]
+)
+def test_the_process_ends_with_the_status(flags: str, status: int, tmp_path: Path) -> None:
+    arguments = tiny(tmp_path / "run", "sp", "--steps", "6", *flags.split())
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, "-m", "train", *arguments],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == status
+    assert "Traceback" not in done.stdout + done.stderr
+    if status:
+        assert done.stderr.splitlines()[-1].startswith("error: --method mup: unknown")

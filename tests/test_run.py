@@ -1,0 +1,247 @@
+"""What a run leaves in its folder, and how it goes on where it was stopped."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from harness import STEPS, Run, run, tiny
+from tensorboard.backend.event_processing import event_accumulator  # type: ignore[import-untyped]
+
+from train.run_folder import identity
+
+ROOT = Path(__file__).parents[1]
+WEIGHTED = "layers.0.feed_forward.w2"
+BILINEAR = "layers.0.attention.inner_attention"
+ALIGNMENTS = {"align_z0_dW", "align_dZ_w0", "align_dZ_dW"}
+
+
+def stop_at(step: int) -> Any:
+    """Interrupts a run before it makes its ``step``-th step."""
+
+    def stop(trainer: Any) -> None:
+        if trainer.step == step:
+            raise KeyboardInterrupt
+
+    return stop
+
+
+# What is in the folder
+
+
+def test_the_configuration_is_kept_with_versions_and_commit(maxp_run: Run) -> None:
+    content = json.loads((maxp_run.folder / "config.json").read_text())
+    config = content["config"]
+    coordinates = {name: config[name] for name in ("scale", "method", "lr", "seed", "steps")}
+    expected = {"scale": "debug", "method": "maxP", "lr": 0.01, "seed": 1, "steps": STEPS}
+    assert coordinates == expected
+    assert config["training"]["seq_len"] == 32
+    assert config["maxp"]["probe_tokens"] == 32
+    assert config["model_spec"]["model"]["dim"] == 128
+    assert content["versions"]["torch"] == torch.__version__
+    assert "git_commit" in content
+
+
+def test_the_status_says_completed_at_the_last_step(maxp_run: Run) -> None:
+    status = maxp_run.record.status
+    assert (status["state"], status["step"]) == ("completed", STEPS)
+
+
+def test_every_step_is_logged_with_loss_speed_and_memory(maxp_run: Run) -> None:
+    assert list(maxp_run.steps) == list(range(1, STEPS + 1))
+    for record in maxp_run.steps.values():
+        for name in ("loss", "grad_norm", "tokens_per_second", "step_seconds", "memory_gib"):
+            assert record[name] > 0
+    assert maxp_run.losses[0] == pytest.approx(math.log(4096), abs=0.2)
+    assert math.isfinite(maxp_run.validation_losses[STEPS])
+
+
+def test_the_logged_lr_is_the_one_the_optimizer_stepped_with(maxp_run: Run) -> None:
+    for record, used in zip(maxp_run.steps.values(), maxp_run.lrs, strict=True):
+        logged = {name: site["lr"] for name, site in record["sites"].items() if "lr" in site}
+        assert logged == used
+
+
+def test_the_logged_c_is_the_one_in_use_at_that_step(maxp_run: Run) -> None:
+    for record, used in zip(maxp_run.steps.values(), maxp_run.c, strict=True):
+        logged = {name: site["c"] for name, site in record["sites"].items() if "c" in site}
+        assert logged == used
+
+
+def test_alignments_are_logged_from_the_step_after_the_first_measurement(maxp_run: Run) -> None:
+    # Measured after step 4: update 4 is made with what was known before.
+    for step, record in maxp_run.steps.items():
+        for name in (WEIGHTED, BILINEAR, "lm_head"):
+            found = ALIGNMENTS & set(record["sites"].get(name, {}))
+            assert found == (ALIGNMENTS if step > 4 else set())
+        assert not ALIGNMENTS & set(record["sites"]["tok_embeddings"])
+
+
+def test_the_last_measurement_is_in_the_log(maxp_run: Run) -> None:
+    # Made after step 22, before the last two steps.
+    measured = maxp_run.trainer.parametrization.measured[WEIGHTED]
+    site = maxp_run.steps[STEPS]["sites"][WEIGHTED]
+    assert [site[name] for name in ("align_z0_dW", "align_dZ_w0", "align_dZ_dW")] == list(measured)
+
+
+def test_tensorboard_holds_the_same_values(maxp_run: Run) -> None:
+    (events,) = (maxp_run.folder / "tb").rglob("events*")
+    reader = event_accumulator.EventAccumulator(str(events.parent), size_guidance={"scalars": 0})
+    reader.Reload()
+    record = maxp_run.steps[STEPS]
+    for name, site in record["sites"].items():
+        for label, value in site.items():
+            scalars = {e.step: e.value for e in reader.Scalars(f"sites/{name}/{label}")}
+            assert scalars[STEPS] == pytest.approx(value, rel=1e-6)
+    losses = [e.value for e in reader.Scalars("loss_metrics/global_avg_loss")]
+    assert losses == pytest.approx(maxp_run.losses, rel=1e-6)
+
+
+# Stopped and started again
+
+
+def test_a_run_stopped_without_a_checkpoint_starts_over_and_keeps_the_old_metrics(
+    mup_no_run: Run, tmp_path: Path
+) -> None:
+    arguments = tiny(tmp_path / "run", "mup-no")
+    stopped = run(arguments, before_step=stop_at(6))
+    assert (stopped.code, stopped.record.status["state"]) == (130, "failed")
+    assert run(arguments).losses == mup_no_run.losses
+    old = (tmp_path / "run" / "metrics-1.jsonl").read_text().splitlines()
+    assert [json.loads(line)["loss"] for line in old] == mup_no_run.losses[:5]
+
+
+def test_a_checkpoint_that_was_not_written_to_its_end_is_none(
+    mup_no_run: Run, tmp_path: Path
+) -> None:
+    arguments = tiny(tmp_path / "run", "mup-no", "--checkpoint.enable")
+    run(arguments, before_step=stop_at(4))
+    (tmp_path / "run" / "checkpoint" / "step-3").mkdir(parents=True)
+    again = run(arguments)
+    assert list(again.steps) == list(range(1, STEPS + 1))
+    assert len(again.losses) == len(again.record.metrics) - 1  # and one validation: none is twice
+    assert again.losses == mup_no_run.losses
+    assert (tmp_path / "run" / "metrics-1.jsonl").exists()
+
+
+# All state that resuming must bring back: running averages, the last measurement, W0 and z0.
+STATEFUL = (
+    *("--maxp.alignment_ema", "0.5", "--maxp.c_ema", "0.5"),
+    *("--maxp.independent_weight_decay", "0.001"),
+)
+CHECKPOINTS = ("--checkpoint.enable", "--checkpoint.interval", "8")
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(corpus_cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    return run(tiny(tmp_path_factory.mktemp("run") / "whole", "maxP", *STATEFUL))
+
+
+@pytest.fixture(scope="module")
+def resumed(corpus_cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """Stopped at step 12, after the checkpoint of step 8 and the measurement of step 10."""
+    arguments = tiny(tmp_path_factory.mktemp("run") / "in-two", "maxP", *STATEFUL, *CHECKPOINTS)
+    run(arguments, before_step=stop_at(12))
+    return run(arguments)
+
+
+def test_a_resumed_run_goes_on_from_its_checkpoint(resumed: Run) -> None:
+    assert resumed.code == 0
+    assert len(resumed.lrs) == STEPS - 8
+
+
+def test_a_resumed_run_repeats_the_uninterrupted_one_bit_for_bit(
+    uninterrupted: Run, resumed: Run
+) -> None:
+    assert resumed.losses == uninterrupted.losses
+    assert resumed.validation_losses == uninterrupted.validation_losses
+    assert resumed.lrs == uninterrupted.lrs[8:]
+    assert resumed.decays == uninterrupted.decays[8:]
+    assert resumed.c == uninterrupted.c[8:]
+    assert all(map(torch.equal, resumed.batches, uninterrupted.batches[8:]))
+
+
+def test_the_metrics_of_a_resumed_run_hold_every_step_once_with_equal_sites(
+    uninterrupted: Run, resumed: Run
+) -> None:
+    steps = [record["step"] for record in resumed.record.metrics if "loss" in record]
+    assert steps == list(range(1, STEPS + 1))
+    for step in steps:
+        assert resumed.steps[step]["sites"] == uninterrupted.steps[step]["sites"]
+
+
+def test_an_average_of_c_goes_half_of_the_way_to_what_was_solved(uninterrupted: Run) -> None:
+    target = uninterrupted.trainer.parametrization.targets[WEIGHTED]  # of step 22, the last solve
+    before, after = uninterrupted.c[21][WEIGHTED], uninterrupted.c[22][WEIGHTED]
+    assert before != target
+    assert after == pytest.approx((before + target) / 2, rel=1e-12)
+
+
+# A real process, really killed
+
+
+def start(arguments: list[str], cache: Path) -> subprocess.Popen[bytes]:
+    environment = {**os.environ, "MAXP_CACHE": str(cache), "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(
+        [sys.executable, "-m", "train", *arguments],
+        cwd=ROOT,
+        env=environment,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+
+
+def kill_when(process: subprocess.Popen[bytes], folder: Path, step: int) -> None:
+    """SIGKILL once the metrics of ``step`` are on disk."""
+    metrics = folder / "metrics.jsonl"
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:
+        assert process.poll() is None, "the run ended before it could be killed"
+        if metrics.exists() and f'"step": {step},' in metrics.read_text():
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+            return
+        time.sleep(0.01)
+    process.kill()
+    pytest.fail(f"step {step} was not reached in time")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("checkpoints", [(), CHECKPOINTS])
+def test_a_killed_process_is_followed_by_one_that_ends_the_same(
+    corpus_cache: Path, tmp_path: Path, checkpoints: tuple[str, ...]
+) -> None:
+    arguments = tiny(tmp_path / "killed", "maxP", *STATEFUL, *checkpoints)
+    kill_when(start(arguments, corpus_cache), tmp_path / "killed", step=12)
+    assert json.loads((tmp_path / "killed" / "status.json").read_text())["state"] == "running"
+    assert start(arguments, corpus_cache).wait(120) == 0
+    whole = tiny(tmp_path / "whole", "maxP", *STATEFUL, *checkpoints)
+    assert start(whole, corpus_cache).wait(120) == 0
+    after, expected = Run(tmp_path / "killed"), Run(tmp_path / "whole")
+    assert after.losses == expected.losses
+    assert after.validation_losses == expected.validation_losses
+    assert [r["sites"] for r in after.steps.values()] == [
+        r["sites"] for r in expected.steps.values()
+    ]
+    assert (tmp_path / "killed" / "metrics-1.jsonl").exists() == (not checkpoints)
+
+
+@pytest.mark.slow
+def test_two_processes_have_one_identity_for_one_command(
+    corpus_cache: Path, tmp_path: Path
+) -> None:
+    found = []
+    for name in ("first", "second"):
+        arguments = tiny(tmp_path / name, "mup-no", "--steps", "1")
+        assert start(arguments, corpus_cache).wait(120) == 0
+        found.append(json.loads((tmp_path / name / "config.json").read_text()))
+    assert found[0]["identity"] == found[1]["identity"] == identity(found[1]["config"])

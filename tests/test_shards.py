@@ -1,0 +1,60 @@
+"""Measuring over shards: four processes give what one gives, however the weights are placed."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from test_alignment import IN, random_site
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import Replicate, Shard, distribute_tensor
+
+from maxp import compute_alignment
+from maxp.alignment import SiteState, measure
+
+PLACEMENTS: list[list[Any]] = [
+    [Shard(0), Replicate()],
+    [Replicate(), Shard(0)],
+    [Replicate(), Shard(1)],
+    [Shard(0), Shard(1)],
+    [Shard(1), Shard(0)],
+    [Shard(0), Shard(0)],
+    [Shard(1), Shard(1)],
+    [Replicate(), Replicate()],
+]
+
+
+def _compare(rank: int, store: str) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=4)
+    two, one = init_device_mesh("cpu", (2, 2)), init_device_mesh("cpu", (4,))
+    states, expected = [], []
+
+    def add(out: int, mesh: Any, placements: list[Any]) -> None:
+        z0, w0, z, w = random_site(out)
+        w0, w = w0[:out], w[:out]
+        sharded, initial = (distribute_tensor(t, mesh, placements) for t in (w, w0))
+        mine = initial.to_local()
+        states.append(SiteState(z0, z, sharded, lambda start, stop: mine[start:stop], IN))
+        expected.append(compute_alignment(z0, w0, z, w, IN))
+        for first in (w0, initial):
+            assert compute_alignment(z0, first, z, sharded, IN) == pytest.approx(expected[-1])
+
+    for out in (24, 11):  # 11 rows do not divide among the ranks
+        for placements in PLACEMENTS:
+            add(out, two, placements)
+        add(out, one, [Shard(0)])
+    z0, w0, z, w = random_site(0)
+    states.append(SiteState(z0, z, w, lambda start, stop: w0[start:stop], IN))
+    expected.append(compute_alignment(z0, w0, z, w, IN))
+    # All in one call: two meshes and a plain weight.
+    for found, value in zip(measure(states), expected, strict=True):
+        assert found == pytest.approx(value, abs=1e-12)
+    dist.destroy_process_group()
+
+
+@pytest.mark.slow
+def test_shards_give_what_whole_weights_give(tmp_path: Path) -> None:
+    mp.spawn(_compare, (str(tmp_path / "store"),), nprocs=4)

@@ -1,0 +1,274 @@
+"""Tracing: the sources of every site against sets derived by hand, on the CPU and on meta."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from models import FEATURES, MLP, linear
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+from maxp import Graph, ParametrizedModule, trace
+
+Sources = dict[str, list[set[str]]]
+DEVICES = ["cpu", "meta"]
+
+
+def sources(graph: Graph) -> Sources:
+    """For each site the sources of each of its operands."""
+    return {s.name: [set(graph.sources(o)) for o in s.operands] for s in graph.sites}
+
+
+class Wired(nn.Module):
+    """Hidden sites a to d of width 8, wired by a function of (model, x)."""
+
+    def __init__(self, forward: Callable[[Any, torch.Tensor], Any]) -> None:
+        super().__init__()
+        self.a, self.b, self.c, self.d = (linear(8, 8) for _ in range(4))
+        self.forward = forward.__get__(self)
+
+
+def wired(forward: Callable[[Any, torch.Tensor], Any], device: str = "cpu") -> Sources:
+    with torch.device(device):
+        return sources(trace(Wired(forward), torch.randn(2, 3, 8)))
+
+
+# Single operations. Each returns what it computes, so that every site is used.
+
+
+def in_place_sum(m: Any, x: torch.Tensor) -> torch.Tensor:
+    h = m.a(x)
+    h += m.b(x)
+    return m.d(m.c(h))
+
+
+def out_of_place_sum(m: Any, x: torch.Tensor) -> torch.Tensor:
+    return m.d(m.c(m.a(x) + m.b(x)))
+
+
+def sum_written_into_out(m: Any, x: torch.Tensor) -> torch.Tensor:
+    out = torch.empty_like(x)
+    torch.add(m.a(x), m.b(x), out=out)
+    return m.d(m.c(out))
+
+
+def product(m: Any, x: torch.Tensor) -> torch.Tensor:
+    return m.d(m.c(torch.sigmoid(m.a(x)) * m.b(x)))
+
+
+class Product(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+        return a * b
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> Any:
+        raise NotImplementedError
+
+
+def custom_autograd_function(m: Any, x: torch.Tensor) -> torch.Tensor:
+    return m.d(m.c(Product.apply(m.a(x), m.b(x))))
+
+
+def pieces_of_a_buffer(m: Any, x: torch.Tensor) -> torch.Tensor:
+    buffer = x.new_empty(2, 6, 8)
+    buffer[:, :3] = m.a(x)
+    buffer[:, 3:].copy_(m.b(x))
+    return m.d(m.c(buffer))
+
+
+def concatenation(m: Any, x: torch.Tensor) -> torch.Tensor:
+    return m.d(m.c(torch.cat([m.a(x), m.b(x)], 1)))
+
+
+def scatter(m: Any, x: torch.Tensor) -> torch.Tensor:
+    h = m.a(x)
+    h[:, torch.tensor([0, 2], device=x.device)] = m.b(x)[:, :2]
+    return m.d(m.c(h))
+
+
+def foreach(m: Any, x: torch.Tensor) -> torch.Tensor:
+    h = [m.a(x)]
+    torch._foreach_add_(h, [m.b(x)])
+    return m.d(m.c(h[0]))
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize(
+    "forward",
+    [
+        in_place_sum,
+        out_of_place_sum,
+        sum_written_into_out,
+        product,
+        custom_autograd_function,
+        pieces_of_a_buffer,
+        concatenation,
+        scatter,
+        foreach,
+    ],
+)
+def test_what_mixes_two_values_has_both_sources(forward: Any, device: str) -> None:
+    assert wired(forward, device) == {"a": [set()], "b": [set()], "c": [{"a", "b"}], "d": [{"c"}]}
+
+
+def views(m: Any, x: torch.Tensor) -> torch.Tensor:
+    return m.d(m.c(m.b(m.a(x).transpose(0, 1)[1:].flip(0).reshape(2, 2, 8)[..., None, :])))
+
+
+def view_whose_base_is_gone(m: Any, x: torch.Tensor) -> torch.Tensor:
+    h = m.a(x).transpose(0, 1)
+    h = m.b(h.transpose(0, 1)).view(-1, 8)
+    return m.d(m.c(h.unsqueeze(0)))
+
+
+def write_through_a_view(m: Any, x: torch.Tensor) -> torch.Tensor:
+    base = torch.zeros_like(x)
+    base.view(-1)[:24] += m.a(x).flatten()[:24]
+    return m.d(m.c(m.b(base)))
+
+
+def complex_rotation(m: Any, x: torch.Tensor) -> torch.Tensor:
+    h = torch.view_as_complex(m.a(x).unflatten(-1, (-1, 2)))
+    turned = torch.view_as_real(h * torch.ones_like(h)).flatten(-2)
+    return m.d(m.c(m.b(turned)))
+
+
+def checkpointed(m: Any, x: torch.Tensor) -> torch.Tensor:
+    return m.d(checkpoint(lambda z: m.c(m.b(z)), m.a(x), use_reentrant=False))
+
+
+def buffer_filled_twice(m: Any, x: torch.Tensor) -> torch.Tensor:
+    buffer = torch.empty_like(x)
+    for site in (m.a, m.b, m.c):
+        buffer.copy_(site(buffer if site is not m.a else x))
+    return m.d(buffer)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize(
+    "forward",
+    [
+        views,
+        view_whose_base_is_gone,
+        write_through_a_view,
+        complex_rotation,
+        checkpointed,
+        buffer_filled_twice,
+    ],
+)
+def test_what_passes_one_value_on_keeps_its_source(forward: Any, device: str) -> None:
+    assert wired(forward, device) == {"a": [set()], "b": [{"a"}], "c": [{"b"}], "d": [{"c"}]}
+
+
+def test_data_that_joins_a_value_is_no_source() -> None:
+    found = wired(lambda m, x: m.d(m.c(m.b(m.a(x) + x) * x)))
+    assert found == {"a": [set()], "b": [{"a"}], "c": [{"b"}], "d": [{"c"}]}
+
+
+def test_a_site_deep_in_the_model_may_be_fed_by_data() -> None:
+    found = wired(lambda m, x: m.d(m.a(x) + m.b(m.c(x)) + x))
+    assert found["b"] == [{"c"}]
+    assert found["c"] == [set()]
+    assert found["d"] == [{"a", "b"}]
+
+
+def test_a_value_that_is_overwritten_is_no_source() -> None:
+    found = wired(lambda m, x: m.d(m.c(m.b(m.a(x).zero_()))))
+    assert found["b"] == [set()]
+
+
+def test_a_value_that_is_overwritten_in_part_still_is_a_source() -> None:
+    def forward(m: Any, x: torch.Tensor) -> torch.Tensor:
+        h = m.a(x)
+        h[:, 0].copy_(m.b(x)[:, 0])
+        return m.d(m.c(h))
+
+    assert wired(forward)["c"] == [{"a", "b"}]
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_values_given_to_an_attention_in_one_call_join_its_result(device: str) -> None:
+    class Attention(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.q, self.k, self.v, self.o = (linear(8, 8) for _ in range(4))
+            self.mix = ParametrizedModule(
+                lambda q, k, v: F.scaled_dot_product_attention(q, k, v, scale=1.0), 8, a=0.0
+            )
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.o(self.mix(self.q(x), self.k(x), v=self.v(x)))
+
+    with torch.device(device):
+        found = sources(trace(Attention(), torch.randn(2, 3, 8)))
+    assert found["mix"] == [{"q"}, {"k"}]
+    assert found["o"] == [{"mix", "v"}]
+
+
+# How the model is called, and what is left of it
+
+
+@pytest.mark.parametrize(
+    "sample",
+    [
+        (torch.randn(2, 8), torch.randn(2, 8)),
+        [torch.randn(2, 8), torch.randn(2, 8)],
+        {"y": torch.randn(2, 8), "x": torch.randn(2, 8)},
+    ],
+    ids=["tuple", "list", "dict"],
+)
+def test_a_sample_may_hold_several_arguments(sample: Any) -> None:
+    class Two(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = linear(8, 8), linear(8, 8)
+
+        def forward(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+            return self.b(self.a(x) + y)
+
+    assert sources(trace(Two(), sample)) == {"a": [set()], "b": [{"a"}]}
+
+
+def test_a_sample_on_the_cpu_does_for_a_model_on_meta() -> None:
+    with torch.device("meta"):
+        model = nn.Sequential(linear(8, 8), nn.LayerNorm(8), linear(8, 8))
+    assert sources(trace(model, torch.randn(2, 8)))["2"] == [{"0"}]
+
+
+def test_every_module_keeps_its_mode_its_hooks_and_its_gradients() -> None:
+    model = nn.Sequential(linear(8, 8), nn.Dropout(), nn.BatchNorm1d(8), linear(8, 8))
+    model.train()
+    model[2].eval()  # a layer that the user has frozen
+    modes = [m.training for m in model.modules()]
+    state = {name: value.clone() for name, value in model.state_dict().items()}
+    trace(model, torch.randn(4, 8))
+    assert [m.training for m in model.modules()] == modes
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
+    assert all(p.grad is None for p in model.parameters())
+    assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
+
+
+def test_modes_and_hooks_are_restored_after_a_forward_pass_that_fails() -> None:
+    model = MLP()
+    with pytest.raises(RuntimeError):
+        trace(model, torch.randn(4, FEATURES + 1))
+    assert model.training
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
+
+
+def test_a_site_that_is_not_reached_is_refused_by_name() -> None:
+    with pytest.raises(ValueError, match="does not reach b, d;"):
+        wired(lambda m, x: m.c(m.a(x)))
+
+
+def test_a_site_that_is_used_twice_is_refused_by_name() -> None:
+    with pytest.raises(ValueError, match="a is used twice"):
+        wired(lambda m, x: m.a(m.a(x)))
+
+
+def test_a_model_without_sites_is_refused() -> None:
+    with pytest.raises(ValueError, match="no site found"):
+        trace(nn.Linear(2, 2), torch.zeros(1, 2))
