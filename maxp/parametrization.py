@@ -7,7 +7,6 @@ al. 2024 (arXiv 2407.05872).
 
 import logging
 import math
-import weakref
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -15,10 +14,10 @@ from typing import Any
 import torch
 from torch import nn
 from torch.optim import Optimizer
-from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from maxp.alignment import Measured
 from maxp.dag import Graph, SiteNode, chain
+from maxp.groups import REST, ParamGroups
 from maxp.measurement import Measurement
 from maxp.module import Site, find_sites
 from maxp.overrides import AB, ab_by_key, check_used, resolve, resolve_ab
@@ -42,17 +41,14 @@ logger = logging.getLogger(__name__)
 # Both presets of a site without a weight: with a = 1/2 it then asks nothing beyond r >= 0.
 _BILINEAR = Alignment(0.5, 0.5, 0.5)
 
-# The name of the last param group, of all that is not a site.
-REST = "rest"
-
 
 class Parametrization:
     """Initialises a model's sites and holds their exponents and learning rates.
 
     At construction: find the sites, draw their weights, set their multipliers, solve the program,
     and build ``param_groups``: one a site with its ``lr`` and ``name``; one for the bias of a site
-    whose multiplier is not 1 (with the c at which a bias moves the output by a constant); and last,
-    at ``lr_prefactor``, one for all that is not a site.
+    whose multiplier is not 1, and with SGD of any site (with the c at which a bias moves the output
+    by a constant); and last, at ``lr_prefactor``, one for all that is not a site.
 
     Args:
         model: holds `ParametrizedModule` or other `Site` modules; may be on the meta device, or
@@ -174,9 +170,8 @@ class Parametrization:
             sample_size=sample_size,
             from_training=use_training_activations,
         )
-        self._optimizer: weakref.ref[Optimizer] | None = None
-        self._finder: Any = None
-        self.param_groups = self._build_param_groups()
+        self._groups = ParamGroups(model, self.weights, self._biases())
+        self.apply()
 
     def _resolve_exponents(
         self,
@@ -207,6 +202,16 @@ class Parametrization:
             if bias is not None:
                 bias.zero_()
 
+    def _biases(self) -> dict[str, nn.Parameter]:
+        """The biases whose c is not 0: with Adam those behind a multiplier, with SGD all."""
+        found = {name: _bias(self.sites[name]) for name in self.weights}
+        return {
+            name: bias
+            for name, bias in found.items()
+            if isinstance(bias, nn.Parameter)
+            and (self._exponents[name].a != 0 or self._optimizer_type == "sgd")
+        }
+
     def _make_graph(self, sample_input: Any) -> Graph:
         if sample_input is None:
             return chain((n, s.layer_type, s.weight is not None) for n, s in self.sites.items())
@@ -217,21 +222,6 @@ class Parametrization:
             different = ", ".join(sorted(names ^ set(self.sites))[:8])
             raise ValueError(f"the graph's sites are not the model's: {different}")
         return sample_input
-
-    def _build_param_groups(self) -> list[dict[str, Any]]:
-        groups: list[dict[str, Any]] = [
-            {"params": [weight], "name": name} for name, weight in self.weights.items()
-        ]
-        for name in self.weights:
-            bias = _bias(self.sites[name])
-            if isinstance(bias, nn.Parameter) and self._exponents[name].a != 0:
-                groups.append({"params": [bias], "name": f"{name}.bias"})
-        grouped = {id(parameter) for group in groups for parameter in group["params"]}
-        rest = [p for p in self.model.parameters() if id(p) not in grouped]
-        if rest:
-            groups.append({"params": rest, "name": REST})
-        lrs = self.lrs()
-        return [{**group, "lr": lrs[group["name"]]} for group in groups]
 
     # Learning rates
 
@@ -262,8 +252,12 @@ class Parametrization:
             raise ValueError(f"lr_prefactor must be finite and not negative, got {value}")
         self._lr_prefactor = value
         self.apply()
-        if self._live_optimizer() is None:
-            self._apply_when_it_steps()
+        self._groups.reach_the_next_optimizer()
+
+    @property
+    def param_groups(self) -> list[dict[str, Any]]:
+        """What to build the optimizer on."""
+        return self._groups.groups
 
     def apply(self, optimizer: Optimizer | None = None) -> None:
         """Write the lr into ``param_groups`` and into an optimizer's groups of the same names.
@@ -274,42 +268,7 @@ class Parametrization:
         Raises:
             ValueError: the optimizer has none of the groups.
         """
-        lrs = self.lrs()
-        if optimizer is not None:
-            if not any(group.get("name") in lrs for group in optimizer.param_groups):
-                raise ValueError(
-                    "the optimizer has no group of this model's sites; build it on .param_groups"
-                )
-            self._optimizer = weakref.ref(optimizer)
-        live = self._live_optimizer()
-        for group in (*self.param_groups, *(live.param_groups if live is not None else ())):
-            if group.get("name") in lrs:
-                group["lr"] = lrs[group["name"]]
-
-    def _live_optimizer(self) -> Optimizer | None:
-        return self._optimizer() if self._optimizer is not None else None
-
-    def _apply_when_it_steps(self) -> None:
-        """Find the optimizer when it steps next, and write the lr then.
-
-        Before the first `step` it is known only by its groups, which are ours until it loads a
-        state: that replaces them, and what is written into ours no longer reaches it.
-        """
-        if self._finder is not None:
-            return
-        me = weakref.ref(self)
-
-        def before_step(optimizer: Optimizer, *_: Any) -> None:
-            this = me()
-            if this is not None and this._live_optimizer() is None and this._owns(optimizer):
-                this.apply(optimizer)
-
-        self._finder = register_optimizer_step_pre_hook(before_step)
-        weakref.finalize(self, self._finder.remove)
-
-    def _owns(self, optimizer: Optimizer) -> bool:
-        mine = {id(p) for group in self.param_groups for p in group["params"]}
-        return any(id(p) in mine for group in optimizer.param_groups for p in group["params"])
+        self._groups.set_lrs(self.lrs(), optimizer)
 
     # Measuring and solving
 

@@ -32,11 +32,14 @@ def main() -> int:
     try:
         config = parse()
         folder = RunFolder(config.dump_folder)
-        hold = _take(folder, config) if _is_first() else contextlib.nullcontext()
+        # On every rank: one that went on alone would wait for the others, or write where the first
+        # has not looked yet.
+        folder.claim(record(config))
+        hold = _lock(folder) if _is_first() else contextlib.nullcontext()
     except (ValueError, RunFolderError) as error:
         return _refuse(error)
     with hold:
-        if _is_finished(folder):  # every rank asks: one that went on would wait for the others
+        if load_run(folder.path, metrics=False).status.get("state") in FINISHED:
             if _is_first():
                 print(f"{folder.path}: {folder.describe()} already; nothing to do")
             return 0
@@ -45,13 +48,12 @@ def main() -> int:
         return _run(config, folder)
 
 
-def _take(folder: RunFolder, config: MaxPTrainer.Config) -> AbstractContextManager[Any]:
-    """Claim the folder, and hold it against any other process on it for as long as this one lives.
+def _lock(folder: RunFolder) -> AbstractContextManager[Any]:
+    """Keep any other process out of a claimed folder for as long as this one lives.
 
     Raises:
-        RunFolderError: the folder cannot be used, or another process holds it.
+        RunFolderError: another process is in it.
     """
-    folder.claim(record(config))
     try:
         return FileLock(folder.path / ".lock").acquire(timeout=0)
     except Timeout:
@@ -62,13 +64,6 @@ def _take(folder: RunFolder, config: MaxPTrainer.Config) -> AbstractContextManag
     except (OSError, NotImplementedError) as error:
         logger.warning("%s cannot be locked against a second start (%s)", folder.path, error)
         return contextlib.nullcontext()
-
-
-def _is_finished(folder: RunFolder) -> bool:
-    try:
-        return load_run(folder.path, metrics=False).status.get("state") in FINISHED
-    except RunFolderError:
-        return False  # the first rank is about to make it
 
 
 def _run(config: MaxPTrainer.Config, folder: RunFolder) -> int:

@@ -62,9 +62,18 @@ def _mean(values: list[float]) -> float:
 
 
 def write_table(path: Path, table: Table, source: Mapping[str, Any]) -> None:
-    """Write the table whole, with the run that it is from."""
+    """Write the table whole, with the run that it is from.
+
+    Raises:
+        ValueError: it cannot be written there.
+    """
     text = json.dumps({"source": dict(source), "order": ALIGNMENTS, "alignment": table}, indent=2)
-    write_whole(path, text + "\n")
+    try:
+        write_whole(path, text + "\n")
+    except OSError as error:
+        raise ValueError(
+            f"--to {path}: cannot be written ({error.strerror}); name a file in a folder that can"
+        ) from error
 
 
 def read_table(path: str) -> Table:
@@ -81,6 +90,8 @@ def read_table(path: str) -> Table:
         raise ValueError(f"--maxp.alignment-table {path}: no such file; {remedy}") from None
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"--maxp.alignment-table {path}: no table ({error}); {remedy}") from None
+    if not table:
+        raise ValueError(f"--maxp.alignment-table {path}: holds no alignment; {remedy}")
     for name, values in table.items():
         if len(values) != len(ALIGNMENTS) or not all(map(math.isfinite, values)):
             raise ValueError(f"--maxp.alignment-table {path}: {name} needs three numbers; {remedy}")

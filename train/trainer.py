@@ -10,7 +10,7 @@ from torchtitan.tools.logging import logger
 from torchtitan.trainer import Trainer
 
 from maxp import Graph
-from maxp.parametrization import REST
+from maxp.groups import REST
 from train import cpu, torch_compat
 from train.alignment_table import ALIGNMENTS, Table, kind, read_table
 from train.checks import check
@@ -92,6 +92,12 @@ class MaxPTrainer(Trainer):
             measure_bilinear=settings.measure_bilinear,
             seed=self.config.debug.seed,
         )
+        missing = self.parametrization.measured.keys() & self.parametrization.weights.keys()
+        if method.needs_table and missing:
+            raise ValueError(
+                f"--maxp.alignment-table {settings.alignment_table}: no alignment for "
+                f"{', '.join(sorted(missing)[:4])}; export a table from a run of this model"
+            )
         self.groups = SiteGroups(
             optimizers,
             self.parametrization.weights,
