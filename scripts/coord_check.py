@@ -198,7 +198,8 @@ def _report(
     rows = list(stats) if options.all_sites else worst_by_kind(stats)
     affected = [name for name in rows if stats[name].affected]
     batch = f"{options.sequences} x {options.seq_len} tokens"
-    title = f"{options.method}, lr {options.lr:g}, {options.steps} steps on {batch}"
+    updates = f"{options.steps} step{'s' * (options.steps > 1)}"
+    title = f"{options.method}, lr {options.lr:g}, {updates} on {batch}"
     print_axis(title, rows, affected, stats, widths)
     size = options.sequences * options.seq_len
     for note in footnotes(stats, head, size, every=options.all_sites):

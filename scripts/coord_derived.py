@@ -20,6 +20,8 @@ from maxp.overrides import AB
 
 # A change above this part of what it changes is not small: it is no longer linear in the lr.
 _LARGE = 0.5
+# Fewer seeds than this leave a standard error that may be far too small.
+_FEW = 4
 
 
 def derived_slopes(
@@ -124,8 +126,14 @@ def footnotes(
     wrong = sum(s.affected for s in stats.values())
     if not every:
         yield (
-            "each row is the layer of its kind that is furthest from what is wanted; of all "
-            f"{len(stats)} sites {wrong} are not right (--all-sites shows every one)"
+            "each row is the layer of its kind that is furthest from what is wanted; not right are "
+            f"{wrong} of all {len(stats)} sites (--all-sites shows every one)"
+        )
+    seeds = min(len(s.init_rms) for s in stats.values())
+    if wrong and seeds < _FEW:
+        yield (
+            f"standard errors from {seeds} seeds are themselves uncertain, so some sites may be "
+            "called wrong by chance; more --seeds"
         )
     off = {name: s for name, s in stats.items() if not s.change.near(s.change.derived)}
     if off.pop("lm_head", None):
@@ -136,7 +144,7 @@ def footnotes(
             f"plus that of its input through its initial weights, {read:+.3f} +- {read_error:.3f}; "
             f"the second is {head.ratio(first):.1f} times the first at width {first}, "
             f"{head.ratio(last):.1f} times at {last}. The sum has the slope of the larger part; at "
-            "large widths that is the steeper one, whose slope is the derived one"
+            "large widths the steeper one is the larger"
         )
     ratios = {
         name: float((s.change_rms / s.init_rms).mean(0).max())
