@@ -13,18 +13,45 @@ Row = list[tuple[pulp.LpVariable, float]]
 
 
 class HiGHS(pulp.HiGHS):
-    """HiGHS in process, silent and on one thread, given a problem's rows and columns at once."""
+    """HiGHS in process, silent and on one thread; a problem goes in, and its values out, at once.
+
+    PuLP's own class adds one row and one column at a time and collects duals, which costs more than
+    solving does.
+    """
 
     def __init__(self, **options: Any) -> None:
-        super().__init__(msg=False, threads=1, **options)
+        # Presolving costs more than it saves on a program of this size.
+        super().__init__(msg=False, threads=1, **{"presolve": "off", **options})
 
-    def buildSolverModel(self, lp: pulp.LpProblem) -> None:
-        """As PuLP's own, which adds one row and one column at a time."""
+    def actualSolve(self, lp: pulp.LpProblem) -> int:
         import highspy
-        import numpy as np
 
-        infinity = highspy.kHighsInf
-        model, variables = lp.solverModel, lp.variables()
+        variables = lp.variables()
+        self.createAndConfigureSolver(lp)
+        self._load(lp, variables)
+        self.callSolver(lp)
+        known = highspy.HighsModelStatus
+        status, solution = {
+            known.kOptimal: (pulp.LpStatusOptimal, pulp.LpSolutionOptimal),
+            known.kInfeasible: (pulp.LpStatusInfeasible, pulp.LpSolutionInfeasible),
+            known.kUnboundedOrInfeasible: (pulp.LpStatusInfeasible, pulp.LpSolutionInfeasible),
+            known.kUnbounded: (pulp.LpStatusUnbounded, pulp.LpSolutionUnbounded),
+        }.get(
+            lp.solverModel.getModelStatus(),
+            (pulp.LpStatusNotSolved, pulp.LpSolutionNoSolutionFound),
+        )
+        if status == pulp.LpStatusOptimal:
+            values = lp.solverModel.getSolution().col_value
+            for variable, value in zip(variables, values, strict=True):
+                variable.varValue = value
+        lp.assignStatus(status, solution)
+        return int(status)
+
+    def _load(self, lp: pulp.LpProblem, variables: list[pulp.LpVariable]) -> None:
+        import highspy
+        import numpy as np  # highspy's own requirement
+
+        model, infinity = lp.solverModel, highspy.kHighsInf
         for index, variable in enumerate(variables):
             variable.index = index
         low = [-infinity if v.lowBound is None else v.lowBound for v in variables]
@@ -241,7 +268,7 @@ class Model:
         with that choice, since binary variables are whole to six digits only.
         """
         picks = self._make_exact()
-        if self._run(HiGHS(gapRel=0.0, gapAbs=0.0)) is None:
+        if self._run(HiGHS(gapRel=0.0, gapAbs=0.0, presolve="choose")) is None:
             return None
         for pick in picks:
             pick.lowBound = pick.upBound = round(pick.varValue)
