@@ -113,11 +113,13 @@ class Model:
         self._two_stages = _needs_two_stages(graph, exponents, optimizer_type)
         order = {name: i for i, name in enumerate(graph.nodes)}
         self.r = {
-            name: pulp.LpVariable(f"r{i}", 0.0, 0.0 if name in pinned else None)
+            name: self.problem.add_variable(f"r{i}", 0.0, 0.0 if name in pinned else None)
             for name, i in order.items()
         }
-        self.c = {n: pulp.LpVariable(f"c{order[n]}", c, c) for n, c in self._given.items()}
-        self.g = pulp.LpVariable("g") if optimizer_type == "sgd" else None
+        self.c = {
+            n: self.problem.add_variable(f"c{order[n]}", c, c) for n, c in self._given.items()
+        }
+        self.g = self.problem.add_variable("g") if optimizer_type == "sgd" else None
         self._labels: list[str] = []
         for label, left, right in self._term_rows(exponents):
             self._labels.append(label)
@@ -181,7 +183,7 @@ class Model:
                     and len(set(site.operands)) > 1
                 ):
                     q, k = (self.r[operand] for operand in site.operands if operand is not None)
-                    apart = pulp.LpVariable(f"d{i}", 0.0)
+                    apart = self.problem.add_variable(f"d{i}", 0.0)
                     ties.append((apart, 0.25))
                     self._add([(q, 1.0), (k, -1.0), (apart, -1.0)], 0.0)
                     self._add([(k, 1.0), (q, -1.0), (apart, -1.0)], 0.0)
@@ -252,8 +254,8 @@ class Model:
         """By how much which terms must be broken, at the least, to have a solution at all."""
         slacks = []
         for i, row in enumerate(list(self.problem.constraints.values())[: len(self._labels)]):
-            slack = pulp.LpVariable(f"s{i}", 0.0)
-            self.problem.addVariable(slack)
+            slack = self.problem.add_variable(f"s{i}", 0.0)
+
             row.expr.addterm(slack, -1.0)
             slacks.append(slack)
         self.problem.setObjective(pulp.LpAffineExpression([(slack, 1.0) for slack in slacks]))
@@ -291,7 +293,8 @@ class Model:
         for variable in exact:
             bounds = [row for row in rows if row.get(variable, 0.0) > 0]
             chosen = [
-                pulp.LpVariable(f"z{len(picks) + j}", cat="Binary") for j in range(len(bounds))
+                self.problem.add_variable(f"z{len(picks) + j}", cat="Binary")
+                for j in range(len(bounds))
             ]
             picks += chosen
             self._add([(z, -1.0) for z in chosen], -1.0)

@@ -109,18 +109,17 @@ class RunMetrics(MetricsProcessor):
 
 
 class HeldOutValidator(Validator):
-    """Validates every ``freq`` steps and after the last."""
+    """Validates every ``freq`` steps; after the last the trainer asks for it."""
 
     @dataclass(kw_only=True, slots=True)
     class Config(Validator.Config):
         pass
 
-    last_step: int = -1  # set by the trainer
     validated: int = -1
     """Step of the last validation."""
 
     def should_validate(self, step: int) -> bool:
-        return step == self.last_step or step % self.config.freq == 0
+        return step % self.config.freq == 0
 
     def validate(self, model_parts: list[nn.Module], step: int) -> None:
         super().validate(model_parts, step)

@@ -63,8 +63,6 @@ class MaxPTrainer(Trainer):
         if isinstance(self.metrics_processor, RunMetrics):
             self.metrics_processor.site_metrics = self.site_metrics
             self.metrics_processor.last_step = config.training.steps
-        if config.validator.enable and isinstance(self.validator, HeldOutValidator):
-            self.validator.last_step = config.training.steps
         if self.measures:
             self.parametrization.capture_initial(self._draw_probe())
 
@@ -126,12 +124,13 @@ class MaxPTrainer(Trainer):
         )
 
     def train(self) -> None:
-        """torchtitan's loop, and the last validation if a run was stopped just before it.
+        """torchtitan's loop, and validation after its last step.
 
         Raises:
             DivergedError: the loss, or the validation loss, is not finite.
         """
         super().train()
+        # Not in the loop: a run stopped between its last checkpoint and this has no step left.
         validator = self.validator if self.config.validator.enable else None
         if isinstance(validator, HeldOutValidator) and validator.validated != self.step:
             validator.validate(self.model_parts, self.step)
