@@ -82,8 +82,9 @@ def test_the_memory_monitor_reports_this_process_of_this_machine() -> None:
 
 
 @without_accelerator
-def test_a_barrier_with_device_ids_works_over_gloo(process_group: None) -> None:
-    dist.barrier(device_ids=[0])
+def test_torchtitans_barrier_on_its_current_device_works_over_gloo(process_group: None) -> None:
+    # torch.cpu's current device is the word "cpu", which no barrier takes for a device id.
+    dist.barrier(device_ids=[utils.device_module.current_device()])
 
 
 @without_accelerator

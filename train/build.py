@@ -96,7 +96,7 @@ def make_config(
         dataloader=TextDataLoader.Config(**data),
         validator=HeldOutValidator.Config(
             enable=True,
-            freq=max(1, steps // 4),
+            freq=max(1, steps // 2),
             steps=max(1, VALIDATION_SEQUENCES // size.local_batch_size),
             dataloader=TextDataLoader.Config(**data, split="validation"),
         ),

@@ -89,7 +89,7 @@ def _cpu_width(dim: int) -> Scale:
 
 
 def _on_cpu(scale: Scale) -> Scale:
-    return replace(scale, seq_len=128, local_batch_size=8, global_batch_size=8, on_corpus=True)
+    return replace(scale, seq_len=128, local_batch_size=4, global_batch_size=4, on_corpus=True)
 
 
 SCALES: dict[str, Scale] = {
