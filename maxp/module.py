@@ -92,7 +92,8 @@ class ParametrizedModule(Site, nn.Module):
     Args:
         module_or_fn: a module with a ``weight`` of shape (fan_out, fan_in, ...), or (rows, width)
             for an embedding table; or a callable without parameters that contracts its first two
-            arguments over their last dimension, such as ``lambda q, k: q @ k.T``. Tensor arguments
+            arguments over their last dimension, such as ``lambda q, k: q @ k.T``, a ``"readout"``
+            of width head_dim (a = 1/2 is the usual ``1/sqrt(head_dim)``). Tensor arguments
             after these two are taken to be mixed into the result (the values of an attention).
         width_dim: n, the width that the exponents refer to.
         layer_type: ``"embedding"``, ``"hidden"`` or ``"readout"``.

@@ -83,7 +83,8 @@ def resolve_ab(name: str, site: Site, overrides: Mapping[str, AB]) -> AB:
         ValueError: names the site and the condition that its (a, b) breaks.
     """
     a, b = MUP_AB[site.layer_type]
-    if site.layer_type in overrides:
+    # A layer type's pair is meant for layers; QK^T keeps 1/sqrt(head_dim) in every parametrization.
+    if site.layer_type in overrides and site.weight is not None:
         a, b = overrides[site.layer_type]
     a, b = (a if site.a is None else site.a), (b if site.b is None else site.b)
     a, b = by_name(name, overrides) or (a, b)

@@ -383,7 +383,41 @@ class Parametrization:
             self.c = {n: keep * self.c[n] + (1 - keep) * t for n, t in self.targets.items()}
         self.r = change_exponents(self.graph, self._exponents, self.c, self._optimizer_type)
 
-    # Resuming
+    # Resuming, and agreeing
+
+    def answer(self) -> dict[str, Any]:
+        """What measuring and solving left, without tensors: for other ranks, or a resumed run."""
+        return {
+            "c": dict(self.c),
+            "targets": dict(self.targets),
+            "alignment": {name: tuple(e.alignment) for name, e in self._exponents.items()},
+            "measured": dict(self.measured),
+            "averaged": sorted(self._averaged),
+            "refused": {name: self.refused[name] for name in self._measurable()},
+            "zero_terms": {name: self.zero_terms[name] for name in self._measurable()},
+            "infeasible": self.infeasible,
+        }
+
+    def take_answer(self, answer: Mapping[str, Any]) -> None:
+        """Take up another rank's, or an earlier run's, `answer`.
+
+        Raises:
+            ValueError: it is of a model with other sites.
+        """
+        if set(answer["alignment"]) != set(self.sites):
+            different = ", ".join(sorted(set(answer["alignment"]) ^ set(self.sites))[:8])
+            raise ValueError(f"the state is of a model with other sites: {different}")
+        self.c, self.targets = dict(answer["c"]), dict(answer["targets"])
+        self._exponents = {
+            name: Exponents(e.a, e.b, Alignment(*answer["alignment"][name]), e.c)
+            for name, e in self._exponents.items()
+        }
+        self.measured = {name: tuple(values) for name, values in answer["measured"].items()}
+        self._averaged = {(name, i) for name, i in answer["averaged"]}
+        self.refused = +Counter(answer["refused"])
+        self.zero_terms = +Counter(answer["zero_terms"])
+        self.infeasible = answer["infeasible"]
+        self.r = change_exponents(self.graph, self._exponents, self.c, self._optimizer_type)
 
     def state_dict(self) -> dict[str, Any]:
         """All that a resumed run needs to continue exactly.
@@ -393,17 +427,10 @@ class Parametrization:
         """
         measuring = self._measurement.z0 is not None
         return {
+            **self.answer(),
             "steps": self.steps,
             "seed": self.seed,
             "lr_prefactor": self._lr_prefactor,
-            "c": dict(self.c),
-            "targets": dict(self.targets),
-            "alignment": {name: tuple(e.alignment) for name, e in self._exponents.items()},
-            "measured": dict(self.measured),
-            "averaged": sorted(self._averaged),
-            "refused": {name: self.refused[name] for name in self._measurable()},
-            "zero_terms": {name: self.zero_terms[name] for name in self._measurable()},
-            "infeasible": self.infeasible,
             "measurement": self._measurement.state_dict() if measuring else None,
         }
 
@@ -413,23 +440,10 @@ class Parametrization:
         Raises:
             ValueError: the state is of a model with other sites.
         """
-        if set(state["alignment"]) != set(self.sites):
-            different = ", ".join(sorted(set(state["alignment"]) ^ set(self.sites))[:8])
-            raise ValueError(f"the state is of a model with other sites: {different}")
+        self.take_answer(state)
         self.steps, self.seed = state["steps"], state["seed"]
         self._seeds = {name: site_seed(self.seed, name) for name in self.weights}
         self._lr_prefactor = state["lr_prefactor"]
-        self.c, self.targets = dict(state["c"]), dict(state["targets"])
-        self._exponents = {
-            name: Exponents(e.a, e.b, Alignment(*state["alignment"][name]), e.c)
-            for name, e in self._exponents.items()
-        }
-        self.measured = {name: tuple(values) for name, values in state["measured"].items()}
-        self._averaged = {(name, i) for name, i in state["averaged"]}
-        self.refused = +Counter(state["refused"])
-        self.zero_terms = +Counter(state["zero_terms"])
-        self.infeasible = state["infeasible"]
-        self.r = change_exponents(self.graph, self._exponents, self.c, self._optimizer_type)
         if state["measurement"] is not None:
             self._measurement.load_state_dict(state["measurement"])
         self.apply()

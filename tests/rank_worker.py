@@ -2,17 +2,21 @@
 
     torchrun --nproc-per-node 2 tests/rank_worker.py FOLDER --scale debug ...
 
-Writes FOLDER/rank0.json and so on: c and lr by site at the end, and the placements of the weights.
+Writes FOLDER/rank0.json and so on: c and lr by site at the end, how often a rank's alignment was
+not the first one's, and the placements of the weights. With TAMPER set, the last rank measures
+something else.
 """
 
 import json
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from train import __main__ as command
+from train.probe import TrainerParametrization
 from train.trainer import MaxPTrainer
 
 
@@ -26,11 +30,21 @@ def main() -> int:
         seen = {
             "c": self.parametrization.c,
             "lr": self.groups.lrs(),
+            "disagreed": self.parametrization.disagreed,
             "placements": {name: str(getattr(w, "placements", "")) for name, w in weights.items()},
         }
         (folder / f"rank{os.environ['RANK']}.json").write_text(json.dumps(seen))
 
     MaxPTrainer.train = watched  # type: ignore[method-assign]
+    if "TAMPER" in os.environ and os.environ["RANK"] != "0":
+        measure = TrainerParametrization.measure
+
+        def tampered(self: TrainerParametrization) -> Any:
+            values = measure(self)
+            self._take_up("lm_head", (0.9, 0.9, 0.9))
+            return values
+
+        TrainerParametrization.measure = tampered  # type: ignore[method-assign]
     return command.main()
 
 

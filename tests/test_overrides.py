@@ -116,3 +116,10 @@ def test_sums_that_hold_but_for_rounding_hold() -> None:
 def test_an_operation_without_a_weight_has_nothing_that_must_hold_at_init() -> None:
     scores = ParametrizedModule(lambda q, k: q @ k.T, 8, a=1.0)
     assert resolve_ab("qk", scores, {})[0] == 1.0
+
+
+def test_a_layer_types_pair_is_not_for_sites_without_a_weight() -> None:
+    scores = ParametrizedModule(lambda q, k: q @ k.T, 16, "readout")
+    standard = PARAMETRIZATIONS["standard"]
+    assert resolve_ab("qk", scores, standard)[0] == 0.5  # 1/sqrt(head_dim), in any parametrization
+    assert resolve_ab("qk", scores, {**standard, "qk": (1.0, 0.0)})[0] == 1.0

@@ -56,6 +56,21 @@ def test_both_ranks_hold_the_same_c_and_lr(two: Run) -> None:
     assert first["c"] == second["c"]
     assert first["lr"] == second["lr"]
     assert first["c"]["lm_head"] != 0.5  # it was measured and solved
+    assert (first["disagreed"], second["disagreed"]) == (0, 0)
+
+
+def test_a_rank_that_measures_something_else_takes_the_first_ranks_answer(
+    two: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TAMPER", "1")
+    arguments = tiny(tmp_path / "run", "maxP", "--training.local_batch_size", "2")
+    done = torchrun("tests/rank_worker.py", str(tmp_path), *arguments)
+    assert done.returncode == 0, done.stderr[-2000:]
+    first, second = (json.loads((tmp_path / f"rank{rank}.json").read_text()) for rank in (0, 1))
+    untampered = json.loads((two.folder.parent / "rank0.json").read_text())
+    assert second["disagreed"] > 0  # so it was noticed
+    assert first["c"] == second["c"] == untampered["c"]
+    assert first["lr"] == second["lr"] == untampered["lr"]
 
 
 def test_two_ranks_train_as_one_does_at_the_same_global_batch(two: Run, maxp_run: Run) -> None:

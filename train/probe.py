@@ -1,15 +1,19 @@
 """The probe of a run: a few sequences that the model is run on to measure alignment."""
 
 import dataclasses
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import nn
 from torch.distributed.fsdp import FSDPModule
 
 from maxp import Graph, Parametrization
+
+logger = logging.getLogger(__name__)
 
 # Seeds the choice of the probe's sequences: the same for every method, lr and seed.
 PROBE_SEED = 20_240_705
@@ -50,7 +54,28 @@ class TrainerParametrization(Parametrization):
 
     def __init__(self, trainer: Any, model: nn.Module, graph: Graph, **settings: Any) -> None:
         self._trainer = trainer
+        self.disagreed = 0
         super().__init__(model, sample_input=graph, **settings)
+
+    def solve(self) -> None:
+        """Solve on the first rank and take its answer on all, so that ranks cannot disagree."""
+        first = dist.get_rank() == 0
+        if first:
+            super().solve()
+        if dist.get_world_size() == 1:
+            return
+        answers = [self.answer()]
+        mine = self.alignment
+        dist.broadcast_object_list(answers, src=0)
+        self.take_answer(answers[0])
+        apart = [name for name, values in self.alignment.items() if values != mine[name]]
+        if apart and not first:
+            self.disagreed += 1
+            logger.warning(
+                "measured another alignment than the first rank at %s, and took its (%d so far)",
+                ", ".join(apart[:4]),
+                self.disagreed,
+            )
 
     def forward(self, x: tuple[dict[str, torch.Tensor], torch.Tensor]) -> None:
         """Run the model on the probe, up to the head's input."""
