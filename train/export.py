@@ -1,0 +1,273 @@
+"""A run's checkpoint as a Hugging Face LLaMA, the multipliers folded into the weights.
+
+    python -m train.export RUN --to DIR
+
+A site computes ``n^-a W z``; Hugging Face's LLaMA has no multipliers, so ``n^-a W`` is written.
+QK^T has no weight, and Hugging Face scales it by 1/sqrt(head_dim): the queries carry the rest.
+"""
+
+import json
+import logging
+import os
+import pickle
+import shutil
+import sys
+import tempfile
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import torch.distributed.checkpoint as dcp
+import tyro
+from safetensors.torch import save_file
+from torch import nn
+from torchtitan.components.tokenizer import HuggingFaceTokenizer
+from torchtitan.models.llama3 import Llama3StateDictAdapter
+from torchtitan.models.llama3.model import Llama3Model
+from tqdm import tqdm
+
+from maxp.module import find_sites
+from maxp.overrides import AB, resolve_ab
+from train.methods import get_method
+from train.run_folder import RunFolderError, load_run
+from train.scales import get_scale, model_config
+
+log = logging.getLogger(__name__)
+
+TOKENIZER_FILES = (
+    *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"),
+    *("added_tokens.json", "vocab.json", "merges.txt", "chat_template.jinja"),
+)
+"""What of a tokenizer's folder is copied; all but the first may be missing there."""
+
+
+def multipliers(model: nn.Module, ab: Mapping[str, AB]) -> dict[str, float]:
+    """By parameter name, the factor that folds a parametrization into a LLaMA's weights.
+
+    Args:
+        model: built from `train.scales.model_config`, on any device.
+        ab: (a, b) by layer type, name or suffix of a name, as for `maxp.Parametrization`.
+    """
+    sites = find_sites(model)
+    scales = {name: s.width_dim ** -resolve_ab(name, s, ab)[0] for name, s in sites.items()}
+    factors = {f"{name}.weight": scales[name] for name, s in sites.items() if s.weight is not None}
+    for name, site in sites.items():
+        if site.weight is None:
+            attention = name.rpartition(".")[0]
+            factors[f"{attention}.qkv_linear.wq.weight"] *= scales[name] * site.width_dim**0.5
+    return factors
+
+
+def hf_config(config: Llama3Model.Config, bos: int | None, eos: int | None) -> dict[str, Any]:
+    """The ``config.json`` that makes transformers' ``LlamaForCausalLM`` compute the same.
+
+    In the spelling of transformers 4, which 5 reads too.
+    """
+    attention, feed_forward = config.layers[0].attention, config.layers[0].feed_forward
+    rope = attention.rope
+    assert feed_forward is not None
+    assert rope.scaling == "llama"
+    return {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "vocab_size": config.vocab_size,
+        "hidden_size": config.dim,
+        "intermediate_size": feed_forward.w1.out_features,
+        "num_hidden_layers": len(config.layers),
+        "num_attention_heads": attention.n_heads,
+        "num_key_value_heads": attention.n_kv_heads or attention.n_heads,
+        "head_dim": rope.dim,
+        "hidden_act": "silu",
+        "attention_bias": False,
+        "mlp_bias": False,
+        "rms_norm_eps": config.norm.eps,
+        "rope_theta": float(rope.theta),
+        "rope_scaling": {
+            "rope_type": "llama3",
+            "factor": rope.scaling_factor,
+            "low_freq_factor": rope.low_freq_factor,
+            "high_freq_factor": rope.high_freq_factor,
+            "original_max_position_embeddings": rope.original_max_position_embeddings,
+        },
+        "max_position_embeddings": rope.max_seq_len,
+        "tie_word_embeddings": False,
+        "bos_token_id": bos,
+        "eos_token_id": eos,
+        "torch_dtype": "float32",
+    }
+
+
+def find_checkpoint(folder: Path, step: int | None = None) -> Path:
+    """The checkpoint of ``step``, or of the latest step, that was written to its end.
+
+    Raises:
+        ValueError: one line: there is none, or not of that step.
+    """
+    steps = {
+        int(path.name.removeprefix("step-")): path
+        for path in folder.glob("step-*")
+        if path.name.removeprefix("step-").isdecimal()
+    }
+    complete = {n: path for n, path in steps.items() if _is_complete(path)}
+    unusable = sorted(steps.keys() - complete.keys())
+    if not complete:
+        found = f"; {steps[unusable[-1]].name} was not written to its end" if unusable else ""
+        raise ValueError(
+            f"RUN {folder.parent}: no checkpoint in {folder.name}/{found}; train with "
+            "--checkpoint.enable"
+        )
+    if step is None:
+        for n in unusable:
+            log.warning("%s was not written to its end: skipped", steps[n])
+        return complete[max(complete)]
+    if step not in complete:
+        why = "was not written to its end" if step in steps else "is not there"
+        raise ValueError(
+            f"--step {step}: {folder / f'step-{step}'} {why}; choose one of "
+            f"{', '.join(map(str, sorted(complete)))}"
+        )
+    return complete[step]
+
+
+def _is_complete(checkpoint: Path) -> bool:
+    """The metadata is written last; its files may still be missing from a copy."""
+    if not (checkpoint / ".metadata").is_file():
+        return False
+    try:
+        stored = dcp.FileSystemReader(checkpoint).read_metadata().storage_data or {}
+    except (EOFError, pickle.UnpicklingError):
+        return False
+    names = {info.relative_path for info in stored.values()}
+    return all((checkpoint / name).is_file() for name in names)
+
+
+def read_weights(
+    checkpoint: Path, model: nn.Module, factors: Mapping[str, float]
+) -> dict[str, torch.Tensor]:
+    """The model's tensors of a checkpoint, whole, in float32, each multiplied by its factor.
+
+    Args:
+        checkpoint: a folder of `torch.distributed.checkpoint`, of the full state or the model's.
+        model: gives names and shapes; may be on the meta device.
+        factors: by parameter name; a name without one is read as it is.
+
+    Raises:
+        ValueError: one line: the checkpoint is of another model.
+    """
+    shapes = {name: tensor.shape for name, tensor in model.state_dict().items()}
+    reader = dcp.FileSystemReader(checkpoint)
+    there = reader.read_metadata().state_dict_metadata
+    other = [name for name, s in shapes.items() if getattr(there.get(name), "size", None) != s]
+    if other:
+        raise ValueError(
+            f"RUN: {checkpoint} is of another model than the scale in config.json now stands for "
+            f"({other[0]} and {len(other) - 1} more differ); use the code that trained it"
+        )
+    weights = {}
+    for name, shape in tqdm(shapes.items(), desc=f"Reading {checkpoint.name}", unit="tensors"):
+        target = {name: torch.empty(shape, dtype=torch.float32)}
+        with warnings.catch_warnings():
+            # Told with no_dist=True as well, that there is one process.
+            warnings.filterwarnings("ignore", "torch.distributed is disabled", UserWarning)
+            dcp.load(target, storage_reader=reader, no_dist=True)
+        weights[name] = target[name].mul_(factors.get(name, 1.0))
+    return weights
+
+
+def write_folder(
+    to: Path, tensors: Mapping[str, torch.Tensor], config: Mapping[str, Any], tokenizer: Path
+) -> None:
+    """Write a model's folder whole: under another name first, then renamed.
+
+    Raises:
+        ValueError: one line: ``to`` is not empty, or cannot be written.
+    """
+    _check_target(to)
+    try:
+        to.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=f".{to.name}.", dir=to.parent) as temporary:
+            partial = Path(temporary) / to.name  # mkdir's mode, where the temporary's is private
+            partial.mkdir()
+            contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
+            save_file(contiguous, partial / "model.safetensors", metadata={"format": "pt"})
+            (partial / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+            for name in TOKENIZER_FILES:
+                if (tokenizer / name).is_file():
+                    shutil.copyfile(tokenizer / name, partial / name)
+            # safetensors makes its file private, which would hide it from who shares the folder.
+            shutil.copymode(partial / "config.json", partial / "model.safetensors")
+            os.replace(partial, to)  # refused where a rival has filled the folder by now
+    except OSError as error:
+        raise ValueError(
+            f"--to {to}: cannot be written ({error.strerror}); name another"
+        ) from error
+
+
+def _check_target(to: Path) -> None:
+    if to.exists() and not (to.is_dir() and not any(to.iterdir())):
+        raise ValueError(f"--to {to}: is there and is not an empty folder; name a new one")
+
+
+def _read_tokenizer(folder: Path, vocab_size: int) -> HuggingFaceTokenizer:
+    remedy = "pass --tokenizer FOLDER, the one that the run was trained with"
+    if not (folder / "tokenizer.json").is_file():
+        raise ValueError(f"--tokenizer {folder}: no tokenizer.json there; {remedy}")
+    try:
+        tokenizer = HuggingFaceTokenizer(tokenizer_path=str(folder))
+    except Exception as error:  # tokenizers raises plain Exception
+        raise ValueError(f"--tokenizer {folder}: corrupt ({error}); {remedy}") from error
+    found = tokenizer.get_vocab_size()
+    if found != vocab_size:
+        raise ValueError(
+            f"--tokenizer {folder}: {found} tokens, and the model has {vocab_size}; {remedy}"
+        )
+    return tokenizer
+
+
+def export(
+    run: Annotated[Path, tyro.conf.Positional],
+    to: Path,
+    step: int | None = None,
+    tokenizer: Path | None = None,
+) -> None:
+    """Write a run's model for transformers: weights, configuration and tokenizer.
+
+    Args:
+        run: the run's folder.
+        to: the folder to write; must be new or empty.
+        step: of the checkpoint; by default the latest that was written to its end.
+        tokenizer: folder with the run's tokenizer.json; by default where the run found it.
+    """
+    _check_target(to)
+    record = load_run(run, metrics=False).config
+    try:
+        scale, method = get_scale(record["scale"]), get_method(record["method"])
+        vocab_size, assets = record["model_spec"]["model"]["vocab_size"], record["hf_assets_path"]
+        folder = run / record["checkpoint"]["folder"]
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"RUN {run}: config.json is of no run of this code ({error})") from error
+    checkpoint = find_checkpoint(folder, step)
+    assets = tokenizer or Path(assets)
+    text = _read_tokenizer(assets, vocab_size)
+    config = model_config(scale, vocab_size)
+    with torch.device("meta"):
+        model = config.build()
+    weights = read_weights(checkpoint, model, multipliers(model, method.ab))
+    tensors = Llama3StateDictAdapter(config, None).to_hf(weights)
+    print(f"writing {to} ...", flush=True)
+    write_folder(to, tensors, hf_config(config, text.bos_id, text.eos_id), assets)
+    numbers = sum(tensor.numel() for tensor in tensors.values())
+    print(f"wrote {to}: {len(tensors)} tensors, {numbers:,} parameters, {checkpoint.name} of {run}")
+
+
+def main() -> None:
+    try:
+        tyro.cli(export, prog="python -m train.export")
+    except (RunFolderError, ValueError) as error:
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    main()
