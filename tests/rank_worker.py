@@ -4,11 +4,12 @@
 
 Writes FOLDER/rank0.json and so on: c and lr by site at the end, how often a rank's alignment was
 not the first one's, and the placements of the weights. With TAMPER set, the last rank measures
-something else.
+something else; with STOP set, the last rank gets a SIGUSR2 in that step.
 """
 
 import json
 import os
+import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -45,6 +46,15 @@ def main() -> int:
             return values
 
         TrainerParametrization.measure = tampered  # type: ignore[method-assign]
+    if "STOP" in os.environ and os.environ["RANK"] != "0":
+        train_step = MaxPTrainer.train_step
+
+        def signalled(self: MaxPTrainer, data: Any) -> None:
+            if self.step == int(os.environ["STOP"]):
+                os.kill(os.getpid(), signal.SIGUSR2)
+            train_step(self, data)
+
+        MaxPTrainer.train_step = signalled  # type: ignore[method-assign]
     return command.main()
 
 

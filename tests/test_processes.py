@@ -111,3 +111,19 @@ def test_two_ranks_resume_what_they_saved(two: Run, corpus_cache: Path, tmp_path
     assert Run(tmp_path / "run").losses == two.losses
     sites = [record["sites"] for record in Run(tmp_path / "run").steps.values()]
     assert sites == [record["sites"] for record in two.steps.values()]
+
+
+def test_a_signal_to_one_rank_stops_both_after_the_same_step_and_the_run_goes_on(
+    two: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flags = ("--training.local_batch_size", "2", "--checkpoint.enable")
+    arguments = tiny(tmp_path / "run", "maxP", *flags)
+    monkeypatch.setenv("STOP", "7")
+    torchrun("tests/rank_worker.py", str(tmp_path), *arguments)
+    stopped = Run(tmp_path / "run")
+    assert stopped.record.status["state"] == "preempted"
+    assert stopped.record.status["step"] == 7
+    monkeypatch.delenv("STOP")
+    done = torchrun("tests/rank_worker.py", str(tmp_path), *arguments)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert stopped.losses == two.losses

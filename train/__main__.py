@@ -1,6 +1,7 @@
 """``python -m train --scale debug --method maxP --lr 1e-2``: one run, from start to its status.
 
-Exit status: 0 completed or diverged (both are results), 2 bad input, 1 anything else.
+Exit status: 0 completed or diverged (both are results), 2 bad input, 75 preempted (by SIGUSR2 or
+SIGTERM; the next start continues), 1 anything else.
 """
 
 import contextlib
@@ -18,6 +19,7 @@ from torchtitan.tools.logging import init_logger, logger
 from train.cli import parse, record
 from train.data import DataError
 from train.metrics import DivergedError
+from train.preemption import PREEMPTED, PreemptedError
 from train.run_folder import FINISHED, RunFolder, RunFolderError, load_run
 from train.trainer import MaxPTrainer
 
@@ -81,6 +83,10 @@ def _run(config: MaxPTrainer.Config, folder: RunFolder) -> int:
             folder.metrics().append({"step": error.step, "loss": None})
         status("diverged", step=error.step)
         logger.warning("%s", error)
+    except PreemptedError as error:
+        status("preempted", step=error.step)
+        logger.warning("%s", error)
+        return PREEMPTED
     except ValueError as error:
         status("failed", reason=str(error))
         if trainer is not None and not isinstance(error, DataError):

@@ -17,6 +17,7 @@ from train.checks import check
 from train.learning_rates import SiteGroups
 from train.methods import get_method
 from train.metrics import SITE_PREFIX, DivergedError, HeldOutValidator, RunMetrics
+from train.preemption import PreemptedError, StopFlag
 from train.probe import TrainerParametrization, draw_probe
 from train.run_folder import RunFolder
 from train.scales import site_graph
@@ -54,7 +55,9 @@ class MaxPTrainer(Trainer):
         config.model_spec = replace(
             config.model_spec, post_optimizer_build_fn=self._set_learning_rates
         )
+        self._stopping: str | None = None
         super().__init__(config)
+        self._stop_flag = StopFlag()
         if not cpu.has_accelerator():
             cpu.use_sum_reductions(self.model_parts[0])
             logger.info(
@@ -128,8 +131,12 @@ class MaxPTrainer(Trainer):
 
         Raises:
             DivergedError: the loss, or the validation loss, is not finite.
+            PreemptedError: some rank had a signal; all have stopped after the same step.
         """
         super().train()
+        if self._stopping is not None:
+            saved = self.config.checkpoint.enable and not self.config.checkpoint.load_only
+            raise PreemptedError(self.step, self._stopping, saved=saved)
         # Not in the loop: a run stopped between its last checkpoint and this has no step left.
         validator = self.validator if self.config.validator.enable else None
         if isinstance(validator, HeldOutValidator) and validator.validated != self.step:
@@ -153,6 +160,18 @@ class MaxPTrainer(Trainer):
             if self.method.follows:
                 self.parametrization.solve()
                 self._follow()
+        if self.step < self.config.training.steps:
+            self._stopping = self._stop_flag.agreed()
+            if self._stopping is not None:
+                self.checkpointer.interval = 1  # torchtitan saves after the step that ends here
+
+    def should_continue_training(self) -> bool:
+        return self._stopping is None and super().should_continue_training()
+
+    def close(self) -> None:
+        if hasattr(self, "_stop_flag"):
+            self._stop_flag.close()
+        super().close()
 
     def _follow(self) -> None:
         self.groups.set_factors(self.parametrization.lr_factors(), self.lr_schedulers.schedulers)

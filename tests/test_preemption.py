@@ -1,0 +1,73 @@
+"""A run that is signalled stops with a checkpoint, and goes on as if nothing had been."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from harness import STEPS, Run, run, tiny
+
+from train.preemption import PREEMPTED
+from train.trainer import MaxPTrainer
+
+CHECKPOINTS = ("--checkpoint.enable", "--checkpoint.interval", "1000")
+
+
+def signal_at(step: int, number: signal.Signals) -> Callable[[MaxPTrainer], None]:
+    """Send this process a signal when the given step begins."""
+
+    def before_step(trainer: MaxPTrainer) -> None:
+        if trainer.step == step:
+            os.kill(os.getpid(), number)
+
+    return before_step
+
+
+@pytest.fixture(scope="module")
+def stopped(corpus_cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    folder = tmp_path_factory.mktemp("run") / "stopped"
+    return run(tiny(folder, "maxP", *CHECKPOINTS), before_step=signal_at(9, signal.SIGUSR2))
+
+
+def test_a_signalled_run_ends_after_the_step_that_it_was_in(stopped: Run) -> None:
+    assert stopped.code == PREEMPTED
+    assert len(stopped.lrs) == 9
+    assert (stopped.folder / "checkpoint" / "step-9" / ".metadata").exists()
+
+
+def test_without_checkpoints_it_stops_as_well_and_its_status_says_preempted(
+    corpus_cache: Path, tmp_path: Path
+) -> None:
+    arguments = tiny(tmp_path / "run", "mup-no")
+    seen = run(arguments, before_step=signal_at(2, signal.SIGTERM))
+    assert seen.record.status["state"] == "preempted"
+    assert seen.record.status["step"] == 2
+    assert seen.code == PREEMPTED
+
+
+def test_started_again_it_ends_as_the_uninterrupted_run_bit_for_bit(
+    stopped: Run, maxp_run: Run
+) -> None:
+    again = run(tiny(stopped.folder, "maxP", *CHECKPOINTS))
+    assert again.code == 0
+    assert again.losses == maxp_run.losses
+    assert again.c == maxp_run.c[9:]
+    assert again.lrs == maxp_run.lrs[9:]
+    assert all(map(torch.equal, again.batches, maxp_run.batches[9:]))
+
+
+def test_a_signal_in_the_last_step_does_not_keep_a_run_from_completing(
+    corpus_cache: Path, tmp_path: Path
+) -> None:
+    seen = run(tiny(tmp_path / "run", "mup-no"), before_step=signal_at(STEPS, signal.SIGUSR2))
+    assert seen.code == 0
+    assert seen.record.status["state"] == "completed"
+
+
+def test_the_former_handlers_are_back_after_a_run(stopped: Run) -> None:
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    assert signal.getsignal(signal.SIGUSR2) is signal.SIG_DFL

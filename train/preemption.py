@@ -1,0 +1,57 @@
+"""Stopping on SIGUSR2 or SIGTERM: at a step that all ranks agree on, with a checkpoint.
+
+Slurm sends a signal before the wall time and when it preempts, not always to every process. A
+checkpoint is made by all ranks together, so the signal only sets a flag, and after each step the
+ranks exchange theirs.
+"""
+
+import signal
+import threading
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+SIGNALS = (signal.SIGUSR2, signal.SIGTERM)
+
+# Exit status of a run that was stopped and can go on; sysexits.h: EX_TEMPFAIL.
+PREEMPTED = 75
+
+
+class PreemptedError(Exception):
+    """The run was asked to stop, and has; the next start continues it."""
+
+    def __init__(self, step: int, name: str, *, saved: bool) -> None:
+        self.step, self.saved = step, saved
+        kept = "saved" if saved else "nothing saved: --checkpoint.enable is off"
+        super().__init__(f"preempted by {name} at step {step}; {kept}")
+
+
+class StopFlag:
+    """Whether any rank has been signalled. Restore the former handlers with `close`."""
+
+    def __init__(self) -> None:
+        self._seen = 0
+        self._former: dict[signal.Signals, Any] = {}
+        if threading.current_thread() is threading.main_thread():
+            self._former = {number: signal.signal(number, self._note) for number in SIGNALS}
+        # On the CPU, so that asking does not wait for an accelerator.
+        several = dist.get_world_size() > 1
+        self._group = dist.new_group(backend="gloo") if several else None
+
+    def _note(self, number: int, frame: Any) -> None:
+        self._seen = number
+
+    def agreed(self) -> str | None:
+        """The name of a signal that some rank has had; the same answer on every rank."""
+        seen = self._seen
+        if self._group is not None:
+            flag = torch.tensor(seen)
+            dist.all_reduce(flag, op=dist.ReduceOp.MAX, group=self._group)
+            seen = int(flag)
+        return signal.Signals(seen).name if seen else None
+
+    def close(self) -> None:
+        for number, handler in self._former.items():
+            signal.signal(number, handler)
+        self._former = {}
