@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -20,6 +21,8 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 from train import __main__ as command
 from train.run_folder import RunRecord, load_run
 from train.trainer import MaxPTrainer
+
+ROOT = Path(__file__).parents[1]
 
 STEPS = 24
 WARMUP = 5
@@ -122,6 +125,20 @@ def run(arguments: list[str], before_step: Callable[[MaxPTrainer], None] | None 
         finally:
             hook.remove()
     return seen
+
+
+def torchrun(*arguments: str, processes: int = 2) -> subprocess.CompletedProcess[str]:
+    """Ranks on a port of their own."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    command.append(f"--nproc-per-node={processes}")
+    return subprocess.run(
+        [*command, *arguments],
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
 
 
 @contextmanager

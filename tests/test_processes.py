@@ -3,30 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
-from harness import Run, tiny
+from harness import Run, tiny, torchrun
 
 ROOT = Path(__file__).parents[1]
 pytestmark = pytest.mark.slow
-
-
-def torchrun(*arguments: str) -> subprocess.CompletedProcess[str]:
-    """Two ranks on a port of their own."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    return subprocess.run(
-        [*command, *arguments],
-        cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=240,
-    )
 
 
 @pytest.fixture(scope="module")

@@ -53,9 +53,10 @@ def attention_site_class(parent: Any) -> type:
             # The usual 1/sqrt(head_dim), whatever a parametrization says of readouts with a weight.
             self.mark(config.head_dim, "readout", a=0.5)
 
-        def forward(self, q: Any, k: Any, v: Any, *args: Any, **kwargs: Any) -> Any:
+        # Sharding plans go by the names of these arguments.
+        def forward(self, q_BLNH: Any, k_BLNH: Any, v_BLNH: Any, **kwargs: Any) -> Any:
             kwargs["scale"] = self.scale
-            return parent.forward(self, q, k, v, *args, **kwargs)
+            return parent.forward(self, q_BLNH, k_BLNH, v_BLNH, **kwargs)
 
         def site_layout(self, operands: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
             """(batch, tokens, heads, head_dim) as (batch, heads, tokens, head_dim)."""

@@ -1,0 +1,59 @@
+"""However processes share a model, it is the same experiment as on one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from harness import Run, tiny, torchrun
+
+from train.alignment_table import ALIGNMENTS
+
+pytestmark = pytest.mark.slow
+
+TENSOR = "--parallelism.tensor_parallel_degree"
+REPLICATE = "--parallelism.data_parallel_replicate_degree"
+# (processes, sequences of the four of a step that each takes, flags)
+MESHES = {
+    "fsdp2": (2, "2", ()),
+    "fsdp4": (4, "1", ()),
+    "hsdp2x2": (4, "1", (REPLICATE, "2")),
+    "tp2": (2, "4", (TENSOR, "2")),
+    "fsdp2xtp2": (4, "2", (TENSOR, "2")),
+}
+
+
+@pytest.fixture(scope="module", params=MESHES)
+def shared(
+    request: pytest.FixtureRequest, corpus_cache: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Run:
+    processes, sequences, flags = MESHES[request.param]
+    folder = tmp_path_factory.mktemp("mesh") / "run"
+    flags = ("--training.local_batch_size", sequences, *flags)
+    done = torchrun("-m", "train", *tiny(folder, "maxP", *flags), processes=processes)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return Run(folder)
+
+
+def test_losses_are_those_of_one_process(shared: Run, maxp_run: Run) -> None:
+    assert shared.losses == pytest.approx(maxp_run.losses, rel=1e-5)
+
+
+def test_every_measured_exponent_is_that_of_one_process(shared: Run, maxp_run: Run) -> None:
+    compared = 0
+    for step, record in shared.steps.items():
+        for site, values in record["sites"].items():
+            expected = maxp_run.steps[step]["sites"][site]
+            for name in ALIGNMENTS:
+                if name in values or name in expected:
+                    assert values[name] == pytest.approx(expected[name], abs=1e-4)
+                    compared += 1
+    assert compared > 100
+
+
+def test_every_lr_and_c_are_those_of_one_process(shared: Run, maxp_run: Run) -> None:
+    for step, record in shared.steps.items():
+        for site, values in record["sites"].items():
+            expected = maxp_run.steps[step]["sites"][site]
+            for name in {"lr", "c"} & values.keys():
+                assert values[name] == pytest.approx(expected[name], rel=1e-4)
