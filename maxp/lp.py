@@ -220,7 +220,10 @@ class Model:
 
     def same_rows(self, exponents: Mapping[str, Exponents]) -> bool:
         """Whether ``exponents`` differ from those built with in right sides only."""
-        return not self._two_stages and self._given == {n: exponents[n].c for n in self._given}
+        one_stage = not (
+            self._two_stages or _needs_two_stages(self.graph, exponents, self.optimizer_type)
+        )
+        return one_stage and self._given == {n: exponents[n].c for n in self._given}
 
     def solve_again(self, exponents: Mapping[str, Exponents]) -> dict[str, float] | None:
         """Change the right sides in HiGHS's live model and continue from its last basis.

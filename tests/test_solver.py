@@ -632,3 +632,12 @@ def test_sgd_with_a_readout_alone_needs_only_its_own_constraint() -> None:
 def test_an_unknown_optimizer_type_is_refused() -> None:
     with pytest.raises(ValueError, match=r"optimizer_type must be one of adam, sgd, got 'lion'"):
         Program(chain_of(3), "lion")  # type: ignore[arg-type]
+
+
+def test_a_warm_start_is_a_cold_one_once_qk_asks_for_more_than_its_inputs() -> None:
+    graph = llama(1)
+    before = preset_exponents(graph, "mup", Alignment(1.0, 0.25, 1.0))
+    after = {**before, "0.qk": Exponents(0.5, 0.0, Alignment(0.5, 0.5, 0.75))}
+    program = Program(graph, warm_start=True)
+    program.solve(before)
+    assert program.solve(after).c == solve(graph, after).c
