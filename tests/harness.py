@@ -36,7 +36,7 @@ TINY = (
     *("--training.global_batch_size", "4"),
     *("--lr_scheduler.warmup_steps", str(WARMUP)),
     *("--lr_scheduler.decay_ratio", str(DECAY / STEPS)),
-    *("--validator.steps", "2"),
+    *("--validator.sequences", "8"),
     *("--validator.freq", "1000"),
     *("--metrics.log_freq", "1"),
     *("--maxp.measure_from", "1"),

@@ -16,8 +16,9 @@ from harness import STEPS, Run, run, tiny
 
 from configs import llama3
 from train.build import make_config, run_name
-from train.cli import parse
+from train.cli import parse, record
 from train.methods import METHODS
+from train.run_folder import identity
 from train.scales import SCALES
 from train.trainer import MaxPTrainer
 
@@ -55,6 +56,36 @@ def test_torchtitans_own_way_gives_the_same_run_as_the_commands_flags(tmp_path: 
     theirs, ours = (parse([*flags.split(), str(tmp_path)]) for flags in (way, own))
     assert isinstance(theirs, MaxPTrainer.Config)
     assert theirs.to_dict() == ours.to_dict()
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        "--training.local_batch_size 1",
+        "--parallelism.tensor_parallel_degree 2",
+        "--checkpoint.interval 7",
+        "--metrics.log_freq 5",
+        "--comm.train_timeout_seconds 9",
+    ],
+)
+def test_how_a_run_is_spread_and_written_down_does_not_make_it_another(flags: str) -> None:
+    command = ["--scale", "debug", "--steps", "7"]
+    assert identity(record(parse([*command, *flags.split()]))) == identity(record(parse(command)))
+
+
+@pytest.mark.parametrize("flags", ["--training.global_batch_size 8", "--seed 2", "--lr 2e-2"])
+def test_what_a_run_computes_makes_it_another(flags: str) -> None:
+    command = ["--scale", "debug", "--steps", "7"]
+    assert identity(record(parse([*command, *flags.split()]))) != identity(record(parse(command)))
+
+
+def test_without_a_global_batch_the_number_of_processes_makes_it_another(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    command = ["--scale", "debug", "--steps", "7", "--training.global_batch_size", "-1"]
+    alone = identity(record(parse(command)))
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert identity(record(parse(command))) != alone
 
 
 def test_a_run_started_torchtitans_way_trains(tmp_path: Path, mup_no_run: Run) -> None:

@@ -16,6 +16,7 @@ import torch.distributed as dist
 from filelock import FileLock, Timeout
 from torchtitan.tools.logging import init_logger, logger
 
+from train.checkpoint import CheckpointError
 from train.cli import parse, record
 from train.data import DataError
 from train.metrics import DivergedError
@@ -89,7 +90,7 @@ def _run(config: MaxPTrainer.Config, folder: RunFolder) -> int:
         return PREEMPTED
     except ValueError as error:
         status("failed", reason=str(error))
-        if trainer is not None and not isinstance(error, DataError):
+        if trainer is not None and not isinstance(error, (DataError, CheckpointError)):
             raise  # a fault of the training, not of its input
         return _refuse(error)
     except KeyboardInterrupt:

@@ -4,7 +4,6 @@ from pathlib import Path
 from typing import Any
 
 from tokenizers import Tokenizer
-from torchtitan.components.checkpointer import CheckpointManager
 from torchtitan.components.loss import ChunkedLossWrapper, CrossEntropyLoss
 from torchtitan.components.optimizer import LRSchedulersContainer, default_adamw
 from torchtitan.config.configs import (
@@ -18,15 +17,16 @@ from torchtitan.models.llama3 import Llama3StateDictAdapter, parallelize_llama
 from torchtitan.protocols.model_spec import ModelSpec
 
 from train import cpu, torch_compat
+from train.checkpoint import CheckedCheckpointManager
 from train.corpus import prepare_embedded
 from train.data import TextDataLoader
 from train.metrics import HeldOutValidator, RunMetrics
+from train.names import run_name
 from train.scales import LLAMA3_VOCABULARY, Scale, compute_steps, get_scale, model_config
 from train.settings import MaxPSettings
 from train.trainer import MaxPTrainer
 
 LLAMA3_TOKENIZER = "assets/hf/Llama-3.1-8B"
-VALIDATION_SEQUENCES = 64
 
 
 def make_config(
@@ -97,7 +97,6 @@ def make_config(
         validator=HeldOutValidator.Config(
             enable=True,
             freq=max(1, steps // 2),
-            steps=max(1, VALIDATION_SEQUENCES // size.local_batch_size),
             dataloader=TextDataLoader.Config(**data, split="validation"),
         ),
         metrics=RunMetrics.Config(
@@ -105,7 +104,7 @@ def make_config(
             enable_tensorboard=True,
             disable_color_printing=True,
         ),
-        checkpoint=CheckpointManager.Config(
+        checkpoint=CheckedCheckpointManager.Config(
             enable=not size.on_corpus,
             interval=500,
             last_save_model_only=False,
@@ -122,12 +121,6 @@ def make_config(
             enable_structured_logging=False,
         ),
     )
-
-
-def run_name(scale: str, method: str, lr: float, seed: int) -> str:
-    """``s3_maxP_lr1e-02_seed1``; an lr of more digits keeps them."""
-    short = f"{lr:.0e}"
-    return f"{scale}_{method}_lr{short if float(short) == lr else lr}_seed{seed}"
 
 
 def model_spec(scale: Scale, vocab_size: int) -> ModelSpec:

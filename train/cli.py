@@ -1,8 +1,11 @@
 """The command line of a run: its own flags, torchtitan's way, and every flag of torchtitan."""
 
+import hashlib
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import tyro
@@ -89,16 +92,34 @@ def parse(arguments: Sequence[str] | None = None) -> MaxPTrainer.Config:
 
 def record(config: MaxPTrainer.Config) -> dict[str, Any]:
     """What ``config.json`` keeps: the experiment's coordinates first, then every setting."""
+    settings = _plain(config.to_dict())
+    # With as many sequences a step, a run is the same experiment on any number of processes.
+    settings["training"]["global_batch_size"] = global_batch_size(config)
     return {
         "scale": config.scale,
         "method": config.maxp.method,
         "lr": config.maxp.lr,
         "seed": config.debug.seed,
         "steps": config.training.steps,
-        **_plain(config.to_dict()),
+        "tokenizer_sha256": _digest(Path(config.hf_assets_path) / "tokenizer.json"),
+        **settings,
         "versions": versions(),
         "git_commit": git_commit(),
     }
+
+
+def global_batch_size(config: MaxPTrainer.Config) -> int:
+    """Sequences a step; where none is set, one local batch on each data-parallel rank."""
+    training = config.training
+    if training.global_batch_size > 0:
+        return int(training.global_batch_size)
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    ranks = max(1, processes // config.parallelism.tensor_parallel_degree)
+    return int(training.local_batch_size) * ranks
+
+
+def _digest(file: Path) -> str:
+    return hashlib.sha256(file.read_bytes()).hexdigest()[:16]
 
 
 def _plain(value: Any) -> Any:

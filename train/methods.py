@@ -2,8 +2,6 @@
 
 from dataclasses import dataclass
 
-from maxp.overrides import PARAMETRIZATIONS
-
 
 @dataclass(frozen=True)
 class Method:
@@ -25,6 +23,9 @@ class Method:
 
     @property
     def ab(self) -> dict[str, tuple[float, float]]:
+        # Here, so that the names of the methods can be had without torch.
+        from maxp.overrides import PARAMETRIZATIONS
+
         return PARAMETRIZATIONS[self.parametrization]
 
 

@@ -1,8 +1,9 @@
 """torchtitan's metrics, written to ``metrics.jsonl`` as well, and validation at the run's end."""
 
+import logging
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,8 @@ from torchtitan.components.metrics import BaseLogger, LoggerContainer, MetricsPr
 from torchtitan.components.validate import Validator
 
 from train.run_folder import MetricsLog, RunFolder
+
+logger = logging.getLogger(__name__)
 
 SITE_PREFIX = "sites/"
 
@@ -108,12 +111,50 @@ class RunMetrics(MetricsProcessor):
             raise DivergedError(step)
 
 
+def share(sequences: int, ranks: int, largest: int) -> tuple[int, int]:
+    """(batch size, batches) with which each of ``ranks`` takes its part of ``sequences``.
+
+    The batch size is at most ``largest``. Where the ranks are too many to share evenly, each takes
+    one more, which is logged: the loss is then of a few sequences more than asked for.
+    """
+    each = -(-sequences // ranks)
+    if each * ranks != sequences:
+        logger.warning(
+            "validating on %d sequences, not %d, so that %d ranks take equal parts",
+            each * ranks,
+            sequences,
+            ranks,
+        )
+    batch = max(size for size in range(1, min(largest, each) + 1) if each % size == 0)
+    return batch, each // batch
+
+
 class HeldOutValidator(Validator):
-    """Validates every ``freq`` steps; after the last the trainer asks for it."""
+    """Validates every ``freq`` steps; after the last the trainer asks for it.
+
+    On the same sequences whatever the batch and the number of ranks, so that losses compare.
+    """
 
     @dataclass(kw_only=True, slots=True)
     class Config(Validator.Config):
-        pass
+        sequences: int = 64
+        """Held-out sequences that the loss is measured on, together on all ranks; where `steps` is
+        given instead, that many batches a rank."""
+
+        def __post_init__(self) -> None:
+            Validator.Config.__post_init__(self)
+            if self.sequences < 1:
+                raise ValueError(f"--validator.sequences {self.sequences}: must be at least 1")
+
+    def __init__(
+        self, config: Config, *, dp_world_size: int, local_batch_size: int, **rest: Any
+    ) -> None:
+        if config.steps == -1:
+            local_batch_size, steps = share(config.sequences, dp_world_size, local_batch_size)
+            config = replace(config, steps=steps)
+        super().__init__(
+            config, dp_world_size=dp_world_size, local_batch_size=local_batch_size, **rest
+        )
 
     validated: int = -1
     """Step of the last validation."""

@@ -31,8 +31,18 @@ CONFIG = "config.json"
 METRICS = "metrics.jsonl"
 STATUS = "status.json"
 
-NOT_IDENTITY = frozenset({"output_dir", "dump_folder", "versions", "git_commit", "created"})
-"""Keys, at any depth, that say where, when or with what an experiment ran, not which one it is."""
+NOT_IDENTITY = frozenset(
+    {
+        # where, when, with what
+        "output_dir", "dump_folder", "hf_assets_path", "versions", "git_commit", "created",
+        # on how many devices, and how the work is spread over them
+        "parallelism", "local_batch_size", "comm", "compile", "activation_checkpoint",
+        "enable_cpu_offload", "disable_cuda_graphs", "gc_freq",
+        # what is written about it, and how often
+        "metrics", "profiler", "interval", "keep_latest_k", "async_mode", "load_step",
+    }
+)  # fmt: skip
+"""Keys, at any depth, that do not say which experiment it is: with others it is continued."""
 
 State = Literal["queued", "running", "preempted", "completed", "diverged", "failed"]
 FINISHED: tuple[State, ...] = ("completed", "diverged")

@@ -1,0 +1,44 @@
+"""Held-out loss is measured on the same sequences, however many ranks share them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from harness import run, tiny
+
+from train.metrics import share
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 4, 8, 64])
+@pytest.mark.parametrize("largest", [1, 3, 16, 100])
+def test_all_ranks_together_take_the_sequences_that_were_asked_for(
+    ranks: int, largest: int
+) -> None:
+    batch, batches = share(64, ranks, largest)
+    assert batch * batches * ranks == 64
+    assert 1 <= batch <= largest
+
+
+def test_ranks_that_cannot_share_evenly_take_more_and_say_so(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    assert share(64, 3, 11) == (11, 2)
+    assert "validating on 66 sequences, not 64" in caplog.text
+
+
+def test_the_loss_does_not_depend_on_the_batch(corpus_cache: Path, tmp_path: Path) -> None:
+    flags = ("--steps", "1", "--validator.sequences", "6")
+    losses = []
+    for batch in ("1", "4"):
+        arguments = tiny(tmp_path / batch, "mup-no", *flags, "--training.local_batch_size", batch)
+        losses.append(run(arguments).validation_losses[1])
+    assert losses[0] == pytest.approx(losses[1], rel=1e-6)
+    more = tiny(tmp_path / "more", "mup-no", *flags[:2], "--validator.sequences", "12")
+    assert abs(run(more).validation_losses[1] - losses[0]) > 1e-4
+
+
+def test_no_sequence_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        run(tiny(tmp_path / "run", "mup-no", "--validator.sequences", "0"))
+    assert "--validator.sequences 0: must be at least 1" in capsys.readouterr().err

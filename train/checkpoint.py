@@ -1,0 +1,165 @@
+"""torchtitan's checkpoints, looked at before they are loaded.
+
+A checkpoint that is truncated, or of another model, is refused with its reason and put aside; the
+one before it is used where there is one. A run with checkpoints of which none can be used does not
+start over in silence: it ends, and says so.
+"""
+
+import pickle
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.metadata import Metadata
+from torchtitan.components.checkpointer import CheckpointManager
+from torchtitan.tools.logging import logger
+
+METADATA = ".metadata"
+_PREFIX = "step-"
+_METHOD_STATE = "train_state.maxp."
+
+
+class CheckpointError(ValueError):
+    """No checkpoint can be used; the message is one line with the remedy."""
+
+
+class CheckedCheckpointManager(CheckpointManager):
+    """Loads the newest checkpoint that is whole and of this model.
+
+    The first rank looks, and all follow it.
+
+    Raises:
+        CheckpointError: from `load`, on every rank: no usable one among those there are, or the one
+            asked for by ``--checkpoint.load_step`` is not usable.
+    """
+
+    @dataclass(kw_only=True, slots=True)
+    class Config(CheckpointManager.Config):
+        pass
+
+    def _load(self, step: int = -1) -> bool:
+        refused: list[str] = []
+        while True:
+            chosen = self._choose(step, refused)
+            if chosen is None:
+                return bool(super()._load(step))  # torchtitan's own cases: nothing there, or a path
+            try:
+                return bool(super()._load(chosen))
+            except CheckpointException as error:  # on every rank
+                reason = _first_failure(error)
+                if step != -1:
+                    raise CheckpointError(
+                        f"--checkpoint.load_step {step} cannot be used ({reason}); leave it out to "
+                        "continue from another"
+                    ) from error
+                if dist.get_rank() == 0:
+                    self._put_aside(chosen, reason, refused)
+
+    def _save(self, curr_step: int, last_step: bool = False) -> bool:
+        # Written over an older one of the same step: until it is whole it must not pass for it.
+        if dist.get_rank() == 0 and self._should_save(curr_step, last_step):
+            (Path(self._create_checkpoint_id(curr_step)) / METADATA).unlink(missing_ok=True)
+        return bool(super()._save(curr_step, last_step))
+
+    def _choose(self, step: int, refused: list[str]) -> int | None:
+        """The step to load; None where torchtitan has nothing of this run to load.
+
+        ``refused`` gets what was refused on the way.
+        """
+        answer: list[Any] = [None]
+        if dist.get_rank() == 0:
+            answer = [self._look(step, refused)]
+        dist.broadcast_object_list(answer, src=0)
+        chosen, found = answer[0]
+        if dist.get_rank() != 0:
+            refused[:] = found
+        if chosen is None and refused:
+            raise CheckpointError(
+                f"--checkpoint.folder {self.folder}: no checkpoint can be used "
+                f"({'; '.join(refused)}); restore one, or give another --output-dir to start over"
+            )
+        return chosen
+
+    def _look(self, step: int, refused: list[str]) -> tuple[int | None, list[str]]:
+        model = self.states["model"].state_dict()
+        for there in [step] if step != -1 else complete_steps(Path(self.folder)):
+            folder = Path(self._create_checkpoint_id(there))
+            if not folder.is_dir():
+                return None, refused
+            reason = fault(folder, model, model_only=there == 0)
+            if reason is None:
+                return there, refused
+            if step != -1:
+                refused.append(f"{folder.name}: {reason}")
+                return None, refused
+            self._put_aside(there, reason, refused)
+        return None, refused
+
+    def _put_aside(self, step: int, reason: str, refused: list[str]) -> None:
+        """Rename it, so that a later checkpoint of that step does not mix with its files."""
+        folder = Path(self._create_checkpoint_id(step))
+        aside = next(
+            name
+            for number in range(1, 10**6)
+            if not (name := folder.with_name(f"refused-{step}-{number}")).exists()
+        )
+        folder.rename(aside)
+        refused.append(f"{folder.name}: {reason}, kept as {aside.name}")
+        logger.warning("checkpoint refused: %s", refused[-1])
+
+
+def complete_steps(folder: Path) -> list[int]:
+    """Steps of the checkpoints in ``folder`` that were written to their end, newest first."""
+    found = (path.parent.name.removeprefix(_PREFIX) for path in folder.glob(f"*/{METADATA}"))
+    return sorted((int(step) for step in found if step.isdecimal()), reverse=True)
+
+
+def fault(folder: Path, model: Mapping[str, Any], *, model_only: bool = False) -> str | None:
+    """Why a checkpoint cannot be loaded into a model; None if nothing speaks against it.
+
+    Looks at its list of contents, and at the sizes of its files; the tensors are not read.
+
+    Args:
+        folder: of one checkpoint of `torch.distributed.checkpoint`.
+        model: the model's state dict: names and (whole) shapes.
+        model_only: it need not hold the state of a run of maxP.
+    """
+    try:
+        metadata: Metadata = pickle.loads((folder / METADATA).read_bytes())
+        contents, stored = metadata.state_dict_metadata, metadata.storage_data
+    except Exception as error:  # pickle raises nearly anything
+        return f"its {METADATA} cannot be read ({type(error).__name__})"
+    ends: dict[str, int] = {}
+    for place in stored.values():
+        end = place.offset + place.length
+        ends[place.relative_path] = max(end, ends.get(place.relative_path, 0))
+    for name, end in sorted(ends.items()):
+        file = folder / name
+        if not file.is_file():
+            return f"{name} is missing"
+        if file.stat().st_size < end:
+            return f"{name} is truncated ({file.stat().st_size} of {end} bytes)"
+    for name, tensor in model.items():
+        if name not in contents:
+            return f"it is of another model: {name} is not in it"
+        shape = getattr(contents[name], "size", None)
+        if isinstance(tensor, torch.Tensor) and shape != tensor.shape:
+            there = "x".join(map(str, shape or ()))
+            return f"it is of another model: {name} is {there}, not {_shape(tensor)}"
+    if not model_only and not any(name.startswith(_METHOD_STATE) for name in contents):
+        return "it is not of a run of maxP: learning rates and alignment are not in it"
+    return None
+
+
+def _shape(tensor: torch.Tensor) -> str:
+    return "x".join(map(str, tensor.shape))
+
+
+def _first_failure(error: CheckpointException) -> str:
+    """One line of what `torch.distributed.checkpoint` says over many."""
+    first = next(iter(error.failures.values()))[0] if error.failures else error
+    return f"{type(first).__name__}: {first}".splitlines()[0]
