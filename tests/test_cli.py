@@ -15,6 +15,7 @@ from filelock import FileLock
 from harness import STEPS, Run, run, tiny
 
 from configs import llama3
+from train import __main__ as program
 from train.build import make_config, run_name
 from train.cli import parse, record
 from train.methods import METHODS
@@ -68,9 +69,13 @@ def test_torchtitans_own_way_gives_the_same_run_as_the_commands_flags(tmp_path: 
         "--comm.train_timeout_seconds 9",
     ],
 )
-def test_how_a_run_is_spread_and_written_down_does_not_make_it_another(flags: str) -> None:
+def test_how_a_run_is_spread_and_written_down_does_not_make_it_another(
+    flags: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     command = ["--scale", "debug", "--steps", "7"]
-    assert identity(record(parse([*command, *flags.split()]))) == identity(record(parse(command)))
+    plain = identity(record(parse(command)))
+    monkeypatch.setenv("WORLD_SIZE", "2" if "tensor" in flags else "1")
+    assert identity(record(parse([*command, *flags.split()]))) == plain
 
 
 @pytest.mark.parametrize("flags", ["--training.global_batch_size 8", "--seed 2", "--lr 2e-2"])
@@ -245,6 +250,94 @@ def test_a_corrupt_token_cache_is_told_with_the_remedy(
     monkeypatch.setenv("MAXP_CACHE", str(tmp_path / "cache"))
     line = refused(tiny(tmp_path / "run", "mup-no"), capsys)
     assert re.search(r"embedded-\w+/train is truncated: delete it, it is rebuilt", line)
+
+
+@pytest.mark.parametrize(
+    ("processes", "flags", "message"),
+    [
+        (3, "data_parallel_replicate_degree 2", "2 must divide the 3 processes of this run"),
+        (4, "data_parallel_shard_degree 3", "3 must be the 4 processes of this run"),
+        (4, "data_parallel_shard_degree 2", "2 must be the 4 processes of this run"),
+        (2, "tensor_parallel_degree 4", "4 must divide the 2 processes of this run"),
+        (2, "tensor_parallel_degree 0", "--parallelism.tensor_parallel_degree 0: must be at least"),
+        (4, "tensor_parallel_degree 4", "must divide the 2 key and value heads of --scale debug"),
+        (8, "tensor_parallel_degree 8", "must divide the 4 heads of --scale debug"),
+        (2, "expert_parallel_degree 2", "--parallelism.expert_parallel_degree 2: not supported"),
+    ],
+)
+def test_a_mesh_that_does_not_divide_ends_every_rank_with_a_line_from_the_first(
+    processes: int,
+    flags: str,
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    more = ("--training.local_batch_size", "1", *f"--parallelism.{flags}".split())
+    monkeypatch.setattr(sys, "argv", ["train", *tiny(tmp_path / "run", "maxP", *more)])
+    monkeypatch.setattr(program, "init_logger", lambda: None)
+    monkeypatch.setenv("WORLD_SIZE", str(processes))
+    capsys.readouterr()
+    for rank in range(processes):
+        monkeypatch.setenv("RANK", str(rank))
+        assert program.main() == 2
+        printed = capsys.readouterr().err
+        if rank:
+            assert printed == ""
+        else:
+            assert message in printed
+            assert printed.count("\n") == 1
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("degree", ["1", "2"])
+def test_a_mesh_that_divides_is_taken(degree: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    flags = f"data_parallel_replicate_degree=2 --parallelism.tensor_parallel_degree={degree}"
+    mesh = f"--training.local_batch_size=1 --parallelism.{flags}".split()
+    config = parse(["--scale", "debug", *mesh])
+    assert config.parallelism.data_parallel_replicate_degree == 2
+
+
+PROBES = [
+    (
+        "--maxp.probe_tokens 33",
+        "--training.seq_len 32, has 32; pass 32 or fewer, or more sequences",
+    ),
+    ("--maxp.probe_tokens 65 --maxp.probe_sequences 2", "has 64; pass 64 or fewer"),
+    (
+        "--maxp.probe_sequences 5",
+        "--maxp.probe_sequences 5: the probe is run as one batch, and must not be larger than "
+        "--training.local_batch_size 4",
+    ),
+]
+
+
+@pytest.mark.parametrize(("flags", "message"), PROBES)
+@pytest.mark.parametrize("measuring", ["--method maxP", "--maxp.measure"])
+def test_a_probe_larger_than_the_batch_is_refused(
+    measuring: str,
+    flags: str,
+    message: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    more = f"{measuring} {flags}".split()
+    assert message in refused(tiny(tmp_path / "run", "mup-no", *more), capsys)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("flags", [flags for flags, _ in PROBES])
+def test_a_run_that_does_not_measure_takes_any_probe(flags: str, tmp_path: Path) -> None:
+    assert parse(tiny(tmp_path / "run", "mup-no", *flags.split())).maxp.method == "mup-no"
+
+
+@pytest.mark.parametrize("scale", SCALES)
+def test_the_probe_of_every_scale_fits_its_batch(scale: str) -> None:
+    config = make_config(scale)
+    tokens = config.maxp.probe_sequences * config.training.seq_len
+    assert config.maxp.probe_tokens == min(256, tokens)
+    assert config.maxp.probe_sequences <= config.training.local_batch_size
 
 
 # The folder

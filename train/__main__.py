@@ -10,7 +10,7 @@ import os
 import socket
 import sys
 from contextlib import AbstractContextManager
-from typing import Any
+from typing import Any, NoReturn
 
 import torch.distributed as dist
 from filelock import FileLock, Timeout
@@ -19,6 +19,7 @@ from torchtitan.tools.logging import init_logger, logger
 from train.checkpoint import CheckpointError
 from train.cli import parse, record
 from train.data import DataError
+from train.faults import lost_contact, meeting_within, port_taken
 from train.metrics import DivergedError
 from train.preemption import PREEMPTED, PreemptedError
 from train.run_folder import FINISHED, RunFolder, RunFolderError, load_run
@@ -72,11 +73,13 @@ def _lock(folder: RunFolder) -> AbstractContextManager[Any]:
 def _run(config: MaxPTrainer.Config, folder: RunFolder) -> int:
     _single_process_environment()
     first = _is_first()
+    lost: str | None = None
     status: Any = folder.set_status if first else lambda *args, **kwargs: None
     trainer: MaxPTrainer | None = None
     try:
         status("running")
-        trainer = config.build()
+        with _meeting(config, folder):
+            trainer = config.build()
         trainer.train()
         status("completed", step=trainer.step)
     except DivergedError as error:
@@ -97,15 +100,52 @@ def _run(config: MaxPTrainer.Config, folder: RunFolder) -> int:
         status("failed", reason="interrupted")
         return 130
     except BaseException as error:
-        status("failed", reason=f"{type(error).__name__}: {error}".splitlines()[0])
-        raise
+        if taken := port_taken(error):
+            status("failed", reason=taken)
+            return _refuse(ValueError(taken))
+        lost = lost_contact(error)
+        if lost is None:
+            _fail(folder, f"{type(error).__name__}: {error}".splitlines()[0])
+            raise
+        logger.error("rank %s stopped", os.environ["RANK"], exc_info=True)
+        _tell_lost(folder, lost)
+        return 1
     finally:
-        with contextlib.suppress(Exception):
-            if trainer is not None:
-                trainer.close()
-            if dist.is_initialized():
-                dist.destroy_process_group()
+        # Neither is of use where another process is gone, and both could wait for it.
+        if lost is None:
+            with contextlib.suppress(Exception):
+                if trainer is not None:
+                    trainer.close()
+                if dist.is_initialized():
+                    dist.destroy_process_group()
     return 0
+
+
+def _meeting(config: MaxPTrainer.Config, folder: RunFolder) -> AbstractContextManager[None]:
+    """A limit on how long several processes may take to find each other."""
+    if os.environ.get("WORLD_SIZE", "1") == "1":
+        return contextlib.nullcontext()
+
+    def late(reason: str) -> None:
+        _tell_lost(folder, reason)
+        _leave_at_once(1)
+
+    return meeting_within(config.comm.init_timeout_seconds, late)
+
+
+def _fail(folder: RunFolder, reason: str) -> None:
+    """Say in the folder why the run failed, on any rank: the first may be the one that is gone."""
+    if os.environ.get("WORLD_SIZE", "1") != "1":
+        reason = f"rank {os.environ['RANK']}: {reason}"
+    folder.set_status("failed", reason=reason)
+
+
+def _tell_lost(folder: RunFolder, reason: str) -> None:
+    """Say that contact was lost; the status that a rank which has ended left stays."""
+    state = load_run(folder.path, metrics=False).status.get("state")
+    if state not in ("failed", "preempted", *FINISHED):
+        _fail(folder, reason)
+    print(f"error: rank {os.environ['RANK']}: {reason}", file=sys.stderr)
 
 
 def _refuse(error: Exception) -> int:
@@ -136,5 +176,15 @@ def _single_process_environment() -> None:
     )
 
 
+def _leave_at_once(status: int) -> NoReturn:
+    """Exit without torch's own end, which would wait for processes that are gone."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    code = main()
+    if dist.is_initialized():  # the processes could not part
+        _leave_at_once(code)
+    sys.exit(code)

@@ -61,6 +61,7 @@ def make_config(
     """
     size = get_scale(scale)
     settings = MaxPSettings(method=method, lr=lr, alignment_table=alignment_table)
+    settings.probe_tokens = min(settings.probe_tokens, size.seq_len)  # of one sequence
     if steps is not None and steps < 1:
         raise ValueError(f"--steps {steps}: must be at least 1")
     if seed < 0:

@@ -1,7 +1,6 @@
 """The command line of a run: its own flags, torchtitan's way, and every flag of torchtitan."""
 
 import hashlib
-import os
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -13,7 +12,7 @@ from torchtitan.config import ConfigManager
 from torchtitan.config.manager import custom_registry
 
 from train.build import make_config, match_tokenizer
-from train.checks import check
+from train.checks import check, data_parallel_ranks
 from train.run_folder import git_commit, versions
 from train.trainer import MaxPTrainer
 
@@ -113,9 +112,7 @@ def global_batch_size(config: MaxPTrainer.Config) -> int:
     training = config.training
     if training.global_batch_size > 0:
         return int(training.global_batch_size)
-    processes = int(os.environ.get("WORLD_SIZE", "1"))
-    ranks = max(1, processes // config.parallelism.tensor_parallel_degree)
-    return int(training.local_batch_size) * ranks
+    return int(training.local_batch_size) * data_parallel_ranks(config)
 
 
 def _digest(file: Path) -> str:

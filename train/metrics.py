@@ -33,6 +33,7 @@ _NAMES = {
     "loss_metrics/global_max_loss": "max_loss",
     "grad_norm": "grad_norm",
     "throughput(tps)": "tokens_per_second",
+    "mfu(%)": "mfu",
     "time_metrics/end_to_end(s)": "step_seconds",
     "memory/max_reserved(GiB)": "memory_gib",
     "n_tokens_seen": "tokens",
@@ -50,6 +51,8 @@ class JsonLinesLogger(BaseLogger):
         record: dict[str, Any] = {"step": step}
         sites: dict[str, dict[str, Any]] = {}
         for tag, value in metrics.items():
+            if tag == "mfu(%)" and math.isnan(value):
+                continue  # a CPU has no peak to compare with
             if tag in _NAMES:
                 record[_NAMES[tag]] = value
             elif tag.startswith(SITE_PREFIX):
@@ -138,8 +141,10 @@ class HeldOutValidator(Validator):
     @dataclass(kw_only=True, slots=True)
     class Config(Validator.Config):
         sequences: int = 64
-        """Held-out sequences that the loss is measured on, together on all ranks; where `steps` is
-        given instead, that many batches a rank."""
+        """Held-out sequences that the loss is measured on, together on all ranks."""
+
+        steps: int = -1
+        """Batches on each rank, instead of `sequences`; -1 takes those."""
 
         def __post_init__(self) -> None:
             Validator.Config.__post_init__(self)

@@ -7,6 +7,7 @@ ranks exchange theirs.
 
 import signal
 import threading
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -28,10 +29,15 @@ class PreemptedError(Exception):
 
 
 class StopFlag:
-    """Whether any rank has been signalled. Restore the former handlers with `close`."""
+    """Whether any rank has been signalled. Restore the former handlers with `close`.
 
-    def __init__(self) -> None:
-        self._seen = 0
+    Args:
+        limit: how long to wait for the other ranks before they are taken for gone; from the second
+            time on, since the first step may take one rank much longer than another.
+    """
+
+    def __init__(self, limit: timedelta | None = None) -> None:
+        self._seen, self._limit = 0, limit
         self._former: dict[signal.Signals, Any] = {}
         if threading.current_thread() is threading.main_thread():
             self._former = {number: signal.signal(number, self._note) for number in SIGNALS}
@@ -49,6 +55,9 @@ class StopFlag:
             flag = torch.tensor(seen)
             dist.all_reduce(flag, op=dist.ReduceOp.MAX, group=self._group)
             seen = int(flag)
+            if self._limit is not None:
+                dist.set_timeout(self._limit, self._group)  # type: ignore[attr-defined]
+                self._limit = None
         return signal.Signals(seen).name if seen else None
 
     def close(self) -> None:

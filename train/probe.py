@@ -85,12 +85,29 @@ class TrainerParametrization(Parametrization):
         arguments = {key: value.to(trainer.device) for key, value in inputs.items()}
         tokens, _, kwargs = trainer.post_dataloading_process(arguments, labels.to(trainer.device))
         trainer.ntokens_seen = seen
-        with trainer.train_context(), _head_on_one_token(model):
+        with trainer.train_context(), _uncompiled(model), _head_on_one_token(model):
             model(tokens, **kwargs)
         # FSDP leaves the last group gathered after a forward pass without a backward.
         for module in model.modules():
             if isinstance(module, FSDPModule):
                 module.reshard()
+
+
+@contextmanager
+def _uncompiled(model: nn.Module) -> Iterator[None]:
+    """Run the blocks that ``module.compile`` compiled as they were written.
+
+    Their graphs know nothing of the hooks that a measurement adds, and must not be compiled again
+    for them. FlexAttention stays compiled: its kernel is a function of its own.
+    """
+    compiled = {m: m._compiled_call_impl for m in model.modules() if m._compiled_call_impl}
+    for module in compiled:
+        module._compiled_call_impl = None
+    try:
+        yield
+    finally:
+        for module, implementation in compiled.items():
+            module._compiled_call_impl = implementation
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from datetime import timedelta
 from typing import Annotated, Any
 
 import torch.distributed as dist
@@ -14,6 +15,7 @@ from maxp.groups import REST
 from train import cpu, torch_compat
 from train.alignment_table import ALIGNMENTS, Table, kind, read_table
 from train.checks import check
+from train.faults import limit_collectives
 from train.learning_rates import SiteGroups
 from train.methods import get_method
 from train.metrics import SITE_PREFIX, DivergedError, HeldOutValidator, RunMetrics
@@ -57,7 +59,8 @@ class MaxPTrainer(Trainer):
         )
         self._stopping: str | None = None
         super().__init__(config)
-        self._stop_flag = StopFlag()
+        self._stop_flag = StopFlag(timedelta(seconds=config.comm.train_timeout_seconds))
+        limit_collectives(config.comm.init_timeout_seconds)
         if not cpu.has_accelerator():
             cpu.use_sum_reductions(self.model_parts[0])
             logger.info(
