@@ -76,5 +76,7 @@ class Capture:
         return sample
 
     def _sequence(self, x: torch.Tensor) -> torch.Tensor:
-        chosen = token_positions(x.shape[-2], self._sample_size).to(x.device)
+        # As many tokens as of other sites, over all sequences.
+        each = max(1, self._sample_size // x.shape[:-3].numel())
+        chosen = token_positions(x.shape[-2], each).to(x.device)
         return whole(x).index_select(-2, chosen).detach()

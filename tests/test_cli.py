@@ -301,14 +301,14 @@ def test_a_mesh_that_divides_is_taken(degree: str, monkeypatch: pytest.MonkeyPat
 
 PROBES = [
     (
-        "--maxp.probe_tokens 33",
+        "--maxp.probe_tokens 33 --maxp.probe_sequences 1",
         "--training.seq_len 32, has 32; pass 32 or fewer, or more sequences",
     ),
     ("--maxp.probe_tokens 65 --maxp.probe_sequences 2", "has 64; pass 64 or fewer"),
     (
         "--maxp.probe_sequences 5",
-        "--maxp.probe_sequences 5: the probe is run as one batch, and must not be larger than "
-        "--training.local_batch_size 4",
+        "--maxp.probe_sequences 5: every process runs the probe, which must not be larger than a "
+        "step's batch of 4 sequences; pass 4 or fewer",
     ),
 ]
 
@@ -335,9 +335,8 @@ def test_a_run_that_does_not_measure_takes_any_probe(flags: str, tmp_path: Path)
 @pytest.mark.parametrize("scale", SCALES)
 def test_the_probe_of_every_scale_fits_its_batch(scale: str) -> None:
     config = make_config(scale)
-    tokens = config.maxp.probe_sequences * config.training.seq_len
-    assert config.maxp.probe_tokens == min(256, tokens)
-    assert config.maxp.probe_sequences <= config.training.local_batch_size
+    assert config.maxp.probe_tokens <= config.maxp.probe_sequences * config.training.seq_len
+    assert config.maxp.probe_sequences <= config.training.global_batch_size
 
 
 # The folder

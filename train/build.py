@@ -61,7 +61,6 @@ def make_config(
     """
     size = get_scale(scale)
     settings = MaxPSettings(method=method, lr=lr, alignment_table=alignment_table)
-    settings.probe_tokens = min(settings.probe_tokens, size.seq_len)  # of one sequence
     if steps is not None and steps < 1:
         raise ValueError(f"--steps {steps}: must be at least 1")
     if seed < 0:
@@ -82,7 +81,7 @@ def make_config(
         dump_folder=output_dir or f"runs/{run_name(scale, method, lr, seed)}",
         # The chunked loss spares memory where logits are large.
         loss=cross_entropy if size.on_corpus else ChunkedLossWrapper.Config(loss_fn=cross_entropy),
-        optimizer=_adamw(lr, accelerator),
+        optimizer=default_adamw(lr=lr),
         lr_scheduler=LRSchedulersContainer.Config(
             warmup_steps=max(1, min(steps // 10, 2000)), decay_ratio=0.2, min_lr_factor=0.0
         ),
@@ -165,9 +164,3 @@ def _vocabulary(assets: str, *, required: bool = False) -> int:
         raise ValueError(
             f"--hf_assets_path {assets}: tokenizer.json is corrupt ({error})"
         ) from None
-
-
-def _adamw(lr: float, accelerator: bool) -> Any:
-    optimizer = default_adamw(lr=lr)
-    optimizer.implementation = "fused" if accelerator else "foreach"
-    return optimizer

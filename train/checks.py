@@ -95,10 +95,12 @@ def _check_tensor_parallelism(config: Any) -> None:
 
 def _check_probe(config: Any) -> None:
     settings, training = config.maxp, config.training
-    if settings.probe_sequences > training.local_batch_size:
+    batch = global_batch_size(config)
+    if settings.probe_sequences > batch:
         raise ValueError(
-            f"--maxp.probe_sequences {settings.probe_sequences}: the probe is run as one batch, "
-            f"and must not be larger than --training.local_batch_size {training.local_batch_size}"
+            f"--maxp.probe_sequences {settings.probe_sequences}: every process runs the probe, "
+            f"which must not be larger than a step's batch of {batch} sequences; pass {batch} or "
+            "fewer"
         )
     tokens = settings.probe_sequences * training.seq_len
     if settings.probe_tokens > tokens:
@@ -112,6 +114,14 @@ def _check_probe(config: Any) -> None:
 def data_parallel_ranks(config: Any) -> int:
     """Processes, or groups of tensor-parallel ones, that share out a step's sequences."""
     return max(1, _processes() // int(config.parallelism.tensor_parallel_degree))
+
+
+def global_batch_size(config: Any) -> int:
+    """Sequences a step; where none is set, one local batch on each data-parallel rank."""
+    training = config.training
+    if training.global_batch_size > 0:
+        return int(training.global_batch_size)
+    return int(training.local_batch_size) * data_parallel_ranks(config)
 
 
 def _check_batch(config: Any) -> None:

@@ -12,7 +12,7 @@ from torchtitan.config import ConfigManager
 from torchtitan.config.manager import custom_registry
 
 from train.build import make_config, match_tokenizer
-from train.checks import check, data_parallel_ranks
+from train.checks import check, global_batch_size
 from train.run_folder import git_commit, versions
 from train.trainer import MaxPTrainer
 
@@ -105,14 +105,6 @@ def record(config: MaxPTrainer.Config) -> dict[str, Any]:
         "versions": versions(),
         "git_commit": git_commit(),
     }
-
-
-def global_batch_size(config: MaxPTrainer.Config) -> int:
-    """Sequences a step; where none is set, one local batch on each data-parallel rank."""
-    training = config.training
-    if training.global_batch_size > 0:
-        return int(training.global_batch_size)
-    return int(training.local_batch_size) * data_parallel_ranks(config)
 
 
 def _digest(file: Path) -> str:

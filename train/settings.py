@@ -23,11 +23,12 @@ class MaxPSettings:
     measure: bool = False
     """Measure and log alignment under a method that does not follow it."""
 
-    probe_sequences: int = 1
+    probe_sequences: int = 4
     """Sequences that the model is run on for a measurement."""
 
-    probe_tokens: int = 256
-    """Token positions of them that alignment is averaged over."""
+    probe_tokens: int = 32
+    """Token positions of them that alignment is averaged over; docs/measuring.md says why so few
+    of so many sequences."""
 
     c_ema: float = 0.0
     """Weight of the present c when a solve gives a new one; 0 follows at once."""

@@ -29,10 +29,17 @@ def weighted_site_class(parent: Any) -> type:
         def __init__(self, config: Any) -> None:
             parent.__init__(self, config)
             self.mark(config.width_dim, config.layer_type)
+            # The same product with the multiplier on its smaller side: the logits have many times
+            # the entries of the head's input.
+            out, into = self.weight.shape
+            self._scales_input = config.layer_type == "readout" and self.bias is None and into < out
 
         def forward(self, input: torch.Tensor) -> torch.Tensor:
-            out = parent.forward(self, input)
-            return out if self.scale == 1.0 else out * self.scale
+            if self.scale == 1.0:
+                return parent.forward(self, input)
+            if self._scales_input:
+                return parent.forward(self, input * self.scale)
+            return parent.forward(self, input) * self.scale
 
     return _renamed(WeightedSite, parent)
 
