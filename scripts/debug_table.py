@@ -13,8 +13,9 @@ from pathlib import Path
 import tyro
 from tqdm import tqdm
 
+from train.results.collect import collect
+from train.results.formats import render
 from train.run_folder import RunFolder
-from train.table import collect, render
 
 
 @dataclass

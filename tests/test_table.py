@@ -2,46 +2,21 @@
 
 from __future__ import annotations
 
-import json
 import math
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import pytest
+from fake_runs import write_run
 
-from train import table
-from train.table import collect, loss_table, main, render
-
-
-def write_run(
-    root: Path,
-    *,
-    scale: str = "s1",
-    method: str = "maxP",
-    lr: float = 0.01,
-    seed: int = 0,
-    steps: int = 400,
-    state: str | None = "completed",
-    validation: float | None = None,
-    records: list[dict[str, Any]] | None = None,
-    name: str = "",
-) -> Path:
-    """A run's folder as the harness leaves it, written without the harness."""
-    folder = root / (name or f"{scale}-{method}-{lr}-{seed}")
-    folder.mkdir(parents=True)
-    config = {"scale": scale, "method": method, "lr": lr, "seed": seed, "steps": steps, "clip": 1}
-    (folder / "config.json").write_text(json.dumps({"identity": "0", "config": config}))
-    if state is not None:
-        (folder / "status.json").write_text(json.dumps({"state": state, "step": steps}))
-    lines = list(records or [])
-    if validation is not None:
-        lines.append({"step": steps, "validation_loss": validation})
-    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    return folder
+from train.results.cells import Metric, loss_table
+from train.results.collect import collect
+from train.results.formats import render
+from train.table import main
 
 
-def cell(runs: pd.DataFrame, metric: table.Metric = "validation") -> dict[str, Any]:
+def cell(runs: pd.DataFrame, metric: Metric = "validation") -> dict[str, Any]:
     (row,) = loss_table(runs, metric).to_dict("records")
     return row
 
@@ -80,65 +55,6 @@ def test_collect_says_why_a_folder_is_no_readable_run(tmp_path: Path, text: str)
     (row,) = collect(tmp_path).to_dict("records")
     assert row["state"] == "unreadable"
     assert str(tmp_path / "config.json") in row["description"]
-
-
-def test_the_validation_metric_is_the_last_record_that_has_one(tmp_path: Path) -> None:
-    records = [
-        {"step": 200, "validation_loss": 4.0},
-        {"step": 400, "validation_loss": 3.5},
-        {"step": 400, "loss": 3.25},
-    ]
-    write_run(tmp_path, records=records)
-    assert collect(tmp_path)["validation"].tolist() == [3.5]
-
-
-def test_the_train_metric_is_the_mean_over_the_last_200_steps(tmp_path: Path) -> None:
-    losses = {100: 9.0, 200: 8.0, 201: 4.0, 300: 3.0, 400: 2.0}  # the window is 201..400
-    records: list[dict[str, Any]] = [{"step": step, "loss": loss} for step, loss in losses.items()]
-    records.insert(4, {"step": 300, "validation_loss": 7.0})
-    write_run(tmp_path, records=records)
-    assert collect(tmp_path)["train"].tolist() == [3.0]
-
-
-def test_the_train_metric_of_a_short_run_is_the_mean_of_all_its_losses(tmp_path: Path) -> None:
-    write_run(tmp_path, records=[{"step": 1, "loss": 4.0}, {"step": 2, "loss": 3.0}], steps=2)
-    assert collect(tmp_path)["train"].tolist() == [3.5]
-
-
-def test_a_loss_that_was_not_finite_is_not_averaged_away(tmp_path: Path) -> None:
-    write_run(tmp_path, records=[{"step": 1, "loss": None}, {"step": 2, "loss": 3.0}])
-    assert math.isnan(collect(tmp_path)["train"].item())
-
-
-def test_only_a_completed_run_has_metrics(tmp_path: Path) -> None:
-    records = [{"step": 1, "loss": 3.0}]
-    for seed, state in enumerate(["running", "preempted", "failed", "diverged", None]):
-        write_run(tmp_path, seed=seed, state=state, validation=3.0, records=records)
-    assert collect(tmp_path)[["validation", "train"]].isna().all(axis=None)
-
-
-@pytest.mark.parametrize("block", [1, 7, 64, 1 << 20])
-def test_metrics_are_the_same_however_the_file_is_cut_into_blocks(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, block: int
-) -> None:
-    monkeypatch.setattr(table, "_BLOCK", block)
-    records: list[dict[str, Any]] = [{"step": s, "loss": s / 8} for s in range(1, 401)]
-    records.insert(0, {"step": 0, "validation_loss": 5.5})
-    write_run(tmp_path, records=records)
-    (row,) = collect(tmp_path).to_dict("records")
-    assert row["validation"] == 5.5
-    assert row["train"] == (201 + 400) / 2 / 8
-
-
-def test_corrupt_lines_of_metrics_are_counted(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    folder = write_run(tmp_path, records=[{"step": 1, "loss": 3.0}], validation=3.5)
-    with (folder / "metrics.jsonl").open("a") as file:
-        file.write('nothing\n{"loss": 2.0}\n{"step": 400, "valid')
-    (row,) = collect(tmp_path).to_dict("records")
-    assert (row["skipped_lines"], row["validation"], row["train"]) == (3, 3.5, 3.0)
-    assert "metrics.jsonl: 3 corrupt lines skipped" in caplog.text
 
 
 # loss_table
@@ -209,17 +125,21 @@ def sweep(root: Path) -> None:
 def test_the_text_table_is_aligned_and_says_everything(tmp_path: Path) -> None:
     sweep(tmp_path)
     assert render(collect(tmp_path), "validation").splitlines() == [
-        "s1: validation loss at the end (* best lr, ± standard deviation over seeds)",
+        "s1: validation loss at the end (* best lr, ± standard deviation over seeds, n = 1 to 2)",
         "",
-        "lr     maxP                 mup-no      sp",
-        "----   ------------------   ---------   ----------------------",
-        "3e-4   -                     4.0000 *   -",
-        "3e-3    3.2500 ± 0.3536 *   -            5.0000 (diverged 1/2)",
-        "1e-2   12.0000              -           diverged 1/1",
+        "lr     maxP                 mup-no            sp",
+        "----   ------------------   ---------------   ---------------------------",
+        "3e-4   -                     4.0000 (n=1) *   -",
+        "3e-3    3.2500 ± 0.3536 *   -                  5.0000 (n=1, diverged 1/2)",
+        "1e-2   12.0000 (n=1)        -                 diverged 1/1",
         "",
         "best maxP     3.2500 at lr 3e-3",
         "best mup-no   4.0000 at lr 3e-4",
         "best sp       none (lower only where a seed diverged)",
+        # maxP: 0.05 of the 8.75 nats up to the next lr, half a decade away: 0.0030 decades.
+        "basin maxP     within 0.05 over >=0.00 decades (<=3e-3 to 3e-3)",
+        "basin mup-no   within 0.05 over >=0.00 decades (<=3e-4 to >=3e-4)",
+        "maxP - mup-no: -0.7500, too few seeds to tell it from noise (n = 1 and 2)",
         "not finished: 1 running",
     ]
 
@@ -227,11 +147,11 @@ def test_the_text_table_is_aligned_and_says_everything(tmp_path: Path) -> None:
 def test_the_markdown_table_has_the_same_cells(tmp_path: Path) -> None:
     sweep(tmp_path)
     assert render(collect(tmp_path), "validation", "markdown").splitlines()[2:9] == [
-        "| lr   | maxP               | mup-no    | sp                     |",
-        "| ---- | ------------------ | --------- | ---------------------- |",
-        "| 3e-4 | -                  |  4.0000 * | -                      |",
-        "| 3e-3 |  3.2500 ± 0.3536 * | -         |  5.0000 (diverged 1/2) |",
-        "| 1e-2 | 12.0000            | -         | diverged 1/1           |",
+        "| lr   | maxP               | mup-no          | sp                          |",
+        "| ---- | ------------------ | --------------- | --------------------------- |",
+        "| 3e-4 | -                  |  4.0000 (n=1) * | -                           |",
+        "| 3e-3 |  3.2500 ± 0.3536 * | -               |  5.0000 (n=1, diverged 1/2) |",
+        "| 1e-2 | 12.0000 (n=1)      | -               | diverged 1/1                |",
         "",
         "- best maxP     3.2500 at lr 3e-3",
     ]
@@ -317,7 +237,9 @@ def test_the_command_prints_the_chosen_scale_and_metric(
         write_run(tmp_path, scale=scale, validation=3.0, records=[{"step": 1, "loss": 2.5}])
     main(tmp_path, metric="train", scale="s2")
     printed = capsys.readouterr().out
-    assert printed.startswith("s2: training loss, mean of the last 200 steps (* best lr)\n")
+    assert printed.startswith(
+        "s2: training loss, mean of the last 200 steps (* best lr, one seed)\n"
+    )
     assert "2.5000 *" in printed
     assert "s1" not in printed
 

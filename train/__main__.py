@@ -22,6 +22,7 @@ from train.data import DataError
 from train.faults import lost_contact, meeting_within, port_taken
 from train.metrics import DivergedError
 from train.preemption import PREEMPTED, PreemptedError
+from train.results.summary import finish
 from train.run_folder import FINISHED, RunFolder, RunFolderError, load_run
 from train.trainer import MaxPTrainer
 
@@ -118,6 +119,9 @@ def _run(config: MaxPTrainer.Config, folder: RunFolder) -> int:
                     trainer.close()
                 if dist.is_initialized():
                     dist.destroy_process_group()
+    if first and trainer is not None:
+        weights = [weight for part in trainer.model_parts for weight in part.parameters()]
+        finish(folder.path, parameters=sum(weight.numel() for weight in weights))
     return 0
 
 

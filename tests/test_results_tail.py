@@ -1,0 +1,72 @@
+"""The two metrics of a run, read from the end of its metrics.jsonl."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fake_runs import write_run
+
+from train.results import tail
+from train.results.collect import collect
+
+
+def test_the_validation_metric_is_the_last_record_that_has_one(tmp_path: Path) -> None:
+    records = [
+        {"step": 200, "validation_loss": 4.0},
+        {"step": 400, "validation_loss": 3.5},
+        {"step": 400, "loss": 3.25},
+    ]
+    write_run(tmp_path, records=records)
+    assert collect(tmp_path)["validation"].tolist() == [3.5]
+
+
+def test_the_train_metric_is_the_mean_over_the_last_200_steps(tmp_path: Path) -> None:
+    losses = {100: 9.0, 200: 8.0, 201: 4.0, 300: 3.0, 400: 2.0}  # the window is 201..400
+    records: list[dict[str, Any]] = [{"step": step, "loss": loss} for step, loss in losses.items()]
+    records.insert(4, {"step": 300, "validation_loss": 7.0})
+    write_run(tmp_path, records=records)
+    assert collect(tmp_path)["train"].tolist() == [3.0]
+
+
+def test_the_train_metric_of_a_short_run_is_the_mean_of_all_its_losses(tmp_path: Path) -> None:
+    write_run(tmp_path, records=[{"step": 1, "loss": 4.0}, {"step": 2, "loss": 3.0}], steps=2)
+    assert collect(tmp_path)["train"].tolist() == [3.5]
+
+
+def test_a_loss_that_was_not_finite_is_not_averaged_away(tmp_path: Path) -> None:
+    write_run(tmp_path, records=[{"step": 1, "loss": None}, {"step": 2, "loss": 3.0}])
+    assert math.isnan(collect(tmp_path)["train"].item())
+
+
+def test_only_a_completed_run_has_metrics(tmp_path: Path) -> None:
+    records = [{"step": 1, "loss": 3.0}]
+    for seed, state in enumerate(["running", "preempted", "failed", "diverged", None]):
+        write_run(tmp_path, seed=seed, state=state, validation=3.0, records=records)
+    assert collect(tmp_path)[["validation", "train"]].isna().all(axis=None)
+
+
+@pytest.mark.parametrize("block", [1, 7, 64, 1 << 20])
+def test_metrics_are_the_same_however_the_file_is_cut_into_blocks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, block: int
+) -> None:
+    monkeypatch.setattr(tail, "_BLOCK", block)
+    records: list[dict[str, Any]] = [{"step": s, "loss": s / 8} for s in range(1, 401)]
+    records.insert(0, {"step": 0, "validation_loss": 5.5})
+    write_run(tmp_path, records=records)
+    (row,) = collect(tmp_path).to_dict("records")
+    assert row["validation"] == 5.5
+    assert row["train"] == (201 + 400) / 2 / 8
+
+
+def test_corrupt_lines_of_metrics_are_counted(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = write_run(tmp_path, records=[{"step": 1, "loss": 3.0}], validation=3.5)
+    with (folder / "metrics.jsonl").open("a") as file:
+        file.write('nothing\n{"loss": 2.0}\n{"step": 400, "valid')
+    (row,) = collect(tmp_path).to_dict("records")
+    assert (row["skipped_lines"], row["validation"], row["train"]) == (3, 3.5, 3.0)
+    assert "metrics.jsonl: 3 corrupt lines skipped" in caplog.text

@@ -1,0 +1,166 @@
+"""What a sweep says beyond its cells: each method's best, its basin, its transfer, and the gaps."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+
+from train.results.basin import basin
+from train.results.cells import Metric, loss_table
+from train.results.collect import UNREADABLE
+from train.results.names import in_order, scales_in_order
+
+REFERENCES = ("mup-full", "mup-no", "sp")
+"""The first of these that was run is what the other methods are compared with."""
+
+_METHODS = (
+    *("scale", "method", "best_loss", "best_std", "best_seeds", "best_lr"),
+    *("lower_where_diverged", "basin_decades", "basin_lower_bound"),
+    *("basin_low", "basin_high", "basin_low_end", "basin_high_end"),
+)
+_TRANSFER = ("scale", "method", "from_scale", "lr", "loss", "best_loss", "regret", "outcome")
+_NUMBERS = (
+    *("best_loss", "best_std", "best_lr", "basin_decades", "basin_low", "basin_high"),
+    *("lr", "loss", "regret", "gap", "noise"),
+)
+_GAPS = ("scale", "method", "reference", "gap", "noise", "seeds", "reference_seeds", "verdict")
+
+
+@dataclass(frozen=True)
+class Results:
+    """Everything that the outputs show of one metric; losses in nats a token.
+
+    Attributes:
+        runs: as from `collect`.
+        cells: as from `cells.loss_table`.
+        methods: a row for each scale and method: best loss, its standard deviation over seeds and
+            their number, its lr; whether a lower mean exists where a seed diverged; the basin.
+        transfer: a row for each method and scale that is larger than the method's smallest with a
+            best: the loss at that scale's best lr, and the regret, its distance from the best here.
+            outcome: "measured", "diverged" (a seed did) or "missing" (no finished run at that lr).
+        gaps: a row for each scale and method beside the reference: best less the reference's best,
+            the noise (the larger standard deviation of the two over seeds), and what may be said:
+            "lower", "higher", "within noise", "noise unknown" (fewer than two seeds on a side).
+        scales: smallest first.
+        methods_order: as the columns come.
+        reference: the method compared with; None where there is none of `REFERENCES`.
+    """
+
+    runs: pd.DataFrame
+    metric: Metric
+    cells: pd.DataFrame
+    methods: pd.DataFrame
+    transfer: pd.DataFrame
+    gaps: pd.DataFrame
+    scales: list[str]
+    methods_order: list[str]
+    reference: str | None
+
+    @classmethod
+    def of(cls, runs: pd.DataFrame, metric: Metric) -> Results:
+        cells = loss_table(runs, metric)
+        scales = scales_in_order(runs[runs["state"] != UNREADABLE])
+        order = in_order(map(str, cells["method"].unique()))
+        reference = next((name for name in REFERENCES if name in order), None)
+        methods = _methods(cells, scales, order)
+        transfer = _transfer(cells, methods, scales, order)
+        gaps = _gaps(methods, reference)
+        return cls(runs, metric, cells, methods, transfer, gaps, scales, order, reference)
+
+
+def _frame(rows: list[Any], columns: tuple[str, ...]) -> pd.DataFrame:
+    """A frame whose numbers are numbers even where there are no rows to tell."""
+    frame = pd.DataFrame(rows, columns=list(columns))
+    return frame.astype({name: float for name in columns if name in _NUMBERS})
+
+
+def _methods(cells: pd.DataFrame, scales: list[str], order: list[str]) -> pd.DataFrame:
+    groups = dict(list(cells.groupby(["scale", "method"])))
+    rows = [
+        _method(groups[scale, method], scale, method)
+        for scale in scales
+        for method in order
+        if (scale, method) in groups
+    ]
+    return _frame(rows, _METHODS)
+
+
+def _method(column: pd.DataFrame, scale: str, method: str) -> dict[str, Any]:
+    column = column.sort_values("lr").reset_index(drop=True)
+    row: dict[str, Any] = dict.fromkeys(_METHODS, math.nan) | {"scale": scale, "method": method}
+    row |= {"best_seeds": 0, "basin_lower_bound": False, "basin_low_end": "", "basin_high_end": ""}
+    row["lower_where_diverged"] = bool(column["finished"].any())
+    best = column.index[column["best"]]
+    if best.empty:
+        return row
+    index = int(best[0])
+    cell = column.iloc[index]
+    # Infinite where a seed diverged, NaN where none has finished.
+    losses = column["mean"].mask(column["diverged"] > 0, math.inf)
+    found = basin(column["lr"].tolist(), losses.tolist(), index)
+    return row | {
+        "best_loss": cell["mean"],
+        "best_std": cell["std"],
+        "best_seeds": int(cell["seeds"]),
+        "best_lr": cell["lr"],
+        "lower_where_diverged": bool(column["mean"].min() < cell["mean"]),
+        "basin_decades": found.decades,
+        "basin_lower_bound": found.lower_bound,
+        "basin_low": found.low,
+        "basin_high": found.high,
+        "basin_low_end": found.low_end,
+        "basin_high_end": found.high_end,
+    }
+
+
+def _transfer(
+    cells: pd.DataFrame, methods: pd.DataFrame, scales: list[str], order: list[str]
+) -> pd.DataFrame:
+    bests = methods.set_index(["scale", "method"])[["best_loss", "best_lr"]].to_dict("index")
+    at = cells.set_index(["scale", "method", "lr"])[["mean", "diverged"]].to_dict("index")
+    rows = []
+    for method in order:
+        known = [s for s in scales if not math.isnan(_best(bests, s, method))]
+        for scale in scales[scales.index(known[0]) + 1 :] if known else []:
+            lr = bests[known[0], method]["best_lr"]
+            cell = at.get((scale, method, lr), {"mean": math.nan, "diverged": 0})
+            best = _best(bests, scale, method)
+            loss, outcome = cell["mean"], "measured"
+            if cell["diverged"]:
+                loss, outcome = math.inf, "diverged"
+            elif math.isnan(loss):
+                outcome = "missing"
+            regret = math.nan if math.isnan(best) else loss - best
+            rows.append((scale, method, known[0], lr, loss, best, regret, outcome))
+    return _frame(rows, _TRANSFER)
+
+
+def _best(bests: dict[Any, Any], scale: str, method: str) -> float:
+    return float(bests.get((scale, method), {"best_loss": math.nan})["best_loss"])
+
+
+def _gaps(methods: pd.DataFrame, reference: str | None) -> pd.DataFrame:
+    rows = []
+    for scale, here in methods.groupby("scale", sort=False):
+        standard = here[here["method"] == reference]
+        if standard.empty or math.isnan(standard["best_loss"].iloc[0]):
+            continue
+        other = standard.iloc[0]
+        for _, row in here[(here["method"] != reference) & here["best_loss"].notna()].iterrows():
+            gap = row["best_loss"] - other["best_loss"]
+            seeds = (row["best_seeds"], other["best_seeds"])
+            known = min(seeds) > 1
+            noise = max(row["best_std"], other["best_std"]) if known else math.nan
+            rows.append((scale, row["method"], reference, gap, noise, *seeds, _verdict(gap, noise)))
+    return _frame(rows, _GAPS)
+
+
+def _verdict(gap: float, noise: float) -> str:
+    if math.isnan(noise):
+        return "noise unknown"
+    if abs(gap) <= noise:
+        return "within noise"
+    return "lower" if gap < 0 else "higher"

@@ -1,0 +1,151 @@
+"""One row for every run below a folder."""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from tqdm import tqdm
+
+from train.results import tail
+from train.results.cache import Fingerprint, RowCache
+from train.results.summary import COORDINATES, SUMMARY, SummaryError, read_summary
+from train.results.tail import Tail
+from train.run_folder import (
+    CONFIG,
+    FINISHED,
+    METRICS,
+    STATUS,
+    RunFolderError,
+    describe_status,
+    load_run,
+)
+
+log = logging.getLogger(__name__)
+
+UNREADABLE = "unreadable"
+"""State of a folder whose files are not those of a run."""
+
+_NUMBERS = (
+    *("lr", "parameters", "validation", "train", "loss", "step"),
+    *("tokens", "tokens_per_second"),
+)
+COLUMNS = (
+    *("path", *COORDINATES, "parameters", "state", "description", "validation", "train", "loss"),
+    *("step", "tokens", "tokens_per_second", "skipped_lines", "bad_summary", "updated"),
+)
+
+
+def collect(folder: str | os.PathLike[str], *, cache: bool = True) -> pd.DataFrame:
+    """One row for every run below ``folder``, whatever its state.
+
+    Columns: path; scale, method, lr, seed, steps; parameters (NaN unless its summary says);
+    state ("no status" before it has one) and its description in words; the two metrics
+    ``validation`` and ``train`` (NaN unless the run is completed and has them); loss, step, tokens
+    and tokens_per_second as last logged (see `tail.Tail`); the number of corrupt lines of metrics
+    met; why its summary could not be used, empty where it could; when its status was ``updated``
+    (ISO 8601, UTC). A folder whose config.json is not that of a run, or whose status is corrupt,
+    has the state "unreadable" and the reason as its description.
+
+    ``cache`` keeps what was read in a file below ``folder`` and reads only what changed since.
+    """
+    root = Path(folder)
+    found = list(_runs_below(str(root)))
+    # Nothing is left in a folder that holds no runs, nor in a run itself.
+    rows_cache = RowCache(root) if cache and found and found[0][0] != str(root) else None
+    rows = []
+    for path, fingerprint in tqdm(found, desc="runs", unit="run", delay=1, leave=False):
+        key = path.removeprefix(os.path.join(root, ""))
+        row = rows_cache.get(key, fingerprint) if rows_cache else None
+        if row is None:
+            row = read_run(Path(path))
+            # What made it unreadable may pass without a trace in the files' times.
+            if rows_cache and row["state"] != UNREADABLE and not row["bad_summary"]:
+                rows_cache.put(key, fingerprint, row)
+        rows.append(row | {"path": path})
+    if rows_cache:
+        rows_cache.save()
+    types: dict[str, type] = dict.fromkeys(_NUMBERS, float) | {"skipped_lines": int}
+    return pd.DataFrame(rows, columns=list(COLUMNS)).astype(types)
+
+
+def _runs_below(folder: str) -> Iterator[tuple[str, Fingerprint]]:
+    """The folders that hold a config.json, in order of their names; a run is not searched."""
+    try:
+        with os.scandir(folder) as listing:
+            entries = {entry.name: entry for entry in listing}
+    except OSError as error:
+        log.warning("%s cannot be listed (%s): skipped", folder, error.strerror)
+        return
+    if CONFIG in entries:
+        files = (entries.get(name) for name in (CONFIG, STATUS, SUMMARY, METRICS))
+        yield folder, [_times(entry) for entry in files]
+        # A config.json alone may be a model's, above the runs; a run's checkpoints hold thousands
+        # of files and no runs.
+        if SUMMARY in entries or STATUS in entries or METRICS in entries:
+            return
+    for name in sorted(entries):
+        if entries[name].is_dir(follow_symlinks=False):
+            yield from _runs_below(os.path.join(folder, name))
+
+
+def _times(entry: os.DirEntry[str] | None) -> list[int] | None:
+    if entry is None:
+        return None
+    try:
+        found = entry.stat()
+    except OSError:  # gone meanwhile, or a broken link: reading it will tell
+        return None
+    return [found.st_mtime_ns, found.st_size, found.st_ino]
+
+
+def read_run(folder: Path) -> dict[str, Any]:
+    """The row of one run, all of `COLUMNS` but its path; None where a number does not exist."""
+    row: dict[str, Any] = dict.fromkeys(COLUMNS) | {"skipped_lines": 0, "bad_summary": ""}
+    try:
+        run = load_run(folder, metrics=False)
+        row |= {key: run.config[key] for key in COORDINATES}
+        row |= {"scale": str(row["scale"]), "method": str(row["method"]), "lr": float(row["lr"])}
+        if not 0 < row["lr"] < math.inf:
+            raise ValueError
+        state = run.status.get("state", "no status")
+        row |= {"state": state, "description": describe_status(run.status)}
+        row["updated"] = run.status.get("updated")
+        numbers, parameters, row["bad_summary"] = _numbers(folder, state)
+    except (RunFolderError, OSError) as error:
+        return row | {"state": UNREADABLE, "lr": None, "description": str(error)}
+    except (KeyError, TypeError, ValueError):
+        keys = ", ".join(COORDINATES)
+        reason = f"{folder / CONFIG} lacks one of {keys}, or its lr is no positive number"
+        return row | {"state": UNREADABLE, "lr": None, "description": reason}
+    row |= asdict(numbers) | {"parameters": parameters}
+    if state != "completed":
+        row |= {"validation": None, "train": None}
+    stopped = run.status.get("step")
+    if isinstance(stopped, int):  # of a run that diverged, where it did
+        row["step"] = stopped
+    return row
+
+
+def _numbers(folder: Path, state: str) -> tuple[Tail, int | None, str]:
+    """A run's numbers, its parameters, and what was wrong with its summary."""
+    if state not in FINISHED:
+        return tail.latest(folder / METRICS), None, ""
+    problem = ""
+    try:
+        summary = read_summary(folder, state)
+    except SummaryError as error:
+        log.warning("%s: its metrics are read instead", error)
+        summary, problem = None, str(error)
+    if summary is not None:
+        return *summary, ""
+    numbers = tail.final(folder / METRICS)
+    if numbers.skipped_lines:
+        log.warning("%s: %d corrupt lines skipped", folder / METRICS, numbers.skipped_lines)
+    return numbers, None, problem

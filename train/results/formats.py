@@ -1,0 +1,161 @@
+"""A sweep's results as text, Markdown, CSV and JSON (LaTeX is in ``latex``)."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from typing import Any, Literal, get_args
+
+import pandas as pd
+
+from train.results import notes
+from train.results.analysis import Results
+from train.results.basin import TOLERANCE
+from train.results.cells import TITLES, Metric
+from train.results.latex import latex
+from train.results.names import in_order, lr_text
+
+Format = Literal["text", "markdown", "csv", "json", "latex"]
+FORMATS: tuple[Format, ...] = get_args(Format)
+
+
+def render(runs: pd.DataFrame, metric: Metric, style: Format = "text") -> str:
+    """The results of ``runs``, as from `collect.collect`, in one of `FORMATS`."""
+    writers: dict[Format, Callable[[Results], str]] = {
+        "text": lambda results: prose(results, markdown=False),
+        "markdown": lambda results: prose(results, markdown=True),
+        "csv": to_csv,
+        "json": to_json,
+        "latex": latex,
+    }
+    return writers[style](Results.of(runs, metric))
+
+
+def prose(results: Results, *, markdown: bool) -> str:
+    """The tables of all scales, with what a reader must know under each."""
+    heading, bullet = ("### ", "- ") if markdown else ("", "")
+
+    def listed(lines: list[str]) -> str:
+        return "\n".join(bullet + line for line in lines)
+
+    blocks: list[str] = []
+    for scale in results.scales:
+        cells = results.cells[results.cells["scale"] == scale]
+        legend = f"* best lr, {notes.seeds_legend(cells)}"
+        blocks.append(f"{heading}{scale}: {TITLES[results.metric]} ({legend})")
+        blocks.append("\n".join(_grid(cell_texts(cells), markdown)))
+        runs = results.runs[results.runs["scale"] == scale]
+        blocks.append(
+            listed(
+                [
+                    *notes.best_lines(results, scale),
+                    *notes.gap_lines(results, scale),
+                    *notes.run_notes(runs, results.metric),
+                ]
+            )
+        )
+    if len(results.transfer):
+        blocks.append(
+            f"{heading}transfer: loss here at the best lr of the smallest scale, less best"
+        )
+        blocks.append(listed(notes.transfer_lines(results)))
+    unreadable = notes.unreadable_note(results.runs)
+    return "\n\n".join(blocks + ([bullet + unreadable] if unreadable else []))
+
+
+def cell_texts(cells: pd.DataFrame) -> pd.DataFrame:
+    """The cells of one scale as text: rows lr ascending, columns methods in order."""
+    width = max((len(f"{mean:.4f}") for mean in cells["mean"].dropna()), default=1)
+    counts = cells.loc[cells["seeds"] > 0, "seeds"]
+
+    def text(cell: pd.Series) -> str:
+        diverged = f"diverged {cell['diverged']}/{cell['runs']}" if cell["diverged"] else ""
+        if cell["finished"] == 0:
+            return diverged or "-"
+        parts = [f"{cell['mean']:.4f}".rjust(width)]
+        parts += [f"± {cell['std']:.4f}"] if pd.notna(cell["std"]) else []
+        remarks = [f"n={cell['seeds']}"] if cell["seeds"] != counts.max() else []
+        remarks += [diverged] if diverged else []
+        parts += [f"({', '.join(remarks)})"] if remarks else []
+        parts += ["*"] if cell["best"] else []
+        return " ".join(parts)
+
+    texts = cells.assign(text=[text(cell) for _, cell in cells.iterrows()])
+    grid = texts.pivot(index="lr", columns="method", values="text")
+    return grid.reindex(columns=in_order(grid.columns)).fillna("-")
+
+
+def to_csv(results: Results) -> str:
+    """One line a cell, full precision; what holds for a whole method and scale is repeated.
+
+    The columns of `Results.cells`, then those of `Results.methods`, then the transfer's from_scale,
+    regret and outcome, then the gap's reference, gap, noise and verdict. An empty field is a number
+    that does not exist.
+    """
+    keys = ["scale", "method"]
+    transfer = results.transfer[[*keys, "from_scale", "regret", "outcome"]]
+    gaps = results.gaps[[*keys, "reference", "gap", "noise", "verdict"]]
+    table = results.cells.assign(metric=results.metric)
+    for more in (results.methods, transfer, gaps):
+        table = table.merge(more, on=keys, how="left")
+    order = {scale: position for position, scale in enumerate(results.scales)}
+    table = table.sort_values(
+        ["scale", "lr"], key=lambda c: c.map(order) if c.name == "scale" else c
+    )
+    return table.to_csv(index=False, lineterminator="\n").rstrip("\n")
+
+
+def to_json(results: Results) -> str:
+    """Everything in `Results`, full precision; numbers that do not exist, or are infinite, null."""
+    states = results.runs["state"].value_counts().to_dict()
+    sizes = results.runs.groupby("scale")["parameters"].max()
+    scales = []
+    for scale in results.scales:
+        here: dict[str, Any] = {"scale": scale, "parameters": sizes[scale]}
+        for name, table in (
+            ("cells", results.cells),
+            ("methods", results.methods),
+            ("transfer", results.transfer),
+            ("gaps", results.gaps),
+        ):
+            rows = table[table["scale"] == scale].drop(columns="scale")
+            here[name] = rows.to_dict("records")
+        here["notes"] = notes.run_notes(
+            results.runs[results.runs["scale"] == scale], results.metric
+        )
+        scales.append(here)
+    content = {
+        "metric": results.metric,
+        "title": TITLES[results.metric],
+        "basin_tolerance": TOLERANCE,
+        "reference": results.reference,
+        "runs": {str(state): int(count) for state, count in states.items()},
+        "unreadable": notes.unreadable_note(results.runs),
+        "scales": scales,
+    }
+    return json.dumps(_plain(content), indent=2, ensure_ascii=False, allow_nan=False)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_plain(item) for item in value]
+    item = getattr(value, "item", None)  # numpy's scalars
+    value = item() if callable(item) else value
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _grid(texts: pd.DataFrame, markdown: bool) -> list[str]:
+    """The lines of a table with all columns padded to their widths."""
+    rows = [["lr", *texts.columns]]
+    rows += [[lr_text(lr), *line] for lr, line in zip(texts.index, texts.to_numpy(), strict=True)]
+    if markdown:
+        rows = [[cell.replace("|", "\\|") for cell in row] for row in rows]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    rows.insert(1, ["-" * width for width in widths])
+    padded = [[cell.ljust(width) for cell, width in zip(row, widths, strict=True)] for row in rows]
+    if markdown:
+        return [f"| {' | '.join(row)} |" for row in padded]
+    return ["   ".join(row).rstrip() for row in padded]

@@ -1,0 +1,51 @@
+"""How scales, methods and learning rates are ordered and written, the same in every output."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+
+import pandas as pd
+
+METHODS = ("maxP", "mup-full", "mup-no", "maxP-frozen", "sp")
+"""Order of the columns; methods of other names follow alphabetically."""
+
+_SHOWN = 3  # paths or messages spelled out in a note
+
+
+def in_order(methods: Iterable[str]) -> list[str]:
+    """The methods in the order of their columns."""
+    rank = {method: position for position, method in enumerate(METHODS)}
+    return sorted(methods, key=lambda method: (rank.get(method, len(rank)), method))
+
+
+def natural(name: str) -> list[tuple[int, str]]:
+    """Sort key under which s2 precedes s10."""
+    return [
+        (int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", name)
+    ]
+
+
+def scales_in_order(runs: pd.DataFrame) -> list[str]:
+    """The scales of ``runs``, smallest first: by parameters where all are known, else by name."""
+    sizes = runs.dropna(subset=["scale"]).groupby("scale")["parameters"].max()
+    scales = sorted(map(str, sizes.index), key=natural)
+    return scales if sizes.isna().any() else sorted(scales, key=sizes.to_dict().__getitem__)
+
+
+def lr_text(lr: float) -> str:
+    """0.0003 -> "3e-4"; at most four digits."""
+    digits, exponent = lr_parts(lr)
+    return f"{digits}e{exponent}"
+
+
+def lr_parts(lr: float) -> tuple[str, int]:
+    """0.0003 -> ("3", -4)."""
+    digits, exponent = f"{lr:.3e}".split("e")
+    return digits.rstrip("0").rstrip("."), int(exponent)
+
+
+def named(texts: pd.Series[str]) -> str:
+    """How many there are, and the first few."""
+    shown = "; ".join(texts.iloc[:_SHOWN])
+    return f"{len(texts)} ({shown}{'; ...' if len(texts) > _SHOWN else ''})"

@@ -1,0 +1,131 @@
+"""The lines under a table: bests, basins, transfer, gaps, and what the table does not show."""
+
+from __future__ import annotations
+
+import math
+
+import pandas as pd
+
+from train.results.analysis import Results
+from train.results.basin import TOLERANCE
+from train.results.cells import Metric
+from train.results.collect import UNREADABLE
+from train.results.names import lr_text, named
+from train.run_folder import FINISHED
+
+
+def best_lines(results: Results, scale: str) -> list[str]:
+    """One line a method: its best loss and lr; then one a method: the basin around it."""
+    here = results.methods[results.methods["scale"] == scale]
+    width = here["method"].str.len().max()
+    bests, basins = [], []
+    for _, row in here.iterrows():
+        method = row["method"].ljust(width)
+        found = "none"
+        if not math.isnan(row["best_loss"]):
+            found = f"{row['best_loss']:.4f} at lr {lr_text(row['best_lr'])}"
+            basins.append(f"basin {method}   {basin_text(row)}")
+        if row["lower_where_diverged"]:
+            found += " (lower only where a seed diverged)"
+        bests.append(f"best {method}   {found}")
+    return bests + basins
+
+
+def basin_text(row: pd.Series) -> str:
+    """E.g. "within 0.05 over >=1.48 decades (2.1e-3 to >=6e-2)"."""
+    low = ("<=" if row["basin_low_end"] == "open" else "") + _short(row["basin_low"])
+    high = (">=" if row["basin_high_end"] == "open" else "") + _short(row["basin_high"])
+    width = (">=" if row["basin_lower_bound"] else "") + f"{row['basin_decades']:.2f}"
+    return f"within {TOLERANCE:g} over {width} decades ({low} to {high})"
+
+
+def gap_lines(results: Results, scale: str) -> list[str]:
+    """One line for each method that is compared, with what its gap may be taken to say."""
+    here = results.gaps[results.gaps["scale"] == scale]
+    width = here["method"].str.len().max() if len(here) else 0
+    lines = []
+    for _, row in here.iterrows():
+        line = f"{row['method'].ljust(width)} - {row['reference']}: {row['gap']:+.4f}"
+        lines.append(f"{line}, {verdict_text(row)}")
+    return lines
+
+
+def verdict_text(row: pd.Series) -> str:
+    """What a row of `Results.gaps` allows to say."""
+    seeds = sorted({row["seeds"], row["reference_seeds"]})
+    count = f"n = {' and '.join(map(str, seeds))}"
+    if row["verdict"] == "noise unknown":
+        return f"too few seeds to tell it from noise ({count})"
+    side = "within" if row["verdict"] == "within noise" else "beyond"
+    return f"{side} one standard deviation over seeds ({row['noise']:.4f}, {count})"
+
+
+def transfer_lines(results: Results) -> list[str]:
+    """One line for each method and scale above its smallest."""
+    rows = results.transfer
+    method = rows["method"].str.len().max() if len(rows) else 0
+    scale = rows["scale"].str.len().max() if len(rows) else 0
+    return [
+        f"{row['method'].ljust(method)}   {row['from_scale']} -> {row['scale'].ljust(scale)}   "
+        f"lr {lr_text(row['lr'])}   {regret_text(row)}"
+        for _, row in rows.iterrows()
+    ]
+
+
+def regret_text(row: pd.Series) -> str:
+    """The regret of a row of `Results.transfer`, or why there is none."""
+    if row["outcome"] == "diverged":
+        return "diverged at that lr"
+    if row["outcome"] == "missing":
+        return "no finished run at that lr"
+    if math.isnan(row["regret"]):
+        return "no best to compare with"
+    return f"regret {row['regret']:.4f}"
+
+
+def run_notes(runs: pd.DataFrame, metric: Metric) -> list[str]:
+    """What the table of one scale does not show, or mixes."""
+    notes = []
+    ended = runs["state"].isin(FINISHED)
+    if not ended.all():
+        counts = runs.loc[~ended, "state"].value_counts(sort=False)
+        notes.append(f"not finished: {', '.join(f'{n} {state}' for state, n in counts.items())}")
+    completed = runs[runs["state"] == "completed"]
+    lacking = completed[completed[metric].isna()]
+    if len(lacking):
+        notes.append(f"completed without a {metric} loss: {named(lacking['path'])}")
+    corrupt = runs[runs["skipped_lines"] > 0]
+    if len(corrupt):
+        lines = corrupt["skipped_lines"].sum()
+        notes.append(f"corrupt lines of metrics skipped: {lines}, in {named(corrupt['path'])}")
+    bad = runs.loc[runs["bad_summary"].fillna("") != "", "bad_summary"]
+    if len(bad):
+        notes.append(f"summaries that could not be used, metrics read instead: {named(bad)}")
+    averaged = completed[completed[metric].notna()]
+    again = averaged[averaged.duplicated(["method", "lr", "seed"], keep=False)]
+    if len(again):
+        notes.append(f"several runs of one seed, all in its mean: {named(again['path'])}")
+    steps = sorted(averaged["steps"].unique())
+    if len(steps) > 1:
+        notes.append(f"runs of different lengths: {', '.join(map(str, steps))} steps")
+    return notes
+
+
+def unreadable_note(runs: pd.DataFrame) -> str | None:
+    """The folders that are no runs, if there are any."""
+    unreadable = runs.loc[runs["state"] == UNREADABLE, "description"]
+    return f"folders that are no readable runs: {named(unreadable)}" if len(unreadable) else None
+
+
+def seeds_legend(cells: pd.DataFrame) -> str:
+    """How many seeds the means of these cells are over."""
+    counts = sorted({int(n) for n in cells["seeds"] if n})
+    if not counts or counts == [1]:
+        return "one seed" if counts else "no finished run"
+    spread = "± standard deviation over seeds, n = "
+    return spread + (f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}")
+
+
+def _short(lr: float) -> str:
+    digits, exponent = f"{lr:.1e}".split("e")
+    return f"{digits.removesuffix('.0')}e{int(exponent)}"

@@ -1,0 +1,239 @@
+"""The pictures of a sweep: loss against lr, transfer across scales, and the gap to a reference."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import NullLocator
+
+from train.results import style
+from train.results.analysis import Results
+from train.results.names import lr_text
+
+LOSS_LABELS = {"validation": "validation loss (nats)", "train": "training loss (nats)"}
+
+_PAGE = 12.6  # inches, the width of three panels
+_FEW = 5  # means; of fewer, none is left out as too high
+
+
+def loss_against_lr(results: Results) -> Figure:
+    """A panel a scale, a line a method: mean over seeds, a band of one standard deviation.
+
+    A ring marks each method's best lr, a cross at the top an lr at which a seed diverged.
+    """
+    looks = style.looks(results.methods_order)
+    with style.drawing():
+        figure, panels = style.panels(len(results.scales))
+        for axes, scale in zip(panels, results.scales, strict=True):
+            cells = results.cells[results.cells["scale"] == scale]
+            for position, (method, look) in enumerate(looks.items()):
+                column = cells[cells["method"] == method].sort_values("lr")
+                _line(axes, column, look, crosses=0.985 - 0.045 * position)
+            axes.set(title=scale, xscale="log", xlabel="learning rate")
+            _leave_out_the_highest(axes, cells.loc[cells["diverged"] == 0, "mean"].dropna())
+            _lr_ticks(axes, sorted(cells["lr"].unique()))
+        panels[0].set_ylabel(LOSS_LABELS[results.metric])
+        _legend(figure, looks)
+    return figure
+
+
+def transfer(results: Results) -> Figure:
+    """Best lr, best loss and transfer regret over the scales, a line a method."""
+    looks = style.looks(results.methods_order)
+    sizes = results.runs.groupby("scale")["parameters"].max()
+    known = bool(results.scales) and not sizes[results.scales].isna().any()
+    places = {s: float(sizes[s]) if known else i for i, s in enumerate(results.scales)}
+    with style.drawing():
+        figure, (lr_axes, loss_axes, regret_axes) = style.panels(3)
+        for position, (method, (colour, marker)) in enumerate(looks.items()):
+            rows = results.methods[results.methods["method"] == method].dropna(subset=["best_loss"])
+            # Methods that agree lie on one another: those below are wider.
+            wider = len(looks) - 1 - position
+            line: Any = {"color": colour, "marker": marker}
+            line |= {"linewidth": 1.6 + 1.1 * wider, "markersize": 5 + 2 * wider}
+            at = rows["scale"].map(places)
+            lr_axes.plot(at, rows["best_lr"], **line)
+            loss_axes.errorbar(at, rows["best_loss"], rows["best_std"].fillna(0), capsize=2, **line)
+            moved = results.transfer[results.transfer["method"] == method]
+            measured = moved[np.isfinite(moved["regret"])]
+            regret_axes.plot(measured["scale"].map(places), measured["regret"], **line)
+            lost = moved.loc[moved["outcome"] == "diverged", "scale"].map(places)
+            _crosses(regret_axes, lost, colour, height=1.0)
+        lr_axes.set(title="best learning rate", yscale="log", ylabel="learning rate")
+        loss_axes.set(title="loss at the best learning rate", ylabel=LOSS_LABELS[results.metric])
+        regret_axes.set(title="transfer regret", ylabel="nats above the best")
+        regret_axes.axhline(0, color=style.GRID, linewidth=1)
+        lrs = sorted(results.cells["lr"].unique())
+        lr_axes.set_ylim(lrs[0] / 1.3, lrs[-1] * 1.3)
+        _lr_ticks(lr_axes, lrs, axis="y")
+        for axes in (lr_axes, loss_axes, regret_axes):
+            if known:
+                axes.set_xscale("log")
+            axes.set_xticks(list(places.values()), list(places))
+            axes.xaxis.set_minor_locator(NullLocator())
+            axes.set_xlabel("scale (placed by parameters)" if known else "scale")
+            axes.margins(x=0.1)
+        _legend(figure, looks)
+    return figure
+
+
+def gap_map(results: Results) -> Figure | None:
+    """Loss of each method less the reference's, over scale and lr; None without a reference.
+
+    Blue is lower than the reference, red higher. A cell says why it has no number: the method, the
+    reference or both diverged (div.), or a finished run of one of them is missing (–).
+    """
+    others = [method for method in results.methods_order if method != results.reference]
+    if results.reference is None or not others:
+        return None
+    means = results.cells.assign(
+        mean=results.cells["mean"].mask(results.cells["diverged"] > 0, math.inf)
+    ).pivot(index=["scale", "lr"], columns="method", values="mean")
+    lrs = sorted(results.cells["lr"].unique())
+    index = pd.MultiIndex.from_product([results.scales, lrs], names=["scale", "lr"])
+    means = means.reindex(index)
+    with np.errstate(invalid="ignore"):
+        gaps = {m: (means[m] - means[results.reference]).unstack("lr") for m in others}
+    gaps = {m: gap.reindex(index=results.scales, columns=lrs) for m, gap in gaps.items()}
+    finite = [abs(v) for gap in gaps.values() for v in gap.to_numpy().flat if math.isfinite(v)]
+    limit = max(finite, default=0) or 1.0
+    with style.drawing():
+        width = _PAGE / max(2, min(3, len(others)))
+        height = 1.0 + 0.36 * len(results.scales)
+        figure, panels = style.panels(len(others), width=width, height=height)
+        mesh = None
+        for axes, method in zip(panels, others, strict=True):
+            shown = gaps[method].to_numpy()
+            finite_only = np.where(np.isfinite(shown), shown, np.nan)
+            mesh = axes.pcolormesh(
+                finite_only, cmap="RdBu_r", vmin=-limit, vmax=limit, edgecolors="none"
+            )
+            both = (means[method].unstack("lr"), means[results.reference].unstack("lr"))
+            here, there = (t.reindex(index=results.scales, columns=lrs).to_numpy() for t in both)
+            for row, column in np.ndindex(shown.shape):
+                value = shown.item(row, column)
+                text = _gap_text(value, here.item(row, column), there.item(row, column))
+                strong = math.isfinite(value) and abs(value) > 0.6 * limit
+                pale = "white" if strong else "#111111"
+                axes.text(
+                    column + 0.5, row + 0.5, text, ha="center", va="center", fontsize=7,
+                    color=pale if math.isfinite(value) else style.INK,
+                )  # fmt: skip
+            axes.set(title=f"{method} less {results.reference}", xlabel="learning rate")
+            axes.set_xticks(np.arange(len(lrs)) + 0.5, [lr_text(lr) for lr in lrs])
+            axes.set_yticks(np.arange(len(results.scales)) + 0.5, results.scales)
+            axes.grid(False)
+            for spine in axes.spines.values():
+                spine.set_visible(False)
+        assert mesh is not None
+        bar = figure.colorbar(mesh, ax=panels, shrink=0.9, pad=0.02)
+        bar.set_label("gap (nats)")
+        bar.outline.set_visible(False)
+    return figure
+
+
+def figures(results: Results) -> dict[str, Figure]:
+    """All pictures there is something for, by the name of their files."""
+    makers: dict[str, Callable[[Results], Figure | None]] = {"loss_against_lr": loss_against_lr}
+    if len(results.scales) > 1 and results.methods["best_loss"].notna().any():
+        makers["transfer"] = transfer
+    makers["gap"] = gap_map
+    if results.cells.empty:
+        return {}
+    made = {name: make(results) for name, make in makers.items()}
+    return {name: figure for name, figure in made.items() if figure is not None}
+
+
+def write_plots(results: Results, folder: str | os.PathLike[str]) -> list[Path]:
+    """Write every picture as PNG and SVG into ``folder``, made if needed; returns the files."""
+    target = Path(folder)
+    target.mkdir(parents=True, exist_ok=True)
+    written = []
+    for name, figure in figures(results).items():
+        for kind in ("png", "svg"):
+            file = target / f"{name}.{kind}"
+            temporary = target / f".{file.name}.{os.getpid()}"
+            try:
+                temporary.write_bytes(style.to_bytes(figure, kind))
+                os.replace(temporary, file)
+            finally:
+                temporary.unlink(missing_ok=True)
+            written.append(file)
+    return written
+
+
+def _line(axes: Axes, column: pd.DataFrame, look: tuple[str, str], *, crosses: float) -> None:
+    colour, marker = look
+    held = column[column["diverged"] == 0].dropna(subset=["mean"])
+    axes.plot(held["lr"], held["mean"], color=colour, marker=marker)
+    std = held["std"].fillna(0)
+    axes.fill_between(
+        held["lr"], held["mean"] - std, held["mean"] + std, color=colour, alpha=0.18, linewidth=0
+    )
+    best = column[column["best"]]
+    axes.plot(
+        best["lr"], best["mean"], "o", markersize=11, markerfacecolor="none", markeredgecolor=colour
+    )
+    _crosses(axes, column.loc[column["diverged"] > 0, "lr"], colour, height=crosses)
+
+
+def _crosses(axes: Axes, at: pd.Series[float], colour: str, *, height: float) -> None:
+    """Mark what diverged at this height of the axes, which has no loss to be drawn at."""
+    for place in at:
+        axes.plot(
+            place, height, "x", color=colour, transform=axes.get_xaxis_transform(), clip_on=False,
+            markeredgewidth=1.6,
+        )  # fmt: skip
+
+
+def _leave_out_the_highest(axes: Axes, means: pd.Series[float]) -> None:
+    """End the axis below losses that would flatten all others, and say how many they are."""
+    if len(means) < _FEW:
+        return
+    low, middle = means.min(), means.median()
+    top = low + 4 * (middle - low)
+    above = int((means > top).sum())
+    if above and top > low:
+        margin = 0.06 * (top - low)
+        axes.set_ylim(low - margin, top + margin)
+        axes.text(
+            1.02, 0.99, f"{above} higher", transform=axes.transAxes, ha="left", va="top",
+            fontsize=7, rotation=-90,
+        )  # fmt: skip
+
+
+def _lr_ticks(axes: Axes, lrs: list[float], axis: str = "x") -> None:
+    """Ticks at the lrs that were run, as they are written everywhere."""
+    shown = lrs[:: max(1, -(-len(lrs) // 8))]
+    side = axes.xaxis if axis == "x" else axes.yaxis
+    side.set_ticks(shown, labels=[lr_text(lr) for lr in shown])
+    side.set_minor_locator(NullLocator())
+
+
+def _legend(figure: Figure, looks: dict[str, tuple[str, str]]) -> None:
+    handles = [
+        Line2D([], [], color=colour, marker=marker, label=method)
+        for method, (colour, marker) in looks.items()
+    ]
+    figure.legend(handles=handles, loc="outside upper left", ncols=len(handles))
+
+
+def _gap_text(gap: float, here: float, there: float) -> str:
+    if math.isfinite(gap):
+        return f"{gap:+.3f}"
+    diverged = (math.isinf(here), math.isinf(there))
+    return {
+        (True, True): "both div.",
+        (True, False): "div.",
+        (False, True): "ref. div.",
+        (False, False): "–",
+    }[diverged]
