@@ -10,6 +10,7 @@ import pytest
 
 if TYPE_CHECKING:
     from harness import Run
+    from slurm_cluster import Cluster
 
 
 @pytest.fixture(scope="session")
@@ -48,3 +49,14 @@ def mup_no_run(corpus_cache: Path, tmp_path_factory: pytest.TempPathFactory) -> 
 def sp_run(corpus_cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
     """The same under sp."""
     return _tiny_run(tmp_path_factory, "sp", "sp")
+
+
+@pytest.fixture(scope="session")
+def slurm_cluster() -> Iterator[Cluster]:
+    """A two-node Slurm on this machine, started for the tests and stopped after them."""
+    from slurm_cluster import MISSING, SKIP_REASON, running_cluster
+
+    if MISSING:
+        pytest.skip(SKIP_REASON)
+    with running_cluster() as cluster:
+        yield cluster
