@@ -12,6 +12,7 @@ from torchtitan.components.tokenizer import BaseTokenizer, HuggingFaceTokenizer
 from train.corpus import prepare_embedded
 from train.data_cache import DataError
 from train.data_local import open_local
+from train.data_prepared import is_prepared, open_prepared
 from train.data_stream import STREAMS, VALIDATION, StreamLoader
 from train.data_windows import Batch, WindowLoader
 from train.tokenstore import DocumentEncoder, TokenStore
@@ -44,8 +45,9 @@ class TextDataLoader(BaseDataLoader):
         "fineweb-edu-10bt", "c4"."""
 
         dataset_path: str | None = None
-        """For "local": a .jsonl, .jsonl.gz, .parquet or .txt file, or a folder of them. For a hub
-        dataset: a local copy of its folder (for validation, of allenai/c4)."""
+        """For "local": a .jsonl, .jsonl.gz, .parquet or .txt file, a folder of them, or one that
+        `python -m train.prepare` made. For a hub dataset: a local copy of its folder (for
+        validation, of allenai/c4)."""
 
         split: Literal["train", "validation"] = "train"
         """Which part. The held-out part of every hub dataset is c4's validation split."""
@@ -176,4 +178,7 @@ def _open_store(config: TextDataLoader.Config, encoder: DocumentEncoder) -> Toke
         raise DataError(
             "--dataloader.dataset local needs --dataloader.dataset_path, a file or folder of text"
         )
-    return open_local(Path(config.dataset_path).expanduser(), config.split, encoder)
+    path = Path(config.dataset_path).expanduser()
+    if is_prepared(path):
+        return open_prepared(path, config.split, encoder)
+    return open_local(path, config.split, encoder)

@@ -1,0 +1,330 @@
+"""Preparing a dataset: what is written, and what a kill or damage leaves of it."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from text_cases import small_encoder, texts
+from torchtitan.components.tokenizer import HuggingFaceTokenizer
+
+from train import prepare
+from train.data import DataError, TextDataLoader
+from train.prepare import Limit, Options, write_split
+from train.prepare_sources import CountedText, HubText
+from train.store_writer import JOURNAL, PARTIAL, StoreWriter
+from train.tokenstore import DocumentEncoder, TokenStore, write_store
+
+CARD = """---
+configs:
+- config_name: {name}
+  data_files:
+  - split: {split}
+    path: {path}
+---
+"""
+DOCUMENTS = texts(60)
+HELD_OUT = texts(75)[60:]
+
+# Ends its own process without a word once so many chunks are on the disk.
+KILLED = """
+import os, signal, sys
+from train import prepare, store_writer
+append, chunks, last = store_writer.StoreWriter.append, 0, int(sys.argv.pop(1))
+def counted(self, *args, **kwargs):
+    global chunks
+    append(self, *args, **kwargs)
+    chunks += 1
+    if chunks == last:
+        os.kill(os.getpid(), signal.SIGKILL)
+store_writer.StoreWriter.append = counted
+prepare._CHUNK_CHARACTERS = 900
+sys.exit(prepare.main())
+"""
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("tiny") / "tokenizer"
+    small_encoder(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def encoder(tmp_path_factory: pytest.TempPathFactory) -> DocumentEncoder:
+    return small_encoder(tmp_path_factory.mktemp("encoder") / "tokenizer")
+
+
+@pytest.fixture(scope="module")
+def hub(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Copies of FineWeb-Edu (three files) and of c4 in the hub's layout."""
+    folder = tmp_path_factory.mktemp("hub")
+    fineweb, c4 = folder / "fineweb-edu", folder / "c4"
+    (fineweb / "sample/10BT").mkdir(parents=True)
+    (c4 / "en").mkdir(parents=True)
+    card = CARD.format(name="sample-10BT", split="train", path="sample/10BT/*")
+    (fineweb / "README.md").write_text(card)
+    for shard in range(3):
+        table = pa.table({"text": DOCUMENTS[shard * 20 : shard * 20 + 20]})
+        pq.write_table(table, fineweb / f"sample/10BT/{shard}.parquet", row_group_size=7)
+    card = CARD.format(name="en", split="validation", path="en/c4-validation.*.json")
+    (c4 / "README.md").write_text(card)
+    lines = "".join(json.dumps({"text": text}) + "\n" for text in HELD_OUT)
+    (c4 / "en/c4-validation.0.json").write_text(lines)
+    return folder
+
+
+def options(hub: Path, tokenizer: Path, to: Path, **more: int) -> Options:
+    paths = {"dataset_path": hub / "fineweb-edu", "validation_path": hub / "c4"}
+    return Options(to=to, tokenizer=tokenizer, **paths, **more)  # type: ignore[arg-type]
+
+
+def flags(options: Options) -> list[str]:
+    pairs = ((f"--{k.replace('_', '-')}", v) for k, v in vars(options).items() if v is not None)
+    return [str(word) for pair in pairs for word in pair]
+
+
+def plain_store(folder: Path, documents: list[str], encoder: DocumentEncoder) -> bytes:
+    """The tokens of the documents as the store of local text writes them: the oracle."""
+    write_store(folder, documents, encoder, source="", label="oracle")
+    return (folder / "tokens.bin").read_bytes()
+
+
+def tokens(folder: Path, split: str = "train") -> bytes:
+    return (folder / split / "tokens.bin").read_bytes()
+
+
+def test_a_hub_dataset_is_written_in_its_order_with_c4_held_out(
+    tmp_path: Path, hub: Path, tokenizer: Path, encoder: DocumentEncoder
+) -> None:
+    prepare.prepare(options(hub, tokenizer, tmp_path / "to"))
+    assert tokens(tmp_path / "to") == plain_store(tmp_path / "train", DOCUMENTS, encoder)
+    held_out = plain_store(tmp_path / "held_out", HELD_OUT, encoder)
+    assert tokens(tmp_path / "to", "validation") == held_out
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("chunks", [1, 4, 9])
+def test_killed_and_started_again_it_writes_the_same_bytes(
+    tmp_path: Path, hub: Path, tokenizer: Path, chunks: int
+) -> None:
+    prepare.prepare(options(hub, tokenizer, tmp_path / "whole"))
+    to = tmp_path / "killed"
+    command = [sys.executable, "-c", KILLED]
+    arguments = flags(options(hub, tokenizer, to))
+    killed = subprocess.run([*command, str(chunks), *arguments], capture_output=True, check=False)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    assert (to / "train" / PARTIAL).stat().st_size > 0
+    prepare.prepare(options(hub, tokenizer, to))
+    for split in ("train", "validation"):
+        for name in ("tokens.bin", "meta.json"):
+            there = (to / split / name).read_bytes()
+            assert there == (tmp_path / "whole" / split / name).read_bytes()
+
+
+@pytest.mark.slow
+def test_killed_at_any_moment_nothing_is_lost(
+    tmp_path: Path, tokenizer: Path, encoder: DocumentEncoder
+) -> None:
+    many = texts(5_000)
+    (tmp_path / "text").mkdir()
+    source = tmp_path / "text" / "a.jsonl"
+    source.write_text("".join(json.dumps({"text": text}) + "\n" for text in many))
+    to = tmp_path / "to"
+    asked = Options(to=to, tokenizer=tokenizer, dataset="local", dataset_path=source)
+    code = "import sys; from train import prepare; prepare._CHUNK_CHARACTERS = 20_000; "
+    command = [sys.executable, "-c", code + "sys.exit(prepare.main())", *flags(asked)]
+    partial = to / "train" / PARTIAL
+    kills = 0
+    while True:
+        size = partial.stat().st_size if partial.exists() else 0
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        while process.poll() is None:
+            # Not at a chunk's boundary: whatever the writer is at then.
+            if kills < 2 and partial.exists() and partial.stat().st_size > size + 20_000:
+                os.kill(process.pid, signal.SIGKILL)
+                kills += 1
+                process.wait()
+            time.sleep(0.001)
+        if process.returncode != -signal.SIGKILL:
+            break
+    assert (process.returncode, kills) == (0, 2)
+    held_out = set(many[::50])
+    expected = [text for text in many if text not in held_out]
+    assert tokens(to) == plain_store(tmp_path / "oracle", expected, encoder)
+
+
+def begin(folder: Path, encoder: DocumentEncoder, documents: list[str], chunks: int) -> None:
+    """A writer that stops after so many chunks of ten documents."""
+    writer = StoreWriter(folder, encoder, {})
+    for chunk in range(chunks):
+        part = documents[chunk * 10 : chunk * 10 + 10]
+        writer.append(encoder.encode(part), empty=0, position=(chunk + 1) * 10)
+    writer.close()
+
+
+def end(folder: Path, encoder: DocumentEncoder, documents: list[str]) -> int:
+    """Write the rest; returns how many documents were there."""
+    writer = StoreWriter(folder, encoder, {})
+    found = writer.documents
+    write_split(writer, CountedText({}, lambda: iter(documents)), encoder, Limit())
+    return found
+
+
+@pytest.mark.parametrize("missing", [1, 100])
+def test_a_truncated_chunk_is_found_and_written_again(
+    tmp_path: Path, encoder: DocumentEncoder, missing: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    begin(tmp_path / "to", encoder, DOCUMENTS, chunks=3)
+    partial = tmp_path / "to" / PARTIAL
+    os.truncate(partial, partial.stat().st_size - missing)
+    assert end(tmp_path / "to", encoder, DOCUMENTS) == 20
+    assert "the last 1 chunks are made again" in caplog.text
+    expected = plain_store(tmp_path / "oracle", DOCUMENTS, encoder)
+    assert (tmp_path / "to" / "tokens.bin").read_bytes() == expected
+    TokenStore.open(tmp_path / "to")
+
+
+def test_a_corrupt_chunk_takes_those_after_it_along(
+    tmp_path: Path, encoder: DocumentEncoder
+) -> None:
+    begin(tmp_path / "to", encoder, DOCUMENTS, chunks=3)
+    with (tmp_path / "to" / PARTIAL).open("r+b") as file:
+        file.write(b"\xff\xff")
+    assert end(tmp_path / "to", encoder, DOCUMENTS) == 0
+    expected = plain_store(tmp_path / "oracle", DOCUMENTS, encoder)
+    assert (tmp_path / "to" / "tokens.bin").read_bytes() == expected
+
+
+@pytest.mark.parametrize("chunks", [3, 6])  # 6: nothing is written over them
+def test_bytes_without_their_line_and_half_a_line_are_cut_off(
+    tmp_path: Path, encoder: DocumentEncoder, chunks: int
+) -> None:
+    begin(tmp_path / "to", encoder, DOCUMENTS, chunks=chunks)
+    with (tmp_path / "to" / PARTIAL).open("ab") as file:
+        file.write(b"\1\2\3")
+    with (tmp_path / "to" / JOURNAL).open("ab") as file:
+        file.write(b'{"tokens": 1')
+    assert end(tmp_path / "to", encoder, DOCUMENTS) == 10 * chunks
+    expected = plain_store(tmp_path / "oracle", DOCUMENTS, encoder)
+    assert (tmp_path / "to" / "tokens.bin").read_bytes() == expected
+
+
+def test_a_kill_between_the_last_two_renames_is_repaired(
+    tmp_path: Path, encoder: DocumentEncoder
+) -> None:
+    begin(tmp_path / "to", encoder, DOCUMENTS, chunks=6)
+    os.replace(tmp_path / "to" / PARTIAL, tmp_path / "to" / "tokens.bin")
+    assert end(tmp_path / "to", encoder, DOCUMENTS) == 60
+    assert TokenStore.open(tmp_path / "to").meta.documents == 60
+
+
+def test_a_hub_dataset_goes_on_from_its_end(tmp_path: Path, hub: Path) -> None:
+    read = HubText("fineweb-edu-10bt", hub / "fineweb-edu")
+    assert list(read) == DOCUMENTS
+    again = HubText("fineweb-edu-10bt", hub / "fineweb-edu")
+    again.start(json.loads(json.dumps(read.position())))
+    assert list(again) == []
+
+
+def test_a_limit_of_documents_is_exact_and_empty_ones_do_not_count(
+    tmp_path: Path, encoder: DocumentEncoder
+) -> None:
+    writer = StoreWriter(tmp_path / "to", encoder, {})
+    text = CountedText({}, lambda: iter(["", *DOCUMENTS]))
+    write_split(writer, text, encoder, Limit(documents=7))
+    assert (tmp_path / "to" / "tokens.bin").read_bytes() == plain_store(
+        tmp_path / "oracle", DOCUMENTS[:7], encoder
+    )
+
+
+def test_a_limit_of_tokens_ends_with_the_document_that_reaches_it(
+    tmp_path: Path, encoder: DocumentEncoder
+) -> None:
+    lengths = np.cumsum([len(document) for document in encoder.encode(DOCUMENTS)])
+    writer = StoreWriter(tmp_path / "to", encoder, {})
+    limit = Limit(tokens=int(lengths[4]) - 1)
+    write_split(writer, CountedText({}, lambda: iter(DOCUMENTS)), encoder, limit)
+    assert (writer.documents, writer.tokens) == (5, lengths[4])
+
+
+def test_other_flags_do_not_go_on(tmp_path: Path, hub: Path, tokenizer: Path) -> None:
+    prepare.prepare(options(hub, tokenizer, tmp_path / "to", documents=5))
+    before = tokens(tmp_path / "to")
+    with pytest.raises(DataError, match="prepared with another documents: pass the same flags"):
+        prepare.prepare(options(hub, tokenizer, tmp_path / "to", documents=6))
+    assert tokens(tmp_path / "to") == before
+
+
+def test_a_folder_with_other_files_is_left_alone(
+    tmp_path: Path, hub: Path, tokenizer: Path
+) -> None:
+    (tmp_path / "mine.txt").write_text("text")
+    with pytest.raises(DataError, match=r"holds other files \(mine.txt\)"):
+        prepare.prepare(options(hub, tokenizer, tmp_path))
+
+
+@pytest.mark.parametrize("change", [{"documents": 0}, {"tokens": -1}, {"num_workers": -1}])
+def test_a_number_that_makes_no_sense_names_its_flag(
+    tmp_path: Path, change: dict[str, int]
+) -> None:
+    flag = next(iter(change)).replace("_", "-")
+    with pytest.raises(DataError, match=f"--{flag}"):
+        Options(to=tmp_path, **change)  # type: ignore[arg-type]
+
+
+def loader(folder: Path, tokenizer: Path, split: str) -> TextDataLoader:
+    config = TextDataLoader.Config(
+        dataset="local",
+        dataset_path=str(folder),
+        split=split,  # type: ignore[arg-type]
+    )
+    return TextDataLoader(
+        config,
+        dp_world_size=1,
+        dp_rank=0,
+        tokenizer=HuggingFaceTokenizer(tokenizer_path=str(tokenizer)),
+        seq_len=16,
+        local_batch_size=2,
+    )
+
+
+def test_training_reads_a_prepared_folder_with_its_own_tokenizer(
+    tmp_path: Path, hub: Path, tokenizer: Path
+) -> None:
+    prepare.prepare(options(hub, tokenizer, tmp_path / "to"))
+    for split in ("train", "validation"):
+        inputs = next(iter(loader(tmp_path / "to", tmp_path / "to" / "tokenizer", split)))[0]
+        assert inputs["input"].shape == (2, 16)
+
+
+def test_a_truncated_store_is_refused_with_the_remedy(
+    tmp_path: Path, hub: Path, tokenizer: Path
+) -> None:
+    prepare.prepare(options(hub, tokenizer, tmp_path / "to"))
+    os.truncate(tmp_path / "to/train/tokens.bin", 100)
+    with pytest.raises(DataError, match=r"is truncated: delete that folder, and run .*prepare"):
+        loader(tmp_path / "to", tokenizer, "train")
+
+
+def test_an_unfinished_folder_is_not_trained_on(tmp_path: Path, hub: Path, tokenizer: Path) -> None:
+    prepare.prepare(options(hub, tokenizer, tmp_path / "to"))
+    (tmp_path / "to/validation/meta.json").unlink()
+    with pytest.raises(DataError, match="validation is not finished"):
+        loader(tmp_path / "to", tokenizer, "validation")
+
+
+def test_another_tokenizer_is_refused(tmp_path: Path, hub: Path, tokenizer: Path) -> None:
+    prepare.prepare(options(hub, tokenizer, tmp_path / "to"))
+    from train.corpus import train_tokenizer
+
+    train_tokenizer(texts(), tmp_path / "other", 310)
+    with pytest.raises(DataError, match="prepared with another tokenizer"):
+        loader(tmp_path / "to", tmp_path / "other", "train")
