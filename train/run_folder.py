@@ -30,6 +30,10 @@ log = logging.getLogger(__name__)
 CONFIG = "config.json"
 METRICS = "metrics.jsonl"
 STATUS = "status.json"
+JOB = "job.json"
+"""Which job of a sweep the run belongs to; the `slurm` package's."""
+COMMIT = ".git_commit"
+"""Beside the packages in a copy of the code that is no checkout: the commit it was made from."""
 
 NOT_IDENTITY = frozenset(
     {
@@ -105,14 +109,19 @@ class RunFolder:
                 f"({'; '.join(differences[:_DIFFERENCES_SHOWN])}{more}): "
                 "choose another --output-dir, or move that folder away"
             )
-        return "completed" if _read_status(self.path).get("state") in FINISHED else "resumable"
+        return "completed" if read_status(self.path).get("state") in FINISHED else "resumable"
 
     def _create_config(self, config: Mapping[str, Any]) -> bool:
         """Write config.json unless there is one; True for the one process that wrote it."""
         target = self.path / CONFIG
         names = os.listdir(self.path)
-        # A dot-name of ours is another process about to link its config.json.
-        strangers = [name for name in names if not name.startswith(f".{CONFIG}.")]
+        # A dot-name of ours is another process about to write; a sweep announces its runs.
+        ours = {STATUS, JOB, ".lock"}
+        strangers = [
+            name
+            for name in names
+            if name not in ours and not name.startswith((f".{CONFIG}.", f".{STATUS}.", f".{JOB}."))
+        ]
         # Asked after the listing, so that a rival's later files are never taken for a stranger's.
         if target.exists():
             return False
@@ -153,7 +162,7 @@ class RunFolder:
 
     def describe(self) -> str:
         """The state in words, e.g. "diverged at step 12"."""
-        return describe_status(_read_status(self.path))
+        return describe_status(read_status(self.path))
 
     def metrics(self) -> MetricsLog:
         """The run's metrics file, for writing."""
@@ -209,7 +218,7 @@ def load_run(path: str | os.PathLike[str], *, metrics: bool = True) -> RunRecord
     the folder holds no run, or its config.json or status.json is corrupt.
     """
     folder = Path(path)
-    config, status = _read_config(folder), _read_status(folder)
+    config, status = _read_config(folder), read_status(folder)
     records: list[dict[str, Any]] = []
     skipped = 0
     file = folder / METRICS
@@ -268,6 +277,8 @@ def git_commit() -> str | None:
         ).stdout.strip()
 
     try:
+        if (root / COMMIT).is_file():
+            return (root / COMMIT).read_text().strip() or None
         # An installed copy may lie inside somebody's repository: that commit says nothing of it.
         if Path(git("rev-parse", "--show-toplevel")).resolve() != root:
             return None
@@ -315,7 +326,7 @@ def _read_config(folder: Path) -> dict[str, Any]:
     return config
 
 
-def _read_status(folder: Path) -> dict[str, Any]:
+def read_status(folder: Path) -> dict[str, Any]:
     file = folder / STATUS
     if not file.exists():
         return {}

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 import pandas as pd
 
 from train.results.collect import UNREADABLE
+from train.results.options import Metric
 from train.results.tail import TRAIN_STEPS
-
-Metric = Literal["validation", "train"]
 
 TITLES: dict[Metric, str] = {
     "validation": "validation loss at the end",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import pandas as pd
 
@@ -15,8 +15,8 @@ from train.results.basin import TOLERANCE
 from train.results.cells import TITLES, Metric
 from train.results.latex import latex
 from train.results.names import in_order, lr_text
+from train.results.options import Format
 
-Format = Literal["text", "markdown", "csv", "json", "latex"]
 FORMATS: tuple[Format, ...] = get_args(Format)
 
 

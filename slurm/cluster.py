@@ -1,0 +1,235 @@
+"""A cluster file: how jobs are asked for on one cluster, chosen by name (``--cluster NAME``).
+
+Wall time and nodes belong to the sweep; account, partition, hardware, launcher, set-up lines and
+container belong here. ``configs/clusters/example_h100.toml`` has every key with a comment.
+"""
+
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import ClassVar, Literal
+
+from pydantic import ConfigDict
+
+from slurm.resources import Resources, parse_time
+from slurm.toml import NO_OTHER_KEYS, ConfigError, build, read_toml
+from train.costs import H100_FLOPS, USUAL_MFU
+
+_SHIPPED = Path(__file__).resolve().parents[1] / "configs" / "clusters"
+_MEMORY = re.compile(r"\d+[KMGT]?")
+
+# sbatch options that have a key of their own here, or that the submission sets.
+_OWN_KEY = {
+    "account": "account",
+    "partition": "partition",
+    "qos": "qos",
+    "constraint": "constraint",
+    "mem": "mem_per_node",
+    "mem_per_gpu": "mem_per_gpu",
+    "cpus_per_gpu": "cpus_per_gpu",
+    "cpus_per_task": "cpus_per_process",
+    "gres": "gpu_request",
+    "gpus_per_node": "gpu_request",
+    "signal": "signal_lead_seconds",
+}
+_SET_BY_SUBMISSION = frozenset(
+    {"array", "nodes", "ntasks", "ntasks_per_node", "time", "job_name", "output", "error"}
+    | {"requeue", "no_requeue", "open_mode", "chdir", "wrap", "gpus", "gpus_per_task"}
+)
+
+
+@dataclass(frozen=True)
+class Container:
+    """The image that a run starts in.
+
+    Attributes:
+        kind: ``pyxis`` (``srun --container-image``, enroot) or ``apptainer`` (``apptainer exec``).
+        image: as that tool takes it.
+        mounts: ``HOST:CONTAINER`` pairs.
+    """
+
+    kind: Literal["pyxis", "apptainer"]
+    image: str
+    mounts: tuple[str, ...] = ()
+
+    __pydantic_config__: ClassVar[ConfigDict] = NO_OTHER_KEYS
+
+    def __post_init__(self) -> None:
+        if not self.image:
+            raise ValueError('image: "": name an image')
+        for mount in self.mounts:
+            if ":" not in mount:
+                raise ValueError(f'mounts: {mount!r}: write "HOST:CONTAINER"')
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """A validated cluster file; every field is a key of it.
+
+    Attributes:
+        name: the file's.
+        kind: ``local`` runs on this machine, without Slurm.
+        gpus_per_node: 0 for a CPU cluster, or where runs shall not use GPUs.
+        gpu_request: how GPUs are asked for: ``--gpus-per-node=N``, or ``gres``: ``--gres=gpu:N``.
+        gpu_type: goes between ``gpu`` and the number: ``h100``.
+        processes_per_node: of a CPU cluster, or of a local machine; else one a GPU.
+        cpus_per_gpu: CPU cores a GPU.
+        cpus_per_process: CPU cores a process, without GPUs.
+        mem_per_gpu, mem_per_node: as Slurm takes them, ``"120G"``; ``"0"`` is all of a node.
+        max_parallel: jobs of a sweep that run at once.
+        max_time: the partition's limit.
+        launcher: ``torchrun`` starts one task a node, ``srun`` one a process.
+        setup: shell lines, before the run.
+        container: what the run starts in.
+        signal_lead_seconds: how long before the wall time USR2 comes, so that a run saves and is
+            requeued.
+        sbatch: more options of sbatch: ``{exclusive = true, reservation = "x"}``.
+        runs_dir: where runs go by default; None is ``runs`` in the working folder.
+        peak_flops: of one GPU, FLOP/s in bfloat16, dense; for estimates.
+        mfu: the part of it that training is expected to reach.
+    """
+
+    name: str
+    kind: Literal["slurm", "local"]
+    account: str | None = None
+    partition: str | None = None
+    qos: str | None = None
+    constraint: str | None = None
+    gpus_per_node: int = 0
+    gpu_request: Literal["gpus-per-node", "gres"] = "gpus-per-node"
+    gpu_type: str | None = None
+    processes_per_node: int | None = None
+    cpus_per_gpu: int | None = None
+    cpus_per_process: int | None = None
+    mem_per_gpu: str | None = None
+    mem_per_node: str | None = None
+    max_parallel: int | None = None
+    max_time: str | None = None
+    launcher: Literal["torchrun", "srun"] = "torchrun"
+    setup: tuple[str, ...] = ()
+    container: Container | None = None
+    signal_lead_seconds: int = 300
+    sbatch: Mapping[str, str | int | bool] = field(default_factory=dict)
+    runs_dir: str | None = None
+    peak_flops: float = H100_FLOPS
+    mfu: float = USUAL_MFU
+
+    __pydantic_config__: ClassVar[ConfigDict] = NO_OTHER_KEYS
+
+    def __post_init__(self) -> None:
+        for key in ("processes_per_node", "cpus_per_gpu", "cpus_per_process", "max_parallel"):
+            value = getattr(self, key)
+            if value is not None and value < 1:
+                raise ValueError(f"{key}: {value}: must be at least 1")
+        for key in ("gpus_per_node", "signal_lead_seconds"):
+            if getattr(self, key) < 0:
+                raise ValueError(f"{key}: {getattr(self, key)}: must not be negative")
+        for key in ("mem_per_gpu", "mem_per_node"):
+            value = getattr(self, key)
+            if value is not None and not _MEMORY.fullmatch(value):
+                raise ValueError(f'{key}: {value!r}: write a number and K, M, G or T, as "120G"')
+        if self.mem_per_gpu and self.mem_per_node:
+            raise ValueError("mem_per_node: cannot stand beside mem_per_gpu: remove one")
+        if not (0 < self.mfu <= 1 and 0 < self.peak_flops < float("inf")):
+            raise ValueError(f"mfu: {self.mfu}: must be in (0, 1], and peak_flops positive")
+        if self.max_time is not None:
+            parse_time(self.max_time, "max_time")
+        self._check_processes()
+        self._check_sbatch()
+
+    def _check_processes(self) -> None:
+        if self.gpus_per_node:
+            pointless = {"processes_per_node": "one process a GPU is started: remove it"}
+            pointless["cpus_per_process"] = "use cpus_per_gpu"
+        else:
+            keys = ("gpu_type", "cpus_per_gpu", "mem_per_gpu")
+            pointless = dict.fromkeys(keys, "there are no GPUs: set gpus_per_node")
+        for key, remedy in pointless.items():
+            if getattr(self, key) is not None:
+                raise ValueError(f"{key}: {remedy}")
+        if self.kind == "slurm" and not (self.gpus_per_node or self.processes_per_node):
+            raise ValueError("gpus_per_node: missing: add it, or processes_per_node without GPUs")
+
+    def _check_sbatch(self) -> None:
+        for written in self.sbatch:
+            option = written.removeprefix("--").replace("-", "_")
+            if option in _OWN_KEY:
+                raise ValueError(f"sbatch.{written}: has a key of its own: use {_OWN_KEY[option]}")
+            if option in _SET_BY_SUBMISSION:
+                raise ValueError(f"sbatch.{written}: is set for each job: remove it")
+
+    def gpus(self, resources: Resources) -> int:
+        """GPUs that a job takes on each node; 0 on a CPU cluster."""
+        if not self.gpus_per_node:
+            return 0
+        return resources.gpus_per_node or self.gpus_per_node
+
+    def processes(self, resources: Resources) -> int:
+        """Processes of a run on each node: one a GPU, or what the file says."""
+        return self.gpus(resources) or self.processes_per_node or 1
+
+    def check(self, resources: Resources, scale: str) -> None:
+        """Whether a job can ever start here.
+
+        Raises:
+            ConfigError: more GPUs a node, or a longer wall time, than the cluster has; a wall time
+                that the signal takes up; or several nodes on this machine.
+        """
+        asked = resources.gpus_per_node
+        if asked is not None and self.gpus_per_node and asked > self.gpus_per_node:
+            problem = f"gpus_per_node {asked}: cluster {self.name} has {self.gpus_per_node}"
+        elif self.kind == "local" and resources.nodes > 1:
+            problem = f"nodes {resources.nodes}: cluster {self.name} is this machine alone"
+        elif self.kind == "slurm" and resources.seconds <= self.signal_lead_seconds:
+            problem = (
+                f"time {resources.time}: not over signal_lead_seconds {self.signal_lead_seconds} "
+                f"of cluster {self.name}, so the run would stop at once"
+            )
+        elif self.max_time and resources.seconds > parse_time(self.max_time, "max_time"):
+            problem = f"time {resources.time}: over max_time {self.max_time} of cluster {self.name}"
+        else:
+            return
+        raise ConfigError(f"scale.{scale}: {problem}: change one of the two files")
+
+
+def load_cluster(name_or_path: str | Path) -> Cluster:
+    """The cluster of a file, or of a name: ``configs/clusters/NAME.toml`` or that of the user.
+
+    The user's are in ``$XDG_CONFIG_HOME/maxp/clusters``, by default ``~/.config/maxp/clusters``.
+
+    Raises:
+        ConfigError: no such file, a name that both folders have, or a mistake in the file.
+    """
+    text = str(name_or_path)
+    is_path = text.endswith(".toml") or "/" in text
+    path = Path(text).expanduser() if is_path else _find(text)
+    return build(Cluster, {"name": path.stem, **read_toml(path)}, str(path))
+
+
+def known_clusters() -> dict[str, list[Path]]:
+    """Files by name, in the repository and in the user's folder."""
+    found: dict[str, list[Path]] = {}
+    for folder in (_SHIPPED, _users_folder()):
+        for path in sorted(folder.glob("*.toml")):
+            found.setdefault(path.stem, []).append(path)
+    return found
+
+
+def _find(name: str) -> Path:
+    known = known_clusters()
+    paths = known.get(name, [])
+    if not paths:
+        raise ConfigError(
+            f"--cluster {name}: unknown: choose from {', '.join(sorted(known)) or 'none'}, or put "
+            f"{name}.toml into {_users_folder()}"
+        )
+    if len(paths) > 1:
+        raise ConfigError(f"--cluster {name}: is both {paths[0]} and {paths[1]}: pass the path")
+    return paths[0]
+
+
+def _users_folder() -> Path:
+    root = os.environ.get("XDG_CONFIG_HOME")
+    return (Path(root) if root else Path.home() / ".config") / "maxp" / "clusters"

@@ -1,0 +1,148 @@
+"""What a sweep will take: hours and GPU-hours, from measured speed or else from FLOPs.
+
+Speed is the tokens a second and device of runs of the same scale that are or were running; FLOPs
+are counted in `train.costs`.
+"""
+
+import os
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from slurm.cluster import Cluster
+from slurm.flags import Flags
+from slurm.sweep import RunSpec, Sweep
+from train import costs
+from train.methods import METHODS
+from train.settings import MaxPSettings
+from train.sizes import SCALES, Scale
+
+_HOUR = 3600
+
+
+@dataclass(frozen=True)
+class ScaleEstimate:
+    """What the runs of one scale take.
+
+    Attributes:
+        devices: of a run: GPUs, or processes on a CPU cluster.
+        hours: of wall time that a run takes, the mean over methods; None where nothing is known.
+        wall_hours: that a run may take before it is requeued; None without such a limit.
+        source: what the hours are from.
+    """
+
+    scale: str
+    runs: int
+    devices: int
+    hours: float | None
+    wall_hours: float | None
+    source: Literal["measured", "predicted", "unknown"]
+
+    @property
+    def device_hours(self) -> float | None:
+        """Of all runs: GPU-hours, where devices are GPUs."""
+        return None if self.hours is None else self.hours * self.devices * self.runs
+
+    @property
+    def warning(self) -> str | None:
+        """A line, where a run does not end within its wall time."""
+        if self.hours is None or self.wall_hours is None or self.hours <= self.wall_hours:
+            return None
+        return (
+            f"scale.{self.scale}.time: a run takes about {self.hours:.1f} h and has "
+            f"{self.wall_hours:.1f} h: it will be requeued, and goes on from its checkpoint; "
+            "give it more time, or more nodes"
+        )
+
+
+def measured_speeds(folder: str | os.PathLike[str]) -> dict[str, float]:
+    """Tokens a second and device by scale: the median over the runs below ``folder``.
+
+    A folder that does not exist yet has none.
+    """
+    if not os.path.isdir(folder):
+        return {}
+    from train.results.collect import collect  # pandas, which nothing else here needs
+
+    runs = collect(folder)
+    runs = runs[runs["tokens_per_second"] > 0]
+    medians = runs.groupby("scale")["tokens_per_second"].median()
+    return {str(scale): float(speed) for scale, speed in medians.items()}
+
+
+def estimate(
+    sweep: Sweep, runs: Sequence[RunSpec], cluster: Cluster, speeds: Mapping[str, float]
+) -> list[ScaleEstimate]:
+    """What ``runs``, all of ``sweep`` or some, take on a cluster; an entry a scale that has runs.
+
+    Args:
+        speeds: tokens a second and device, as from `measured_speeds`. Where a scale is missing,
+            its time follows from FLOPs and the cluster's ``peak_flops`` and ``mfu``; on a CPU
+            cluster it is unknown.
+    """
+    by_scale: dict[str, list[RunSpec]] = {}
+    for run in runs:
+        by_scale.setdefault(run.scale, []).append(run)
+    return [
+        _estimate(members, sweep.flags[scale], cluster, speeds.get(scale))
+        for scale, members in by_scale.items()
+    ]
+
+
+def _estimate(
+    runs: Sequence[RunSpec], flags: Flags, cluster: Cluster, speed: float | None
+) -> ScaleEstimate:
+    first = runs[0]
+    devices = first.resources.nodes * cluster.processes(first.resources)
+    scale = _as_flagged(SCALES[first.scale], flags, devices)
+    hours: float | None = None
+    source: Literal["measured", "predicted", "unknown"] = "unknown"
+    if speed is not None:
+        tokens = first.steps * scale.global_batch_size * scale.seq_len
+        hours, source = tokens / (speed * devices) / _HOUR, "measured"
+    elif cluster.gpus_per_node:
+        methods = Counter(run.method for run in runs)
+        total = sum(
+            number * _predicted(scale, method, first.steps, devices, flags, cluster)
+            for method, number in methods.items()
+        )
+        hours = total / len(runs)
+        source = "predicted"
+    wall = first.resources.seconds / _HOUR if cluster.kind == "slurm" else None
+    return ScaleEstimate(first.scale, len(runs), devices, hours, wall, source)
+
+
+def _predicted(
+    scale: Scale, method: str, steps: int, devices: int, flags: Flags, cluster: Cluster
+) -> float:
+    interval = _whole(flags, "maxp.solve_interval", MaxPSettings().solve_interval)
+    device_hours = costs.gpu_hours(
+        scale,
+        steps,
+        devices,
+        mfu=cluster.mfu,
+        peak_flops=cluster.peak_flops,
+        solve_interval=interval if METHODS[method].follows else None,
+    )
+    return device_hours / devices
+
+
+def _as_flagged(scale: Scale, flags: Flags, devices: int) -> Scale:
+    """The scale with the batch that a run's flags set."""
+    local = _whole(flags, "training.local_batch_size", scale.local_batch_size)
+    batch = _whole(flags, "training.global_batch_size", scale.global_batch_size)
+    if batch < 0:  # torchtitan's way to say: one microbatch a device
+        batch = local * devices
+    return replace(
+        scale,
+        seq_len=_whole(flags, "training.seq_len", scale.seq_len),
+        local_batch_size=local,
+        global_batch_size=batch,
+    )
+
+
+def _whole(flags: Flags, name: str, default: int) -> int:
+    """A flag that is a whole number; what is none is the run's to refuse."""
+    value = flags.get(name, default)
+    return value if isinstance(value, int) and not isinstance(value, bool) else default

@@ -1,0 +1,85 @@
+"""Flags of ``python -m train`` in a sweep: read from TOML, checked, written as arguments."""
+
+import tomllib
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from slurm.toml import ConfigError
+
+Scalar = str | int | float | bool
+Flag = Scalar | list[Scalar]
+Flags = dict[str, Flag]
+
+# What the sweep itself sets, under the names that a run's flags have for it.
+_SET_BY_SWEEP = {
+    **{name: name + "s" for name in ("scale", "method", "lr", "seed")},
+    "steps": "steps",
+    "training.steps": "steps",
+    "maxp.method": "methods",
+    "maxp.lr": "lrs",
+    "debug.seed": "seeds",
+    "dataloader.seed": "seeds",
+}
+_SET_BY_SUBMISSION = ("output_dir", "dump_folder")
+
+
+def read_flags(table: Mapping[str, Any], where: str) -> Flags:
+    """Nested tables as dotted names; names with underscores, as torchtitan writes them.
+
+    Args:
+        where: the file and table, which a message begins with.
+
+    Raises:
+        ConfigError: a flag that the sweep itself sets, one that is there twice, or no plain value.
+    """
+    found: Flags = {}
+    for written, value in _leaves(table):
+        name = written.removeprefix("--").replace("-", "_")
+        if name in _SET_BY_SWEEP:
+            raise ConfigError(f"{where}.{written}: is set by the sweep: use {_SET_BY_SWEEP[name]}")
+        if name in _SET_BY_SUBMISSION:
+            raise ConfigError(f"{where}.{written}: each run has a folder of its own: remove it")
+        if name in found:
+            raise ConfigError(f"{where}.{written}: is there twice: remove one")
+        items = value if isinstance(value, list) else [value]
+        if not all(isinstance(item, Scalar) for item in items):
+            raise ConfigError(
+                f"{where}.{written}: {value}: must be text, a number, true, or a list"
+            )
+        found[name] = value
+    return found
+
+
+def _leaves(table: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in table.items():
+        if isinstance(value, Mapping):
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, value
+
+
+def parse_setting(text: str) -> tuple[str, Any]:
+    """Name and value of ``FLAG=VALUE``, the value as in TOML where it is that, else as text.
+
+    Raises:
+        ConfigError: no name or no ``=``.
+    """
+    name, equals, value = text.partition("=")
+    if not (name and equals):
+        raise ConfigError(f"--set {text}: write FLAG=VALUE, as training.local_batch_size=8")
+    try:
+        return name, tomllib.loads(f"value = {value}")["value"]
+    except tomllib.TOMLDecodeError:
+        return name, value
+
+
+def arguments(flags: Mapping[str, Flag]) -> Iterator[str]:
+    """The command line of flags; of a switch that is off it is ``--section.no_name``."""
+    for name, value in flags.items():
+        if isinstance(value, bool):
+            section, dot, last = name.rpartition(".")
+            yield f"--{name}" if value else f"--{section}{dot}no_{last}"
+        elif isinstance(value, list):
+            yield from (f"--{name}", *map(str, value))
+        else:
+            yield from (f"--{name}", str(value))

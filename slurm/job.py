@@ -1,0 +1,140 @@
+"""What a Slurm job of a sweep does: run one training, and hand it on when Slurm wants the nodes.
+
+Slurm signals every process of the job's step: USR2 ahead of the wall time, TERM when it preempts.
+The trainer then saves at its next step and ends with status 75. After USR2 the job asks to be
+queued again, through submitit; after TERM Slurm does that by itself where its configuration says
+so.
+"""
+
+import os
+import socket
+import subprocess
+import time
+from dataclasses import dataclass
+from typing import Literal
+
+import submitit
+from submitit.helpers import DelayedSubmission
+
+from slurm import processes
+from slurm.snapshot import environment
+
+# Exit status of a training that can go on (train/preemption.py).
+PREEMPTED = 75
+
+_PORTS = range(20_000, 30_000)
+_GRACE_SECONDS = 2.0
+
+
+@dataclass(frozen=True)
+class Task:
+    """One run as a job starts it.
+
+    Attributes:
+        name: of the run.
+        arguments: the command line of ``python -m train``, with its ``--output-dir``.
+        code: folder of the code's snapshot.
+        cwd: folder that relative paths in the arguments start from.
+        processes: a node.
+        launcher: one torchrun a node, or one task a process.
+    """
+
+    name: str
+    arguments: tuple[str, ...]
+    code: str
+    cwd: str
+    processes: int
+    launcher: Literal["torchrun", "srun"]
+
+
+class TrainingJob:
+    """Called by submitit in every task of the job; `checkpoint` is called in the first, on USR2."""
+
+    def __init__(self, task: Task) -> None:
+        self.task = task
+        self._child: subprocess.Popen[bytes] | None = None
+
+    def __call__(self) -> str:
+        """Train.
+
+        Returns:
+            "finished" or "preempted".
+
+        Raises:
+            RuntimeError: training failed; its reason is in the run's status and in this job's log.
+        """
+        here = submitit.JobEnvironment()
+        self._child = processes.start(
+            command(self.task, here),
+            environment=rank_environment(self.task, here),
+            cwd=self.task.cwd,
+        )
+        code = processes.wait(self._child)
+        if code == PREEMPTED:
+            time.sleep(_GRACE_SECONDS)  # for a USR2 of our own that is still on its way
+            return "preempted"
+        if code != 0:
+            raise RuntimeError(f"{self.task.name}: training ended with status {code}")
+        return "finished"
+
+    def checkpoint(self) -> DelayedSubmission | None:
+        """Have the ranks save, wait for them, and give what is to be queued again."""
+        if self._child is not None and processes.stop(self._child) != PREEMPTED:
+            return None  # it has just finished, or failed: nothing is left to run
+        return DelayedSubmission(TrainingJob(self.task))
+
+    def __getstate__(self) -> dict[str, object]:
+        return {"task": self.task, "_child": None}
+
+
+def command(task: Task, here: submitit.JobEnvironment) -> list[str]:
+    """What this task of the job runs."""
+    if task.launcher == "srun":
+        return processes.training(task.arguments, processes=1)
+    alone = here.num_nodes == 1
+    return processes.training(
+        task.arguments,
+        processes=task.processes,
+        nodes=here.num_nodes,
+        node=here.node,
+        address="" if alone else node_address(here.hostnames[0]),
+        port=0 if alone else master_port(here.raw_job_id),
+    )
+
+
+def rank_environment(task: Task, here: submitit.JobEnvironment) -> dict[str, str]:
+    """The environment, with the ranks where no torchrun sets them."""
+    found = environment(task.code)
+    if task.launcher == "srun":
+        found |= {
+            "RANK": str(here.global_rank),
+            "LOCAL_RANK": str(here.local_rank),
+            "WORLD_SIZE": str(here.num_tasks),
+            "LOCAL_WORLD_SIZE": str(task.processes),
+            "MASTER_ADDR": node_address(here.hostnames[0]),
+            "MASTER_PORT": str(master_port(here.raw_job_id)),
+        }
+    return found
+
+
+def master_port(job_id: str) -> int:
+    """A port that jobs which share a node do not share."""
+    return _PORTS[int(job_id) % len(_PORTS)]
+
+
+def node_address(name: str) -> str:
+    """How to reach a node: its name where that resolves, else what Slurm knows."""
+    try:
+        socket.getaddrinfo(name, None)
+    except OSError:
+        shown = subprocess.run(
+            ["scontrol", "--oneliner", "show", "node", name],
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=60,
+            env=dict(os.environ),
+        ).stdout
+        fields = dict(part.split("=", 1) for part in shown.split() if "=" in part)
+        return fields["NodeAddr"]
+    return name

@@ -1,0 +1,186 @@
+"""A sweep's folder: which runs it has, and which job each was given to.
+
+``sweep.json`` lists the runs; each run's own folder holds a ``job.json`` beside what the trainer
+writes there. There is no other state: what a command needs it reads here, and from Slurm.
+"""
+
+import json
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from filelock import FileLock, Timeout
+
+from slurm.sweep import Resources, RunSpec
+from train.run_folder import JOB, write_whole
+
+SWEEP = "sweep.json"
+_OWN = ".sweep"
+_LOCK_SECONDS = 600
+
+
+class LedgerError(Exception):
+    """The sweep's folder cannot be used; the message is one line with the remedy."""
+
+
+@dataclass(frozen=True)
+class JobRecord:
+    """To which job a run was given.
+
+    Attributes:
+        identity: of the run's configuration.
+        kind: Slurm's, or a process of one machine.
+        token: of the submission, also the job's comment in Slurm: by it a job is found whose number
+            was not written down.
+        job_id: Slurm's, as ``123_4`` in an array; None while it is being submitted.
+        cluster: name of the cluster file.
+        submitted: UTC, ISO 8601.
+        commit, code: the snapshot that it runs, and the commit that was made from.
+        log: pattern of the job's output files.
+        host, pid: of the process that a local run belongs to.
+        cancelled: whether somebody cancelled it.
+    """
+
+    identity: str
+    kind: Literal["slurm", "local"]
+    token: str
+    cluster: str
+    submitted: str
+    commit: str | None
+    code: str
+    job_id: str | None = None
+    log: str | None = None
+    host: str | None = None
+    pid: int | None = None
+    cancelled: bool = False
+
+
+class SweepFolder:
+    """The folder of one sweep, ``runs/NAME``; its runs lie in it, ``runs/NAME/RUN``."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @property
+    def jobs(self) -> Path:
+        """Where submitit keeps its files and the jobs' output."""
+        return self.path / _OWN / "jobs"
+
+    @property
+    def code(self) -> Path:
+        """Where snapshots of the code lie."""
+        return self.path / _OWN / "code"
+
+    def run(self, name: str) -> Path:
+        return self.path / name
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Keep every other command that submits or cancels out of the sweep.
+
+        Raises:
+            LedgerError: another has been in it for ten minutes, or the folder cannot be written.
+        """
+        try:
+            (self.path / _OWN).mkdir(parents=True, exist_ok=True)
+            held = FileLock(self.path / _OWN / "lock").acquire(timeout=_LOCK_SECONDS)
+        except Timeout:
+            raise LedgerError(
+                f"{self.path}: another command has been submitting this sweep for "
+                f"{_LOCK_SECONDS // 60} minutes; wait for it, or stop it"
+            ) from None
+        except OSError as error:
+            raise LedgerError(
+                f"--runs-dir {self.path.parent} cannot be written ({error.strerror}): choose "
+                "another one"
+            ) from error
+        with held:
+            yield
+
+    def enter(self, name: str, runs: Iterable[RunSpec]) -> None:
+        """Add runs to the sweep; those it has stay as they are. Call it under the lock.
+
+        Raises:
+            LedgerError: the folder holds another sweep, or a run of a name with other settings.
+        """
+        known = {run.name: run for run in self.runs()}
+        former = self._read().get("name", name)
+        if former != name:
+            raise LedgerError(
+                f"{self.path} holds the sweep {former!r}, not {name!r}: give one of them another "
+                "name, or choose another --runs-dir"
+            )
+        for run in runs:
+            there = known.setdefault(run.name, run)
+            if there.identity != run.identity:
+                raise LedgerError(
+                    f"{self.path} holds {run.name} with other settings "
+                    f"({_difference(there, run)}): give the sweep another name"
+                )
+            known[run.name] = run  # resources may change
+        content = {"name": name, "runs": [asdict(run) for run in known.values()]}
+        write_whole(self.path / SWEEP, json.dumps(content, indent=1) + "\n")
+
+    def runs(self) -> list[RunSpec]:
+        """All runs of the sweep, in the order in which they were added."""
+        return [
+            RunSpec(
+                **{
+                    **run,
+                    "arguments": tuple(run["arguments"]),
+                    "resources": Resources(**run["resources"]),
+                }
+            )
+            for run in self._read().get("runs", [])
+        ]
+
+    def _read(self) -> dict[str, Any]:
+        try:
+            content = json.loads((self.path / SWEEP).read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return {}
+        except (OSError, ValueError) as error:
+            raise LedgerError(
+                f"{self.path / SWEEP} cannot be read ({error}): delete it and submit the sweep "
+                "again; its runs are kept"
+            ) from error
+        if not isinstance(content, dict):
+            raise LedgerError(f"{self.path / SWEEP} is no list of runs: delete it, submit again")
+        return content
+
+    def job(self, name: str) -> JobRecord | None:
+        """The job that a run was last given to; a record that cannot be read counts as none."""
+        try:
+            content = json.loads((self.run(name) / JOB).read_text(encoding="utf-8"))
+            return JobRecord(**content)
+        except (OSError, ValueError, TypeError):
+            return None
+
+    def give(self, name: str, record: JobRecord) -> None:
+        """Write down the job of a run."""
+        folder = self.run(name)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            write_whole(folder / JOB, json.dumps(asdict(record), indent=1) + "\n")
+        except OSError as error:
+            raise LedgerError(f"{folder} cannot be written ({error.strerror})") from error
+
+    def take_back(self, name: str) -> None:
+        """Forget the job of a run: it was not submitted after all."""
+        (self.run(name) / JOB).unlink(missing_ok=True)
+
+    def mark_cancelled(self, name: str) -> None:
+        record = self.job(name)
+        if record is not None:
+            self.give(name, replace(record, cancelled=True))
+
+
+def _difference(there: RunSpec, here: RunSpec) -> str:
+    """What differs, in the words of the command line."""
+    ours, theirs = set(here.arguments), set(there.arguments)
+    for label, only in (("there", theirs - ours), ("here", ours - theirs)):
+        if only:
+            return f"{' '.join(sorted(only)[:3])} {label}"
+    return "another order of arguments"

@@ -1,0 +1,109 @@
+"""What Slurm says of jobs: ``squeue`` for those it has, ``sacct`` for those it had."""
+
+import os
+import re
+import subprocess
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+_TIMEOUT = 60
+
+# Of a job that is in the queue but will not run, or not again.
+_OVER = frozenset(
+    {
+        "BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY",
+        "REVOKED", "TIMEOUT",
+    }
+)  # fmt: skip
+
+
+class QueueError(Exception):
+    """Slurm does not answer; the message is one line."""
+
+
+@dataclass(frozen=True)
+class QueueEntry:
+    """A job that Slurm has.
+
+    Attributes:
+        state: Slurm's word, ``PENDING``, ``RUNNING``, ``COMPLETING``, ...
+        reason: why it waits.
+        left: time to its limit, ``D-HH:MM:SS``.
+        nodes: where it runs.
+        comment: of its submission.
+    """
+
+    job_id: str
+    state: str
+    reason: str
+    left: str
+    nodes: str
+    comment: str
+
+    @property
+    def waiting(self) -> bool:
+        return self.state in ("PENDING", "REQUEUED", "REQUEUE_HOLD", "SUSPENDED", "SPECIAL_EXIT")
+
+
+def jobs() -> dict[str, QueueEntry]:
+    """This user's jobs, by id; each task of an array by its own, ``123_4``.
+
+    Raises:
+        QueueError: no answer. That a job is not in an answer means that it has ended; that there is
+            no answer means nothing.
+    """
+    form = "%i|%T|%r|%L|%N|%k"
+    lines = _run(["squeue", "--noheader", "--array", f"--user={os.getuid()}", f"--format={form}"])
+    found = {}
+    for line in lines.splitlines():
+        if line.count("|") < 5:
+            continue
+        entry = QueueEntry(*line.split("|", 5))
+        if entry.state not in _OVER:
+            found[entry.job_id] = entry
+    return found
+
+
+def endings(job_ids: Iterable[str]) -> dict[str, str]:
+    """How jobs ended, in Slurm's words (``NODE_FAIL``, ``TIMEOUT``), where accounting answers."""
+    ids = ",".join(job_ids)
+    if not ids:
+        return {}
+    try:
+        command = ["sacct", "--noheader", "--parsable2", "--allocations", "--format=JobID,State"]
+        lines = _run([*command, f"--jobs={ids}"])
+    except QueueError:
+        return {}  # no accounting: the runs' own folders say what is known
+    pairs = (line.split("|", 1) for line in lines.splitlines() if "|" in line)
+    return {job: state.split()[0] for job, state in pairs if state}
+
+
+def cancel(job_ids: Iterable[str]) -> None:
+    """End jobs. Slurm takes ids of jobs that are gone without complaint.
+
+    Raises:
+        QueueError: no answer.
+    """
+    ids = list(job_ids)
+    for start in range(0, len(ids), 500):
+        _run(["scancel", *ids[start : start + 500]], gone_is_fine=True)
+
+
+def max_array_size() -> int:
+    """Most tasks that one array may have here."""
+    found = re.search(r"MaxArraySize\s*=\s*(\d+)", _run(["scontrol", "show", "config"]))
+    return int(found[1]) - 1 if found else 1000
+
+
+def _run(command: list[str], *, gone_is_fine: bool = False) -> str:
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=_TIMEOUT)
+    except FileNotFoundError:
+        raise QueueError(f"{command[0]} is not on this machine: use --cluster local") from None
+    except subprocess.TimeoutExpired:
+        raise QueueError(f"{command[0]} did not answer within {_TIMEOUT} s") from None
+    if done.returncode and not (gone_is_fine and "Invalid job id" in done.stderr):
+        told = [line.strip() for line in done.stderr.splitlines() if line.strip()]
+        reason = told[-1] if told else f"status {done.returncode}"
+        raise QueueError(f"{command[0]} failed: {reason.removeprefix(f'{command[0]}: ')}")
+    return done.stdout

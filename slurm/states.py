@@ -1,0 +1,204 @@
+"""Where each run of a sweep stands: its folder, its job's record and Slurm's queue together."""
+
+import os
+import socket
+from collections.abc import Iterable
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+from slurm import processes, queue
+from slurm.ledger import JobRecord, SweepFolder
+from slurm.queue import QueueEntry
+from slurm.sweep import RunSpec
+from train.run_folder import METRICS, STATUS, RunFolderError, parse_record, read_status
+
+_TAIL_BYTES = 64 << 10
+
+
+class State(StrEnum):
+    """What can be said of a run, from the best to the worst."""
+
+    COMPLETED = "completed"
+    DIVERGED = "diverged"
+    RUNNING = "running"
+    QUEUED = "queued"
+    MISSING = "missing"
+    """It was never given to a job."""
+    CANCELLED = "cancelled"
+    VANISHED = "vanished"
+    """Its job is gone, and the run has not ended by itself: it was killed, or its node died."""
+    FAILED = "failed"
+    UNREADABLE = "unreadable"
+    """Its status file is corrupt."""
+
+
+RESULTS = frozenset({State.COMPLETED, State.DIVERGED})
+ACTIVE = frozenset({State.RUNNING, State.QUEUED})
+
+
+@dataclass(frozen=True)
+class Standing:
+    """One run, as it stands.
+
+    Attributes:
+        step: the last that is known; of a run that never began None.
+        detail: why it waits, failed or vanished.
+        record: its job, where it was given to one.
+        entry: its job in Slurm's queue.
+        status: the content of its status.json.
+    """
+
+    run: RunSpec
+    state: State
+    step: int | None
+    detail: str
+    record: JobRecord | None
+    entry: QueueEntry | None
+    status: dict[str, Any]
+
+
+def survey(folder: SweepFolder, runs: Iterable[RunSpec]) -> list[Standing]:
+    """How every run stands, in the order given.
+
+    Raises:
+        queue.QueueError: some run is Slurm's and has no result, and Slurm does not answer: without
+            its queue, a run that waits cannot be told from one that is lost.
+    """
+    chosen = list(runs)
+    records = {run.name: folder.job(run.name) for run in chosen}
+    statuses = {run.name: status_of(folder.run(run.name)) for run in chosen}
+    asked = any(
+        record is not None
+        and record.kind == "slurm"
+        and statuses[name].get("state") not in ("completed", "diverged")
+        for name, record in records.items()
+    )
+    entries = queue.jobs() if asked else {}
+    by_token: dict[str, list[QueueEntry]] = {}
+    for job in entries.values():
+        by_token.setdefault(job.comment, []).append(job)
+    found = []
+    for run in chosen:
+        record, status = records[run.name], statuses[run.name]
+        entry = _entry(record, entries, by_token)
+        state, detail = judge(status, record, entry)
+        found.append(Standing(run, state, status.get("step"), detail, record, entry, status))
+    return _explain_vanished(found)
+
+
+def judge(
+    status: dict[str, Any], record: JobRecord | None, entry: QueueEntry | None
+) -> tuple[State, str]:
+    """The state of a run, and what is to be said of it.
+
+    Args:
+        status: content of its status.json; empty where there is none.
+        record: its job, if it was given to one.
+        entry: that job, if Slurm still has it.
+    """
+    said = status.get("state")
+    if said == "unreadable":
+        return State.UNREADABLE, str(status.get("reason"))
+    if said in ("completed", "diverged"):
+        return State(said), f"at step {status['step']}" if said == "diverged" else ""
+    if entry is not None:
+        if not entry.waiting:
+            return State.RUNNING, f"on {entry.nodes}" if entry.nodes else ""
+        begun = f"preempted at step {status['step']}, " if said == "preempted" else ""
+        return State.QUEUED, f"{begun}{entry.reason}"
+    if _in_a_process_here(status if record is None or record.kind == "slurm" else {}, record):
+        return (State.RUNNING, "here") if said == "running" else (State.QUEUED, "here")
+    if record is not None and record.cancelled:
+        return State.CANCELLED, ""
+    if said == "failed":
+        return State.FAILED, str(status.get("reason") or "")
+    if record is None:
+        return (State.MISSING, "") if said in (None, "queued") else (State.VANISHED, "")
+    return State.VANISHED, f"job {record.job_id or record.token} is gone"
+
+
+def _in_a_process_here(status: dict[str, Any], record: JobRecord | None) -> bool:
+    """Whether a local sweep, or somebody by hand, runs it on this machine now.
+
+    Of another machine's processes nothing can be known: they count as running.
+    """
+    if record is not None and record.kind == "local":
+        host, pid = record.host, record.pid
+    elif status.get("state") == "running" and record is None:
+        host, pid = status.get("host"), status.get("pid")
+    else:
+        return False
+    return pid is not None and (host != socket.gethostname() or processes.alive(int(pid)))
+
+
+def _entry(
+    record: JobRecord | None,
+    entries: dict[str, QueueEntry],
+    by_token: dict[str, list[QueueEntry]],
+) -> QueueEntry | None:
+    if record is None or record.kind != "slurm":
+        return None
+    if record.job_id is not None:
+        return entries.get(record.job_id)
+    # Its submission was interrupted before the number was written down.
+    return next(iter(by_token.get(record.token, [])), None)
+
+
+def _explain_vanished(found: list[Standing]) -> list[Standing]:
+    gone = [
+        s.record.job_id
+        for s in found
+        if s.state is State.VANISHED and s.record is not None and s.record.job_id
+    ]
+    ended = queue.endings(gone[:500])
+    explained = []
+    for standing in found:
+        record = standing.record
+        if standing.state is State.VANISHED and record is not None and record.job_id in ended:
+            detail = f"job {record.job_id} ended as {ended[record.job_id]}"
+            standing = Standing(**{**vars(standing), "detail": detail})
+        explained.append(standing)
+    return explained
+
+
+def status_of(folder: Path) -> dict[str, Any]:
+    """Content of a run's status.json; empty where there is none, state "unreadable" if corrupt."""
+    if not (folder / STATUS).exists():
+        return {}
+    try:
+        return read_status(folder)
+    except RunFolderError as error:
+        return {"state": "unreadable", "reason": str(error)}
+
+
+def last_metrics(folder: Path) -> dict[str, Any]:
+    """The last whole training record of a run's metrics.jsonl; empty where there is none."""
+    try:
+        with (folder / METRICS).open("rb") as file:
+            file.seek(max(0, file.seek(0, os.SEEK_END) - _TAIL_BYTES))
+            lines = file.read().split(b"\n")
+    except OSError:
+        return {}
+    for line in reversed(lines):
+        record = parse_record(line) if line else None
+        if record is not None and "loss" in record:
+            return record
+    return {}
+
+
+def last_error(folder: SweepFolder, record: JobRecord | None) -> str:
+    """The last line that a job wrote to its error output; "" where there is none."""
+    if record is None or record.log is None:
+        return ""
+    file = Path(record.log)
+    try:
+        with file.open("rb") as stream:
+            stream.seek(max(0, stream.seek(0, os.SEEK_END) - _TAIL_BYTES))
+            lines = stream.read().decode(errors="replace").splitlines()
+    except OSError:
+        return ""
+    told = [line.strip() for line in lines if line.strip()]
+    errors = [line for line in told if "rror" in line]
+    return (errors or told or [""])[-1]

@@ -1,0 +1,260 @@
+"""A sweep: the runs that a file of scales, methods, learning rates and seeds stands for.
+
+    name = "s1"                         # optional: the file's name
+    scales = ["s1"]
+    methods = ["maxP", "mup-full", "mup-no"]
+    lrs = [1e-3, 1e-2]
+    seeds = [1, 2]
+    steps = 1000                        # optional: 20 tokens a non-embedding parameter
+
+    [flags]                             # any flag of `python -m train`
+    training.local_batch_size = 8
+
+    [resources]                         # of every scale
+    nodes = 1
+    time = "08:00:00"
+
+    [scale.s1]                          # of one: steps, nodes, gpus_per_node, time
+    time = "02:00:00"
+    [scale.s1.flags]
+    training.local_batch_size = 16
+
+Expanding a sweep imports no torch: 10,000 runs take a second or two.
+"""
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from itertools import product
+from pathlib import Path
+from typing import Annotated, Any, ClassVar
+
+import tyro
+from pydantic import ConfigDict
+
+from slurm.flags import Flags, arguments, parse_setting, read_flags
+from slurm.resources import Resources
+from slurm.toml import NO_OTHER_KEYS, ConfigError, build, check_known, check_unique, read_toml
+from train.methods import METHODS
+from train.names import run_name
+from train.run_folder import identity
+from train.sizes import SCALES, compute_steps
+
+__all__ = ["Overrides", "Resources", "RunSpec", "Sweep", "expand", "load_sweep"]
+
+_TABLE = frozenset({"alignment_table", "maxp.alignment_table"})
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """A validated sweep. The three mappings have an entry for each scale.
+
+    Attributes:
+        name: of the sweep and its folder.
+        steps: of a run; what was left out in the file is 20 tokens a non-embedding parameter.
+        flags: name -> value, of `python -m train`; names have underscores.
+        resources: of a job.
+    """
+
+    name: str
+    scales: tuple[str, ...]
+    methods: tuple[str, ...]
+    lrs: tuple[float, ...]
+    seeds: tuple[int, ...]
+    steps: Mapping[str, int]
+    flags: Mapping[str, Flags]
+    resources: Mapping[str, Resources]
+
+
+@dataclass(frozen=True)
+class RunSpec:
+    """One run of a sweep.
+
+    Attributes:
+        name: readable, the same for no other run of the sweep: ``s3_maxP_lr1e-02_seed1``.
+        identity: hash of the configuration, and of nothing else.
+        arguments: of ``python -m train``, without ``--output-dir``.
+    """
+
+    name: str
+    identity: str
+    scale: str
+    method: str
+    lr: float
+    seed: int
+    steps: int
+    arguments: tuple[str, ...]
+    resources: Resources
+
+
+@dataclass(frozen=True)
+class Overrides:
+    """What a command line changes in a sweep file."""
+
+    scales: tuple[str, ...] | None = None
+    """Scales, instead of the file's."""
+
+    methods: tuple[str, ...] | None = None
+    """Methods, instead of the file's."""
+
+    lrs: tuple[float, ...] | None = None
+    """Learning rates, instead of the file's."""
+
+    seeds: tuple[int, ...] | None = None
+    """Seeds, instead of the file's."""
+
+    steps: int | None = None
+    """Steps of every run, at any scale."""
+
+    settings: Annotated[
+        tyro.conf.UseAppendAction[tuple[str, ...]],
+        tyro.conf.arg(name="set", metavar="FLAG=VALUE"),
+    ] = ()
+    """A flag of `python -m train`, at any scale; may be given several times."""
+
+
+@dataclass(frozen=True)
+class _ScaleTable:
+    """``[scale.NAME]``: what differs at one scale."""
+
+    steps: int | None = None
+    nodes: int | None = None
+    gpus_per_node: int | None = None
+    time: str | None = None
+    flags: dict[str, Any] = field(default_factory=dict)
+
+    __pydantic_config__: ClassVar[ConfigDict] = NO_OTHER_KEYS
+
+    def __post_init__(self) -> None:
+        _check_steps(self.steps)
+        self.resources(Resources())
+
+    def resources(self, default: Resources) -> Resources:
+        """``default`` with what this table sets."""
+        own = {"nodes": self.nodes, "gpus_per_node": self.gpus_per_node, "time": self.time}
+        return Resources(**(asdict(default) | {k: v for k, v in own.items() if v is not None}))
+
+
+@dataclass(frozen=True)
+class _File:
+    """A sweep file as it is written."""
+
+    scales: tuple[str, ...]
+    methods: tuple[str, ...]
+    lrs: tuple[float, ...]
+    seeds: tuple[int, ...]
+    name: str = ""
+    steps: int | None = None
+    flags: dict[str, Any] = field(default_factory=dict)
+    resources: Resources = field(default_factory=Resources)
+    scale: dict[str, _ScaleTable] = field(default_factory=dict)
+
+    __pydantic_config__: ClassVar[ConfigDict] = NO_OTHER_KEYS
+
+    def __post_init__(self) -> None:
+        for key in ("scales", "methods", "lrs", "seeds"):
+            check_unique(getattr(self, key), key)
+        check_known(self.scales, SCALES, "scales")
+        check_known(self.methods, METHODS, "methods")
+        for lr in self.lrs:
+            if not (lr > 0 and math.isfinite(lr)):
+                raise ValueError(f"lrs: {lr}: must be positive")
+        for seed in self.seeds:
+            if seed < 0:
+                raise ValueError(f"seeds: {seed}: must not be negative")
+        _check_steps(self.steps)
+        for scale in self.scale:
+            if scale not in self.scales:
+                raise ValueError(f"scale.{scale}: not one of scales: add it there, or remove it")
+        if not _NAME.fullmatch(self.name):
+            raise ValueError(f"name: {self.name!r}: use letters, digits and . _ - alone")
+
+
+def load_sweep(path: str | Path, overrides: Overrides | Sequence[str] = ()) -> Sweep:
+    """Read and validate a sweep file.
+
+    Args:
+        path: of the TOML file.
+        overrides: what to change in it; or a command line that says so, ``["--seeds", "1"]``.
+
+    Raises:
+        ConfigError: one line that names the file (or flag), the key and the remedy.
+        SystemExit: the command line cannot be read.
+    """
+    if not isinstance(overrides, Overrides):
+        overrides = tyro.cli(Overrides, args=list(overrides))
+    path = Path(path)
+    table = {"name": path.stem, **read_toml(path)}
+    file = build(_File, table, str(path))  # whole first: an override hides no mistake in it
+    given = {k: v for k, v in asdict(overrides).items() if v is not None and k != "settings"}
+    if given:
+        scales = given.get("scales", file.scales)
+        kept = {name: content for name, content in table.get("scale", {}).items() if name in scales}
+        file = build(_File, {**table, **given, "scale": kept}, f"{path}, overridden by flags")
+    return _resolve(file, overrides, str(path))
+
+
+def expand(sweep: Sweep) -> list[RunSpec]:
+    """All runs: scale by scale, those of one lr and seed next to each other."""
+    flags = {
+        (scale, method): _for_method(method, sweep.flags[scale])
+        for scale, method in product(sweep.scales, sweep.methods)
+    }
+    runs = []
+    for scale, lr, seed, method in product(sweep.scales, sweep.lrs, sweep.seeds, sweep.methods):
+        run: dict[str, Any] = {"scale": scale, "method": method, "lr": lr, "seed": seed}
+        run["steps"] = sweep.steps[scale]
+        own = flags[scale, method]
+        runs.append(
+            RunSpec(
+                **run,
+                name=run_name(scale, method, lr, seed),
+                identity=identity({**run, "flags": own}),
+                arguments=(*arguments(run), *arguments(own)),
+                resources=sweep.resources[scale],
+            )
+        )
+    return runs
+
+
+def _for_method(method: str, flags: Flags) -> Flags:
+    """``flags`` without the table of alignments, where the method takes none."""
+    if METHODS[method].needs_table:
+        return flags
+    return {name: value for name, value in flags.items() if name not in _TABLE}
+
+
+def _resolve(file: _File, overrides: Overrides, where: str) -> Sweep:
+    common = read_flags(file.flags, f"{where}: flags")
+    last = read_flags(dict(map(parse_setting, overrides.settings)), "--set")
+    steps, flags, resources = {}, {}, {}
+    for scale in file.scales:
+        own = file.scale.get(scale, _ScaleTable())
+        chosen = overrides.steps or own.steps or file.steps
+        steps[scale] = compute_steps(SCALES[scale]) if chosen is None else chosen
+        flags[scale] = common | read_flags(own.flags, f"{where}: scale.{scale}.flags") | last
+        resources[scale] = own.resources(file.resources)
+        _check_table(file.methods, flags[scale], where)
+    return Sweep(
+        *(file.name, file.scales, file.methods, file.lrs, file.seeds, steps, flags, resources)
+    )
+
+
+def _check_steps(steps: int | None) -> None:
+    if steps is not None and steps < 1:
+        raise ValueError(f"steps: {steps}: must be at least 1")
+
+
+def _check_table(methods: Sequence[str], flags: Flags, where: str) -> None:
+    """The one flag without which a method cannot start."""
+    needing = [name for name in methods if METHODS[name].needs_table]
+    if bool(needing) == bool(_TABLE & flags.keys()):
+        return
+    if needing:
+        raise ConfigError(
+            f"{where}: methods: {needing[0]} needs a table: set flags.alignment_table to a file "
+            "of `python -m train.alignment_table`"
+        )
+    raise ConfigError(f"{where}: flags.alignment_table: no method here takes it: remove it")

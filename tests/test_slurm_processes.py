@@ -1,0 +1,82 @@
+"""Stopping a run's processes, which may lie in sessions of their own."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from slurm import processes
+
+# Ends with 75 once it is told to, as the trainer does; says that it listens.
+LISTENER = """
+import signal, sys, time
+signal.signal(signal.SIGUSR2, lambda *_: sys.exit(75))
+print("listening", flush=True)
+time.sleep(60)
+"""
+# Starts the listener in a session of its own, as torchrun does, and ends as it ends.
+AGENT = f"""
+import subprocess, sys
+child = subprocess.Popen([sys.executable, "-c", {LISTENER!r}], start_new_session=True)
+sys.exit(child.wait())
+"""
+
+
+def begin(code: str, output: Path) -> subprocess.Popen[bytes]:
+    with output.open("wb") as file:
+        return processes.start(
+            [sys.executable, "-c", code], environment=os.environ, cwd=".", output=file
+        )
+
+
+def wait_for(text: str, output: Path) -> None:
+    deadline = time.monotonic() + 20
+    while text not in output.read_text():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def test_a_rank_below_an_agent_is_told_and_the_agent_lives_until_it_ends(tmp_path: Path) -> None:
+    agent = begin(AGENT, tmp_path / "out")
+    wait_for("listening", tmp_path / "out")
+    assert processes.stop(agent, limit=20) == 75
+
+
+def test_a_rank_that_does_not_listen_yet_is_told_again(tmp_path: Path) -> None:
+    late = begin("import time; time.sleep(1.5)\n" + LISTENER, tmp_path / "out")
+    before = processes._AGAIN_SECONDS
+    processes._AGAIN_SECONDS = 0.3
+    try:
+        assert processes.stop(late, limit=20) == 75
+    finally:
+        processes._AGAIN_SECONDS = before
+
+
+def test_what_does_not_stop_is_killed_after_the_limit(tmp_path: Path) -> None:
+    deaf = begin("import time; time.sleep(60)", tmp_path / "out")
+    assert processes.stop(deaf, limit=0.5) == -9
+
+
+def test_the_family_of_a_process_is_it_and_what_is_below(tmp_path: Path) -> None:
+    agent = begin(AGENT, tmp_path / "out")
+    try:
+        wait_for("listening", tmp_path / "out")
+        assert len(processes.family(agent.pid)) == 2
+    finally:
+        processes.stop(agent, limit=5)
+
+
+def test_one_process_is_started_without_torchrun() -> None:
+    assert processes.training(["--x"], processes=1)[1:] == ["-m", "train", "--x"]
+
+
+def test_several_on_one_node_need_no_address() -> None:
+    assert "--standalone" in processes.training([], processes=2)
+
+
+def test_several_nodes_are_told_who_is_first() -> None:
+    command = processes.training([], processes=8, nodes=2, node=1, address="n1", port=20_001)
+    assert {"--nnodes=2", "--node-rank=1", "--master-addr=n1", "--master-port=20001"} < {*command}
