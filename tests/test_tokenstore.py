@@ -125,3 +125,21 @@ def test_the_cache_is_where_the_environment_says(
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
     assert cache_root() == Path(expected)
+
+
+def test_one_rank_of_a_node_checks_the_content_and_all_the_size(
+    tmp_path: Path, encoder: DocumentEncoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "store"
+    write_store(folder, texts(5), encoder, source="here", label="five")
+    file = folder / "tokens.bin"
+    content = file.read_bytes()
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    file.write_bytes(bytes(len(content)))
+    TokenStore.open(folder)
+    with monkeypatch.context() as first, pytest.raises(DataError, match="corrupt"):
+        first.setenv("LOCAL_RANK", "0")
+        TokenStore.open(folder)
+    file.write_bytes(content[:-2])
+    with pytest.raises(DataError, match="truncated"):
+        TokenStore.open(folder)
