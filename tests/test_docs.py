@@ -1,0 +1,141 @@
+"""What the README and the documents show can be done as it is written, and links lead somewhere."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from functools import cache
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+NAMES = [str(page.relative_to(ROOT)) for page in PAGES]
+
+# Stands before a block that a test cannot run, and says why.
+SPARED = re.compile(r"<!-- not run by the tests: (.+) -->\n$")
+
+
+class Block(NamedTuple):
+    page: str
+    line: int
+    language: str
+    text: str
+    spared: str
+
+
+@cache
+def blocks() -> tuple[Block, ...]:
+    found = []
+    for page, name in zip(PAGES, NAMES, strict=True):
+        text = page.read_text(encoding="utf-8")
+        for match in re.finditer(r"^```(\w*)\n(.*?)^```$", text, flags=re.DOTALL | re.MULTILINE):
+            before = text[: match.start()]
+            spared = SPARED.search(before)
+            line = before.count("\n") + 1
+            found.append(Block(name, line, match[1], match[2], spared[1] if spared else ""))
+    return tuple(found)
+
+
+def of(language: str) -> list[Block]:
+    return [block for block in blocks() if block.language == language and not block.spared]
+
+
+def anchors(page: Path) -> set[str]:
+    """Of the page's headings, as the usual renderers make them."""
+    headings = re.findall(r"^#+ (.+)$", page.read_text(encoding="utf-8"), flags=re.MULTILINE)
+    kept = (re.sub(r"[^\w\- ]", "", heading.lower()) for heading in headings)
+    return {heading.strip().replace(" ", "-") for heading in kept}
+
+
+@pytest.mark.parametrize("page", sorted({block.page for block in of("python")}))
+def test_python_code_runs_from_the_first_block_to_the_last(
+    page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, object] = {"__name__": "__main__"}
+    for block in of("python"):
+        if block.page == page:
+            exec(compile("\n" * block.line + block.text, page, "exec"), names)
+
+
+@pytest.fixture(scope="module")
+def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tree as a new user has it, with the environment of the tests."""
+    target = tmp_path_factory.mktemp("docs") / "maxp"
+    listed = subprocess.run(
+        ["git", "ls-files", "--cached", "--others", "--exclude-standard"],
+        cwd=ROOT, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    for name in filter(lambda name: (ROOT / name).is_file(), listed.stdout.splitlines()):
+        (target / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(ROOT / name, target / name)
+    environment = Path(sys.prefix)
+    (target / ".venv").symlink_to(environment)
+    return target
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("block", of("bash"), ids=lambda block: f"{block.page}:{block.line}")
+def test_commands_run(block: Block, copy: Path, corpus_cache: Path) -> None:
+    done = subprocess.run(
+        ["bash", "-euo", "pipefail", "-c", block.text],
+        cwd=copy,
+        env={**os.environ, "PYTHONPATH": str(copy), "OMP_NUM_THREADS": "1"},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=900,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
+@pytest.mark.parametrize("block", of("bash"), ids=lambda block: f"{block.page}:{block.line}")
+def test_commands_parse_and_name_what_exists(block: Block) -> None:
+    subprocess.run(["bash", "-n", "-c", block.text], check=True)
+    named = re.findall(r"bash (scripts/\w+\.sh)|python -m ([\w.]+)", block.text)
+    for script, module in named:
+        file = script or module.replace(".", "/")
+        assert any((ROOT / f"{file}{end}").exists() for end in ("", ".py", "/__main__.py")), file
+
+
+def test_every_block_says_its_language() -> None:
+    assert {block.language for block in blocks()} <= {"bash", "python", "text", "toml", "json"}
+
+
+def test_what_is_not_run_is_little_and_has_a_reason() -> None:
+    spared = [block for block in blocks() if block.spared]
+    assert len(spared) <= len(of("bash")) // 2
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_links_lead_somewhere(name: str) -> None:
+    page = ROOT / name
+    text = re.sub(r"```.*?```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL)
+    for target in re.findall(r"\]\(([^)\s]+)\)", text):
+        if re.match(r"https?://", target):
+            continue
+        path, _, anchor = target.partition("#")
+        there = (page.parent / path).resolve() if path else page
+        assert there.exists(), target
+        if anchor:
+            assert anchor in anchors(there), target
+
+
+@pytest.mark.skipif(
+    sys.version_info[:2] != (3, 11), reason="other versions of Python word annotations differently"
+)
+def test_the_page_of_public_names_is_what_the_docstrings_say() -> None:
+    from scripts.api_page import PAGE, page
+
+    assert PAGE.read_text(encoding="utf-8") == page()
+
+
+def test_the_shell_scripts_parse() -> None:
+    for script in [*(ROOT / "scripts").glob("*.sh"), ROOT / ".ci" / "run"]:
+        subprocess.run(["bash", "-n", str(script)], check=True)
