@@ -4,6 +4,10 @@ Exit status: 0 done, 1 something is left or failed, 2 bad input, 130 interrupted
 """
 
 import json
+import os
+import shlex
+import shutil
+import signal
 import sys
 import time
 from collections.abc import Sequence
@@ -12,7 +16,7 @@ from pathlib import Path
 import tyro
 from tqdm import tqdm
 
-from slurm import preflight, queue, show, snapshot
+from slurm import preflight, processes, queue, show, snapshot
 from slurm.cluster import Cluster, load_cluster
 from slurm.commands import (
     RUNS,
@@ -26,17 +30,18 @@ from slurm.commands import (
     Table,
 )
 from slurm.estimate import estimate, measured_speeds
-from slurm.ledger import LedgerError, SweepFolder
-from slurm.local import LocalRunner
+from slurm.ledger import LedgerError, SweepFolder, writing
+from slurm.local import LocalRunner, processes_of
 from slurm.queue import QueueError
 from slurm.states import ACTIVE, RESULTS, Standing, State, survey
-from slurm.submit import SubmissionError, batches, script, submit
+from slurm.submit import SubmissionError, batches, script, submit, task
 from slurm.sweep import RunSpec, expand, load_sweep
 from slurm.sweep import Sweep as SweepPlan
 from slurm.toml import ConfigError
 from train.run_folder import RunFolderError, git_commit
 
 BAD_INPUT = 2
+INTERRUPTED = 130
 
 SUBMIT = frozenset({State.MISSING})
 RESUME = SUBMIT | {State.VANISHED, State.CANCELLED}
@@ -70,10 +75,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _error(error, BAD_INPUT)
     except (SubmissionError, QueueError) as error:
         return _error(error, 1)
-    except OSError as error:  # a full disk, a folder that went away
+    except BrokenPipeError:  # as of `| head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except OSError as error:  # a folder that went away
         return _error(error, 1)
     except KeyboardInterrupt:
-        return 130
+        return INTERRUPTED
     return 0
 
 
@@ -90,21 +98,28 @@ def _submit(asked: Submit) -> int:
         preflight.check(runs, cluster)
     with folder.lock():
         folder.enter(sweep.name, runs)
-    return _start(folder, sweep.name, cluster, runs, SUBMIT)
+    # Here nothing requeues a run that was stopped: the command that started it goes on with it.
+    return _start(folder, sweep.name, cluster, runs, RESUME if cluster.kind == "local" else SUBMIT)
 
 
 def _dry_run(
     sweep: SweepPlan, cluster: Cluster, runs: Sequence[RunSpec], folder: SweepFolder
 ) -> int:
+    def command(run: RunSpec) -> str:
+        todo = task(run, cluster, folder, folder.code, Path.cwd())
+        alone = cluster.kind == "slurm" or todo.processes == 1
+        words = processes.training(todo.arguments, processes=1 if alone else todo.processes)
+        return shlex.join(["python", *words[1:]])
+
     if cluster.kind == "slurm":
         for batch in batches(runs, 1000):
             print(script(sweep.name, cluster, batch, folder, folder.code / "SNAPSHOT"))
             for index, run in enumerate(batch.runs):
-                print(f"# {index}: python -m train {' '.join(run.arguments)}")
+                print(f"# {index}: {command(run)}")
             print()
     else:
         for run in runs:
-            print(f"python -m train {' '.join(run.arguments)} --output-dir {folder.run(run.name)}")
+            print(command(run))
     costs = estimate(sweep, runs, cluster, measured_speeds(folder.path))
     print("\n".join(show.costs(costs, "GPU" if cluster.gpus_per_node else "process")))
     return 0
@@ -118,47 +133,72 @@ def _start(
     wanted: frozenset[State],
 ) -> int:
     """Submit those of the runs that are in a wanted state."""
-    code = snapshot.take(folder.code, git_commit())
+    with writing(folder.code):
+        code = snapshot.take(folder.code, git_commit())
     if cluster.kind == "local":
-        chosen = [s.run for s in survey(folder, runs) if s.state in wanted]
-        _report(folder, runs, len(chosen))
-        if not LocalRunner(folder, cluster, code, Path.cwd(), wanted).run(chosen):
-            return 130
+        chosen = _choose(folder, runs, wanted)
+        ended = LocalRunner(folder, cluster, code, Path.cwd(), wanted).run(chosen)
         found = survey(folder, runs)
-        print(show.summary(found))
+        print("\n".join([show.summary(found), *show.advice(folder, found)]))
+        if not ended:
+            return INTERRUPTED
         return 0 if all(s.state in RESULTS | ACTIVE for s in found) else 1
     with folder.lock():
-        chosen = [s.run for s in survey(folder, runs) if s.state in wanted]
-        _report(folder, runs, len(chosen))
-        with tqdm(total=len(chosen), desc="submitting", unit="job", delay=2) as bar:
+        chosen = _choose(folder, runs, wanted)
+        bar = tqdm(total=len(chosen), desc="submitting", unit="job", delay=2)
+        with bar, writing(folder.path):
             submit(name, cluster, chosen, folder, code, Path.cwd(), told=bar.update)
     if chosen:
         print(f"where they stand: python -m slurm status {folder.path}")
     return 0
 
 
-def _report(folder: SweepFolder, runs: Sequence[RunSpec], count: int) -> None:
-    rest = len(runs) - count
+def _choose(
+    folder: SweepFolder, runs: Sequence[RunSpec], wanted: frozenset[State]
+) -> list[RunSpec]:
+    """Those in a wanted state; says how many, and how the others stand."""
+    found = survey(folder, runs)
+    chosen = [s.run for s in found if s.state in wanted]
+    others = show.counted(s for s in found if s.state not in wanted)
     print(
-        f"{folder.path}: {count} of {len(runs)} runs to submit"
-        + (f", {rest} are submitted or have their result" if rest else "")
+        f"{folder.path}: {len(chosen)} of {len(runs)} runs to submit"
+        + (f"; the others: {others}" if others else "")
     )
+    return chosen
 
 
 def _status(asked: Status) -> int:
+    if asked.watch is not None and not asked.watch > 0:
+        raise ConfigError(f"--watch {asked.watch:g}: give the seconds between two looks")
     folder = _existing(asked.sweep, asked.runs_dir)
     while True:
-        found = survey(folder, folder.runs())
-        if asked.watch is not None and sys.stdout.isatty():
-            print("\033[2J\033[H", end="")
-        if asked.format == "json":
-            for standing in found:
-                print(json.dumps(show.as_record(folder, standing)))
+        try:
+            found = survey(folder, folder.runs())
+        except QueueError as error:
+            if asked.watch is None:
+                raise
+            print(f"{error}; asking again", file=sys.stderr)  # Slurm may be restarting
         else:
-            print("\n".join([*show.lines(folder, found), "", show.summary(found)]), flush=True)
-        if asked.watch is None or not any(s.state in ACTIVE for s in found):
-            return 0
+            _print_status(folder, found, asked)
+            # Between two runs of a command on this machine none is active.
+            if asked.watch is None or not (
+                any(s.state in ACTIVE for s in found) or folder.commands()
+            ):
+                return 0
         time.sleep(asked.watch)
+
+
+def _print_status(folder: SweepFolder, found: Sequence[Standing], asked: Status) -> None:
+    if asked.format == "json":
+        for standing in found:
+            print(json.dumps(show.as_record(folder, standing)), flush=True)
+        return
+    human = sys.stdout.isatty()
+    width = shutil.get_terminal_size().columns if human else None
+    table = show.lines(folder, found, width=width, everything=asked.all)
+    end = [show.summary(found), *show.advice(folder, found)]
+    clear = "\033[2J\033[H" if human and asked.watch is not None else ""
+    print(clear + "\n".join([*table, "", *end]), flush=True)
 
 
 def _cancel(asked: Cancel) -> int:
@@ -171,10 +211,15 @@ def _cancel(asked: Cancel) -> int:
             folder.mark_cancelled(standing.run.name)
         if ids:
             queue.cancel(ids)
-    here = [s.run.name for s in active if s.entry is None]
-    print(f"{len(ids)} jobs cancelled")
-    if here:
-        print(f"running on a machine, not in a job: {', '.join(here)}; interrupt that command")
+        here, elsewhere = processes_of([s for s in active if s.entry is None])
+        if not asked.runs:
+            for pid in folder.commands():
+                os.kill(pid, signal.SIGTERM)
+        for pid in here:
+            processes.send(pid, processes.STOP)
+    print(f"{len(ids)} jobs and {len(here)} processes cancelled")
+    if elsewhere:
+        print(f"interrupt on their own machines: {', '.join(elsewhere)}")
         return 1
     return 0
 
@@ -211,6 +256,11 @@ def _write_report(asked: Report) -> int:
 
 def _existing(sweep: Path, runs_dir: Path) -> SweepFolder:
     """The folder of a sweep that is named by it, or by its file."""
+    if sweep.suffix == ".toml" and not sweep.exists():
+        raise ConfigError(
+            f"SWEEP {sweep}: no such file: name the sweep's folder instead, as "
+            f"{runs_dir / sweep.stem}"
+        )
     path = runs_dir / load_sweep(sweep).name if sweep.suffix == ".toml" else sweep
     folder = SweepFolder(path)
     if not folder.runs():
@@ -227,7 +277,7 @@ def _named(folder: SweepFolder, names: Sequence[str]) -> list[Standing]:
 
 
 def _error(error: Exception, code: int) -> int:
-    print(f"error: {error}", file=sys.stderr)
+    print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
     return code
 
 

@@ -49,7 +49,10 @@ class Status:
     """Text, or one JSON object a line."""
 
     watch: float | None = None
-    """Print again every so many seconds, until all runs have their result."""
+    """Print again every so many seconds, until no run is left that goes on by itself."""
+
+    all: bool = False
+    """List every run. Of a sweep with over 100 runs, those that run or need somebody are listed."""
 
 
 @dataclass

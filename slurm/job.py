@@ -2,8 +2,8 @@
 
 Slurm signals every process of the job's step: USR2 ahead of the wall time, TERM when it preempts.
 The trainer then saves at its next step and ends with status 75. After USR2 the job asks to be
-queued again, through submitit; after TERM Slurm does that by itself where its configuration says
-so.
+queued again, through submitit; after TERM it does so where Slurm has not already decided what
+becomes of the job.
 """
 
 import os
@@ -11,19 +11,22 @@ import socket
 import subprocess
 import time
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 import submitit
 from submitit.helpers import DelayedSubmission
 
-from slurm import processes
+from slurm import processes, queue
 from slurm.snapshot import environment
+from train.run_folder import RunFolder, read_status
 
 # Exit status of a training that can go on (train/preemption.py).
 PREEMPTED = 75
 
 _PORTS = range(20_000, 30_000)
 _GRACE_SECONDS = 2.0
+_REQUEUE_SECONDS = 60.0
 
 
 @dataclass(frozen=True)
@@ -45,6 +48,11 @@ class Task:
     cwd: str
     processes: int
     launcher: Literal["torchrun", "srun"]
+
+    @property
+    def folder(self) -> Path:
+        """The run's; its arguments end with it."""
+        return Path(self.arguments[-1])
 
 
 class TrainingJob:
@@ -72,8 +80,12 @@ class TrainingJob:
         code = processes.wait(self._child)
         if code == PREEMPTED:
             time.sleep(_GRACE_SECONDS)  # for a USR2 of our own that is still on its way
+            if here.global_rank == 0:
+                _requeue_unless_decided(here.job_id)
             return "preempted"
         if code != 0:
+            if code > 0 and here.global_rank == 0:
+                tell_failure(self.task.folder, code)
             raise RuntimeError(f"{self.task.name}: training ended with status {code}")
         return "finished"
 
@@ -85,6 +97,25 @@ class TrainingJob:
 
     def __getstate__(self) -> dict[str, object]:
         return {"task": self.task, "_child": None}
+
+
+def tell_failure(folder: Path, code: int) -> None:
+    """Let a run say that it failed, where training ended before it could write that down."""
+    if read_status(folder).get("state") in (None, "queued", "preempted"):
+        reason = f"refused to start, with status {code}"
+        RunFolder(folder).set_status("failed", reason=reason)
+
+
+def _requeue_unless_decided(job_id: str) -> None:
+    """Ask for the job to be queued again, unless it is being cancelled or requeued already.
+
+    TERM comes for every end of a job, but also ahead of a preemption, which comes to nothing for a
+    job that has ended by then; and ranks can be signalled past Slurm.
+    """
+    entry = queue.jobs().get(job_id)
+    if entry is not None and entry.state == "RUNNING":
+        queue.requeue(job_id)
+        time.sleep(_REQUEUE_SECONDS)  # Slurm ends this process
 
 
 def command(task: Task, here: submitit.JobEnvironment) -> list[str]:

@@ -5,20 +5,24 @@ writes there. There is no other state: what a command needs it reads here, and f
 """
 
 import json
+import os
+import socket
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from filelock import FileLock, Timeout
 
+from slurm import processes
 from slurm.sweep import Resources, RunSpec
-from train.run_folder import JOB, write_whole
+from train.run_folder import CONFIG, JOB, STATUS, RunFolderError, read_status, write_whole
 
 SWEEP = "sweep.json"
 _OWN = ".sweep"
 _LOCK_SECONDS = 600
+_REMEDY = "make room or get the right to write there, or choose another --runs-dir"
 
 
 class LedgerError(Exception):
@@ -76,6 +80,10 @@ class SweepFolder:
     def run(self, name: str) -> Path:
         return self.path / name
 
+    def job_log(self, name: str) -> Path:
+        """Where a run on this machine writes its output."""
+        return self.jobs / f"{name}.log"
+
     @contextmanager
     def lock(self) -> Iterator[None]:
         """Keep every other command that submits or cancels out of the sweep.
@@ -93,8 +101,7 @@ class SweepFolder:
             ) from None
         except OSError as error:
             raise LedgerError(
-                f"--runs-dir {self.path.parent} cannot be written ({error.strerror}): choose "
-                "another one"
+                f"--runs-dir {self.path.parent} cannot be written ({error.strerror}): {_REMEDY}"
             ) from error
         with held:
             yield
@@ -103,7 +110,8 @@ class SweepFolder:
         """Add runs to the sweep; those it has stay as they are. Call it under the lock.
 
         Raises:
-            LedgerError: the folder holds another sweep, or a run of a name with other settings.
+            LedgerError: the folder holds another sweep, or a run of a name that was begun with
+                other settings; or it cannot be written.
         """
         known = {run.name: run for run in self.runs()}
         former = self._read().get("name", name)
@@ -114,14 +122,19 @@ class SweepFolder:
             )
         for run in runs:
             there = known.setdefault(run.name, run)
-            if there.identity != run.identity:
+            if there.identity != run.identity and self._begun(run.name):
                 raise LedgerError(
                     f"{self.path} holds {run.name} with other settings "
-                    f"({_difference(there, run)}): give the sweep another name"
+                    f"({_difference(there, run)}): give the sweep another name, or delete that "
+                    "run's folder"
                 )
             known[run.name] = run  # resources may change
         content = {"name": name, "runs": [asdict(run) for run in known.values()]}
-        write_whole(self.path / SWEEP, json.dumps(content, indent=1) + "\n")
+        with writing(self.path / SWEEP):
+            write_whole(self.path / SWEEP, json.dumps(content, indent=1) + "\n")
+
+    def _begun(self, name: str) -> bool:
+        return any((self.run(name) / file).exists() for file in (JOB, STATUS, CONFIG))
 
     def runs(self) -> list[RunSpec]:
         """All runs of the sweep, in the order in which they were added."""
@@ -161,20 +174,66 @@ class SweepFolder:
     def give(self, name: str, record: JobRecord) -> None:
         """Write down the job of a run."""
         folder = self.run(name)
-        try:
+        with writing(folder):
             folder.mkdir(parents=True, exist_ok=True)
             write_whole(folder / JOB, json.dumps(asdict(record), indent=1) + "\n")
-        except OSError as error:
-            raise LedgerError(f"{folder} cannot be written ({error.strerror})") from error
 
     def take_back(self, name: str) -> None:
         """Forget the job of a run: it was not submitted after all."""
         (self.run(name) / JOB).unlink(missing_ok=True)
 
+    def restore(self, name: str, former: JobRecord | None) -> None:
+        """Leave a run as it was before it was given to a job that did not start after all.
+
+        Where the disk is too full for that, a run that had a job before is seen as vanished.
+        """
+        if former is not None:
+            with suppress(LedgerError):
+                self.give(name, former)
+            return
+        self.take_back(name)
+        folder = self.run(name)
+        with suppress(RunFolderError):
+            if read_status(folder).get("state") == "queued":
+                (folder / STATUS).unlink()
+        with suppress(OSError):
+            folder.rmdir()
+
+    @contextmanager
+    def worked_on(self) -> Iterator[None]:
+        """Let other commands know that this process goes through the sweep's runs."""
+        mark = self.path / _OWN / "commands" / f"{socket.gethostname()}.{os.getpid()}"
+        with writing(mark):
+            mark.parent.mkdir(parents=True, exist_ok=True)
+            mark.touch()
+        try:
+            yield
+        finally:
+            mark.unlink(missing_ok=True)
+
+    def commands(self) -> list[int]:
+        """Processes of this machine that go through the sweep's runs now."""
+        marks = (self.path / _OWN / "commands").glob(f"{socket.gethostname()}.*")
+        found = (int(mark.name.rpartition(".")[2]) for mark in marks)
+        return sorted(pid for pid in found if processes.alive(pid))
+
     def mark_cancelled(self, name: str) -> None:
         record = self.job(name)
         if record is not None:
             self.give(name, replace(record, cancelled=True))
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Say what could not be written.
+
+    Raises:
+        LedgerError: for any OSError of the block; names the path, the cause and the remedy.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise LedgerError(f"{path} cannot be written ({error.strerror}): {_REMEDY}") from error
 
 
 def _difference(there: RunSpec, here: RunSpec) -> str:

@@ -132,7 +132,7 @@ def training(
     train = ["-m", "train", *arguments]
     if nodes == 1 and processes == 1:
         return [sys.executable, *train]
-    launcher = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={processes}"]
+    launcher = [sys.executable, "-m", "slurm.torchrun", f"--nproc-per-node={processes}"]
     if nodes == 1:
         return [*launcher, "--standalone", *train]
     there = [f"--nnodes={nodes}", f"--node-rank={node}"]

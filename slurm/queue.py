@@ -89,6 +89,15 @@ def cancel(job_ids: Iterable[str]) -> None:
         _run(["scancel", *ids[start : start + 500]], gone_is_fine=True)
 
 
+def requeue(job_id: str) -> None:
+    """End a job, and let it wait for its next start.
+
+    Raises:
+        QueueError: Slurm refuses, or does not answer.
+    """
+    _run(["scontrol", "requeue", job_id])
+
+
 def max_array_size() -> int:
     """Most tasks that one array may have here."""
     found = re.search(r"MaxArraySize\s*=\s*(\d+)", _run(["scontrol", "show", "config"]))

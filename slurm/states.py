@@ -1,9 +1,10 @@
 """Where each run of a sweep stands: its folder, its job's record and Slurm's queue together."""
 
 import os
+import re
 import socket
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,10 @@ from slurm.sweep import RunSpec
 from train.run_folder import METRICS, STATUS, RunFolderError, parse_record, read_status
 
 _TAIL_BYTES = 64 << 10
+# Of a traceback its last line alone, also where torch puts the rank before it.
+_ERROR = re.compile(r"error: |^(\[\w+\]: ?)?[\w.]*Error(:|$)")
+_FOLLOWS = re.compile(r"^srun: |training ended with status \d")
+_TOKEN = re.compile(r"[0-9a-f]{12}")
 
 
 class State(StrEnum):
@@ -140,10 +145,17 @@ def _entry(
 ) -> QueueEntry | None:
     if record is None or record.kind != "slurm":
         return None
-    if record.job_id is not None:
-        return entries.get(record.job_id)
-    # Its submission was interrupted before the number was written down.
-    return next(iter(by_token.get(record.token, [])), None)
+    if record.job_id is None:
+        # Its submission was interrupted before the number was written down, and which job of the
+        # array it was: it stands for all of them, which without that number cannot start.
+        found = next(iter(by_token.get(record.token, [])), None)
+        return found and replace(found, job_id=found.job_id.partition("_")[0])
+    entry = entries.get(record.job_id)
+    # A controller that crashed may give a number away again; some sites write their own comments.
+    if entry is not None and entry.comment != record.token:
+        another = not entry.comment or _TOKEN.fullmatch(entry.comment)
+        return None if another else entry
+    return entry
 
 
 def _explain_vanished(found: list[Standing]) -> list[Standing]:
@@ -189,7 +201,10 @@ def last_metrics(folder: Path) -> dict[str, Any]:
 
 
 def last_error(folder: SweepFolder, record: JobRecord | None) -> str:
-    """The last line that a job wrote to its error output; "" where there is none."""
+    """The last error that a job wrote down, else its last line; "" where there is none.
+
+    What Slurm and the job say in the end follows from what the trainer has said before.
+    """
     if record is None or record.log is None:
         return ""
     file = Path(record.log)
@@ -200,5 +215,6 @@ def last_error(folder: SweepFolder, record: JobRecord | None) -> str:
     except OSError:
         return ""
     told = [line.strip() for line in lines if line.strip()]
-    errors = [line for line in told if "rror" in line]
-    return (errors or told or [""])[-1]
+    errors = [line for line in told if _ERROR.search(line)]
+    first_hand = [line for line in errors if not _FOLLOWS.search(line)]
+    return (first_hand or errors or told or [""])[-1]

@@ -3,7 +3,6 @@
 import subprocess
 import uuid
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from itertools import groupby
@@ -17,15 +16,14 @@ from submitit.slurm.slurm import _make_sbatch_string
 from slurm import queue
 from slurm.cluster import Cluster, Container
 from slurm.job import Task, TrainingJob
-from slurm.ledger import JobRecord, SweepFolder
+from slurm.ledger import JobRecord, LedgerError, SweepFolder
 from slurm.queue import QueueError
 from slurm.snapshot import Snapshot, exports
 from slurm.sweep import RunSpec
-from train.run_folder import STATUS, RunFolder, read_status
+from train.run_folder import STATUS, RunFolder
 
 # Requeued as often as the cluster likes: a run ends by itself.
 _TIMEOUTS = 1_000_000
-
 
 _REFUSALS = (FailedJobError, FailedSubmissionError, OSError, subprocess.SubprocessError)
 
@@ -84,6 +82,7 @@ def submit(
     Raises:
         SubmissionError: sbatch refused, or did not answer. What it took before stays submitted;
             what it did not is as it was.
+        LedgerError, OSError: the sweep's folder cannot be written; likewise.
     """
     for batch in batches(runs, queue.max_array_size()):
         record = JobRecord(
@@ -96,20 +95,18 @@ def submit(
             code=str(code.folder),
         )
         former = {run.name: folder.job(run.name) for run in batch.runs}
-        for run in batch.runs:
-            folder.give(run.name, replace(record, identity=run.identity))
-            announce(folder.run(run.name))
         try:
+            for run in batch.runs:
+                folder.give(run.name, replace(record, identity=run.identity))
+                announce(folder.run(run.name))
             jobs = _sbatch(sweep, cluster, batch, folder, code, cwd)
-        except (
-            FailedJobError,
-            FailedSubmissionError,
-            OSError,
-            subprocess.SubprocessError,
-        ) as error:
+        except (LedgerError, *_REFUSALS) as error:
             if not _taken(batch):
                 for run in batch.runs:
-                    _undo(folder, run.name, former[run.name])
+                    folder.restore(run.name, former[run.name])
+            full = isinstance(error, OSError) and not isinstance(error, FileNotFoundError)
+            if full or isinstance(error, LedgerError):
+                raise  # Slurm has not been asked
             raise SubmissionError(f"sbatch refused the jobs: {_reason(error)}") from error
         for run, job in zip(batch.runs, jobs, strict=True):
             known = replace(
@@ -224,19 +221,6 @@ def announce(folder: Path) -> None:
     """Let a run that has no status yet say that it is queued."""
     if not (folder / STATUS).exists():
         RunFolder(folder).set_status("queued")
-
-
-def _undo(folder: SweepFolder, name: str, former: JobRecord | None) -> None:
-    """Leave a run as it was before it was to be submitted."""
-    if former is not None:
-        folder.give(name, former)
-        return
-    folder.take_back(name)
-    run = folder.run(name)
-    if read_status(run).get("state") == "queued":
-        (run / STATUS).unlink()
-    with suppress(OSError):
-        run.rmdir()
 
 
 def _taken(batch: Batch) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -39,10 +40,43 @@ def test_another_sweep_in_the_folder_is_refused_and_nothing_changes(folder: Swee
 
 
 def test_a_run_of_the_same_name_with_other_settings_is_refused(folder: SweepFolder) -> None:
+    folder.give("a", job())
     other = spec("a", identity="other", arguments=("--scale", "debug", "--lr", "0.01", "--x", "1"))
     with pytest.raises(LedgerError, match=r"holds a with other settings \(--x 1 here\)"):
         folder.enter("s", [other])
     assert folder.runs() == [spec("a"), spec("b")]
+
+
+def test_settings_of_a_run_that_never_began_are_replaced(folder: SweepFolder) -> None:
+    other = spec("a", identity="other")
+    folder.enter("s", [other])
+    assert folder.runs() == [other, spec("b")]
+
+
+def test_a_run_that_was_never_given_to_a_job_leaves_nothing(folder: SweepFolder) -> None:
+    folder.give("a", job())
+    RunFolder(folder.run("a")).set_status("queued")
+    folder.restore("a", None)
+    assert not folder.run("a").exists()
+
+
+def test_a_run_gets_its_former_job_back_and_keeps_what_it_has_done(folder: SweepFolder) -> None:
+    folder.give("a", job(token="new"))
+    RunFolder(folder.run("a")).set_status("preempted", step=3)
+    folder.restore("a", job())
+    assert folder.job("a") == job()
+    assert '"preempted"' in (folder.run("a") / "status.json").read_text()
+
+
+def test_commands_at_work_are_those_whose_process_lives(folder: SweepFolder) -> None:
+    with folder.worked_on():
+        assert folder.commands() == [os.getpid()]
+    assert folder.commands() == []
+    killed = subprocess.Popen(["true"])
+    killed.wait()
+    mark = folder.path / ".sweep" / "commands" / f"{socket.gethostname()}.{killed.pid}"
+    mark.touch()
+    assert folder.commands() == []
 
 
 def test_a_corrupt_list_of_runs_is_named(folder: SweepFolder) -> None:

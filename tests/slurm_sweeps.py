@@ -1,0 +1,197 @@
+"""Sweeps of tiny runs on the two-node Slurm, through the command line, and what became of them."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from harness import ROOT, Run
+from slurm_cluster import Cluster, wait_until
+
+from train.run_folder import RunFolderError, read_status
+
+MAXP = "debug_maxP_lr1e-02_seed1"
+STEPS = 80
+# A process starts in seconds here; one that shares its core with others takes longer.
+PATIENCE = 150
+
+# As harness.TINY, in a sweep's words; the batch is 4 sequences.
+FLAGS = {
+    "training.seq_len": 32,
+    "training.global_batch_size": 4,
+    "lr_scheduler.warmup_steps": 5,
+    "validator.sequences": 8,
+    "validator.freq": 1000,
+    "metrics.log_freq": 1,
+    "maxp.measure_from": 1,
+    "maxp.solve_interval": 3,
+    "maxp.probe_tokens": 32,
+    "checkpoint.interval": 5,
+}
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """A sweep in a folder of its own."""
+
+    cluster: Cluster
+    file: Path
+    cluster_file: Path
+    programs: Path | None = None
+    """A folder that comes first on the PATH of commands."""
+
+    @property
+    def folder(self) -> Path:
+        return self.file.parent / "runs" / self.file.stem
+
+    def start(self, command: str, *arguments: str) -> subprocess.Popen[str]:
+        """``python -m slurm COMMAND`` on this sweep, outside the repository's folder."""
+        if command == "submit":
+            cluster = ("--cluster", str(self.cluster_file))
+            words = [str(self.file), *cluster, "--runs-dir", str(self.folder.parent)]
+        else:
+            # `resume` and `retry` know clusters by name alone.
+            named = command in ("resume", "retry")
+            cluster = ("--cluster", str(self.cluster_file)) if named else ()
+            words = [str(self.folder), *cluster]
+        environment = {**self.cluster.environment, "PYTHONPATH": str(ROOT), "PYTHONSAFEPATH": "1"}
+        if self.programs is not None:
+            environment["PATH"] = f"{self.programs}:{environment['PATH']}"
+        return subprocess.Popen(
+            [sys.executable, "-m", "slurm", command, *words, *arguments],
+            cwd=self.file.parent,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    def do(self, command: str, *arguments: str, code: int = 0) -> str:
+        """The same to its end: what it printed, and as an error where it is to fail."""
+        process = self.start(command, *arguments)
+        told, errors = process.communicate(timeout=PATIENCE)
+        assert process.returncode == code, errors
+        return errors if code else told
+
+    def states(self) -> dict[str, str]:
+        lines = self.do("status", "--format", "json").splitlines()
+        return {record["run"]: record["state"] for record in map(json.loads, lines)}
+
+    def job(self, run: str = MAXP) -> str:
+        return str(json.loads((self.folder / run / "job.json").read_text())["job_id"])
+
+    def run(self, run: str = MAXP) -> Run:
+        return Run(self.folder / run)
+
+    def said(self, run: str = MAXP) -> str | None:
+        """The state that the run itself has written down."""
+        try:
+            state = read_status(self.folder / run).get("state")
+        except RunFolderError:
+            return None
+        return None if state is None else str(state)
+
+    def step(self, run: str = MAXP) -> int:
+        """The last whole record's, of a file that is being written."""
+        try:
+            lines = (self.folder / run / "metrics.jsonl").read_text().splitlines()
+        except FileNotFoundError:
+            return 0
+        return max((json.loads(x)["step"] for x in lines if x.endswith("}")), default=0)
+
+    def wait_step(self, step: int, run: str = MAXP) -> None:
+        wait_until(f"{run} at step {step}", lambda: self.step(run) >= step, PATIENCE)
+
+    def wait_completed(self, *runs: str, seconds: float = PATIENCE) -> None:
+        for run in runs or (MAXP,):
+            wait_until(f"{run} completed", lambda run=run: self.said(run) == "completed", seconds)
+
+    def logs(self, ending: str = "err") -> str:
+        """What all jobs of the sweep have written, all attempts; the trainer writes to "out"."""
+        files = sorted((self.folder / ".sweep" / "jobs").glob(f"*_log.{ending}"))
+        return "".join(file.read_text(errors="replace") for file in files)
+
+    def wait_no_job(self) -> None:
+        wait_until("no job left", lambda: not self.cluster.run("squeue", "--noheader"), PATIENCE)
+
+    def restarts(self, run: str = MAXP) -> int:
+        """How often Slurm has started the run's job again."""
+        shown = self.cluster.run("scontrol", "--oneliner", "show", "job", self.job(run))
+        fields = dict(part.split("=", 1) for part in shown.split() if "=" in part)
+        return int(fields["Restarts"])
+
+
+def sweep(
+    cluster: Cluster,
+    folder: Path,
+    *,
+    methods: tuple[str, ...] = ("maxP",),
+    steps: int = STEPS,
+    nodes: int = 1,
+    time: str = "00:10:00",
+    launcher: str = "torchrun",
+    lead: int = 60,
+    partition: str = "main",
+    setup: str = "export OMP_NUM_THREADS=1",
+    sbatch: str = "",
+) -> Sweep:
+    """A sweep file and a cluster file; nothing is submitted yet."""
+    file, cluster_file = folder / "tiny.toml", folder / "two_nodes.toml"
+    flags = {**FLAGS, "training.local_batch_size": 4 // nodes}
+    file.write_text(
+        f'scales = ["debug"]\nmethods = {json.dumps(methods)}\nlrs = [1e-2]\nseeds = [1]\n'
+        f'steps = {steps}\n[resources]\nnodes = {nodes}\ntime = "{time}"\n[flags]\n'
+        + "".join(f"{name} = {value}\n" for name, value in flags.items())
+    )
+    cluster_file.write_text(
+        f'kind = "slurm"\npartition = "{partition}"\nprocesses_per_node = 1\n'
+        f'cpus_per_process = 2\nlauncher = "{launcher}"\nsignal_lead_seconds = {lead}\n'
+        f'setup = ["{setup}"]\n[sbatch]\n{sbatch}\n'
+    )
+    return Sweep(cluster, file, cluster_file)
+
+
+def train(folder: Path, steps: int = STEPS, method: str = "maxP") -> subprocess.Popen[bytes]:
+    """The run of such a sweep without any Slurm: one process, never interrupted."""
+    flags = {**FLAGS, "training.local_batch_size": 4, "steps": steps, "lr": 1e-2, "seed": 1}
+    words = [word for name, value in flags.items() for word in (f"--{name}", str(value))]
+    named = ["--scale", "debug", "--method", method, "--checkpoint.enable"]
+    return subprocess.Popen(
+        [sys.executable, "-m", "train", *named, *words, "--output-dir", str(folder)],
+        cwd=ROOT,
+        env=Cluster(folder).environment | {"OMP_NUM_THREADS": "1"},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+
+
+def uninterrupted(base: Path) -> Run:
+    """That run, made once for all tests that keep it in the same folder."""
+    folder = base / "uninterrupted"
+    if not folder.exists():
+        assert train(folder).wait(timeout=PATIENCE) == 0
+    return Run(folder)
+
+
+@contextmanager
+def none_left(cluster: Cluster) -> Iterator[Cluster]:
+    """Cancels at the end what jobs there are."""
+    yield cluster
+    for job in set(cluster.run("squeue", "--noheader", "--format=%F").split()):
+        cluster.run("scancel", job)
+    wait_until("no job left", lambda: not cluster.run("squeue", "--noheader"))
+
+
+def same(run: Run, other: Run) -> bool:
+    """Whether two runs of one number of processes are equal, bit for bit, but for their speed."""
+
+    def curve(run: Run) -> list[tuple[object, ...]]:
+        made = [r for r in run.record.metrics if "loss" in r]
+        return [(r["step"], r["loss"], r["grad_norm"], r["sites"]) for r in made]
+
+    return curve(run) == curve(other) and run.validation_losses == other.validation_losses

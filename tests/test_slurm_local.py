@@ -1,0 +1,268 @@
+"""A sweep on this machine: shared out, interrupted, gone on with."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from slurm_commands import NAMES, Case, begin, patched, until
+
+from slurm import processes
+from slurm.states import State, survey
+
+Command = Callable[[list[str]], int]
+
+
+@pytest.fixture
+def case(tmp_path: Path) -> Case:
+    return Case(tmp_path).write()
+
+
+@pytest.fixture
+def command(monkeypatch: pytest.MonkeyPatch) -> Command:
+    return patched(monkeypatch)
+
+
+@pytest.fixture
+def started() -> Iterator[list[subprocess.Popen[str]]]:
+    """Commands that are killed at the end, with what they started."""
+    found: list[subprocess.Popen[str]] = []
+    yield found
+    for one in found:
+        processes.send(one.pid, signal.SIGKILL)
+        one.communicate(timeout=20)
+
+
+def states(case: Case) -> dict[str, State]:
+    return {s.run.name: s.state for s in survey(case.folder, case.folder.runs())}
+
+
+def running(case: Case) -> list[str]:
+    """Runs whose stub has begun its first step."""
+    found = [name for name, state in states(case).items() if state is State.RUNNING]
+    return [name for name in found if (case.folder.run(name) / "metrics.jsonl").exists()]
+
+
+def test_a_sweep_runs_to_its_end(case: Case, command: Command) -> None:
+    assert command(case.submission()) == 0
+    assert states(case) == dict.fromkeys(NAMES, State.COMPLETED)
+
+
+def test_submitting_again_starts_nothing(case: Case, command: Command) -> None:
+    command(case.submission())
+    assert command(case.submission()) == 0
+    assert case.all_starts() == dict.fromkeys(NAMES, 1)
+
+
+def test_a_sweep_that_grew_starts_only_what_is_new(case: Case, command: Command) -> None:
+    command(case.submission())
+    assert command(case.submission("--seeds", "2", "3")) == 0
+    new = {f"debug_{method}_lr1e-02_seed3": 1 for method in ("maxP", "mup-no")}
+    assert case.all_starts() == dict.fromkeys(NAMES, 1) | new
+
+
+def test_as_many_run_at_once_as_the_cluster_file_says(
+    case: Case, command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("STUB_SECONDS", "0.2")
+    command(case.submission())
+
+    def at_once(name: str) -> int:
+        """Runs that were under way when this one began."""
+        began = case.starts(name)[0]["began"]
+        ends = {n: (case.folder.run(n) / "status.json").stat().st_mtime for n in NAMES}
+        return sum(case.starts(n)[0]["began"] <= began < ends[n] for n in NAMES)
+
+    assert max(map(at_once, NAMES)) == 2
+
+
+def test_runs_share_the_cores(
+    case: Case, command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(8)))
+    command(case.submission())
+    assert {case.starts(name)[0]["OMP_NUM_THREADS"] for name in NAMES} == {"4"}
+
+
+def test_runs_at_the_same_time_have_gpus_of_their_own(
+    case: Case, command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    case.write(parallel=4, cluster="gpus_per_node = 4\n")
+    with case.sweep.open("a") as file:
+        file.write("[resources]\ngpus_per_node = 2\n")
+    monkeypatch.setenv("STUB_SECONDS", "0.3")
+    command(case.submission())
+    begun = sorted((case.starts(name)[0] for name in NAMES), key=lambda start: start["began"])
+    given = [start["CUDA_VISIBLE_DEVICES"] for start in begun]
+    assert sorted(given[:2]) == ["0,1", "2,3"]
+    assert {tuple(sorted(one.split(","))) for one in given} <= {("0", "1"), ("2", "3")}
+
+
+def test_one_that_fails_leaves_the_others_alone_and_can_be_retried(
+    case: Case,
+    command: Command,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("STUB_FAIL", "2")
+    assert command(case.submission()) == 1
+    failed = {name for name, state in states(case).items() if state is State.FAILED}
+    assert failed == {name for name in NAMES if name.endswith("seed2")}
+    capsys.readouterr()
+    command(["status", str(case.folder.path)])
+    assert "out of memory | RuntimeError: out of memory, says the stub" in capsys.readouterr().out
+
+    monkeypatch.delenv("STUB_FAIL")
+    assert command(["resume", str(case.folder.path), "--cluster", str(case.cluster)]) == 1
+    assert command(["retry", str(case.folder.path), "--cluster", str(case.cluster)]) == 0
+    assert case.all_starts() == {name: 1 + (name in failed) for name in NAMES}
+
+
+def test_interrupted_it_stops_its_runs_and_the_same_command_goes_on(
+    case: Case, command: Command, started: list[subprocess.Popen[str]]
+) -> None:
+    case.write(steps=30)
+    started.append(begin(case.submission(), STUB_SECONDS="0.1"))
+    until(lambda: len(running(case)) == 2)
+    first = running(case)
+    started[0].send_signal(signal.SIGINT)
+    output, _ = started[0].communicate(timeout=30)
+    assert started[0].returncode == 130
+    assert "the same command goes on" in output
+    assert {states(case)[name] for name in first} == {State.CANCELLED}
+
+    assert command(case.submission()) == 0
+    assert states(case) == dict.fromkeys(NAMES, State.COMPLETED)
+    assert case.losses(first[0]) == case.losses(NAMES[-1])  # which was never interrupted
+    assert len(case.starts(first[0])) == 2
+
+
+def test_two_commands_share_the_runs(case: Case, started: list[subprocess.Popen[str]]) -> None:
+    case.write(parallel=1)
+    for _ in range(2):
+        started.append(begin(case.submission(), STUB_SECONDS="0.2"))
+    for one in started:
+        one.communicate(timeout=60)
+    assert case.all_starts() == dict.fromkeys(NAMES, 1)
+    assert states(case) == dict.fromkeys(NAMES, State.COMPLETED)
+
+
+def test_a_run_that_was_killed_has_vanished_and_resume_continues_it(
+    case: Case, command: Command, started: list[subprocess.Popen[str]]
+) -> None:
+    case.write(steps=8, parallel=1)
+    asked = case.submission("--seeds", "1")
+    started.append(begin(asked, STUB_SECONDS="0.2"))
+    until(lambda: running(case))
+    (victim,) = running(case)
+    os.kill(case.starts(victim)[0]["pid"], signal.SIGKILL)
+    until(lambda: states(case)[victim] is State.VANISHED, seconds=5)
+    output, _ = started[0].communicate(timeout=60)
+    assert f"{victim}: vanished ended by SIGKILL" in output
+    assert started[0].returncode == 1
+
+    assert command(["resume", str(case.folder.path), "--cluster", str(case.cluster)]) == 0
+    assert states(case) == dict.fromkeys(NAMES[:2], State.COMPLETED)
+    assert case.all_starts() == {name: 1 + (name == victim) for name in NAMES[:2]}
+
+
+def test_a_command_that_was_killed_leaves_its_run_running_and_unshared(
+    case: Case, command: Command, started: list[subprocess.Popen[str]]
+) -> None:
+    case.write(steps=8, parallel=1)
+    started.append(begin(case.submission(), STUB_SECONDS="0.3"))
+    until(lambda: running(case))
+    (orphan,) = running(case)
+    started[0].kill()
+    started[0].wait()
+    assert command(case.submission()) == 0
+    until(lambda: states(case)[orphan] is State.COMPLETED)
+    assert case.all_starts() == dict.fromkeys(NAMES, 1)
+
+
+def test_watching_goes_on_from_run_to_run_and_ends_with_the_sweep(
+    case: Case, started: list[subprocess.Popen[str]]
+) -> None:
+    case.write(parallel=1)
+    started.append(begin(case.submission(), STUB_SECONDS="0.1"))
+    until(lambda: case.folder.commands())
+    started.append(begin(["status", str(case.folder.path), "--watch", "0.1"]))
+    seen, _ = started[1].communicate(timeout=60)
+    assert started[1].returncode == 0
+    assert "waits for its turn here" in seen
+    assert seen.splitlines()[-2] == "4 runs: 4 completed"
+
+
+def test_cancel_ends_the_command_and_its_runs(
+    case: Case, command: Command, started: list[subprocess.Popen[str]]
+) -> None:
+    case.write(steps=50)
+    started.append(begin(case.submission(), STUB_SECONDS="0.1"))
+    until(lambda: len(running(case)) == 2)
+    assert command(["cancel", str(case.folder.path)]) == 0
+    started[0].communicate(timeout=30)
+    assert sorted(states(case).values()) == [State.CANCELLED] * 2 + [State.MISSING] * 2
+
+
+def test_cancel_of_one_run_leaves_the_others(
+    case: Case, command: Command, started: list[subprocess.Popen[str]]
+) -> None:
+    case.write(steps=10)
+    started.append(begin(case.submission(), STUB_SECONDS="0.1"))
+    until(lambda: NAMES[0] in running(case))
+    assert command(["cancel", str(case.folder.path), "--runs", NAMES[0]]) == 0
+    started[0].communicate(timeout=30)
+    rest = dict.fromkeys(NAMES[1:], State.COMPLETED)
+    assert states(case) == rest | {NAMES[0]: State.CANCELLED}
+
+
+# With the trainer itself
+
+TINY = """
+[flags]
+training.seq_len = 32
+training.local_batch_size = 4
+training.global_batch_size = 4
+lr_scheduler.warmup_steps = 5
+validator.sequences = 8
+metrics.log_freq = 1
+maxp.measure_from = 1
+maxp.solve_interval = 3
+maxp.probe_tokens = 32
+"""
+
+
+@pytest.mark.slow
+def test_an_interrupted_training_has_the_loss_curve_of_one_that_was_not(
+    tmp_path: Path, corpus_cache: Path, started: list[subprocess.Popen[str]]
+) -> None:
+    steps, name = 60, NAMES[0]
+    whole, broken = (Case(tmp_path / part) for part in ("whole", "broken"))
+    only = ("--seeds", "1", "--methods", "maxP")
+    for case in (whole, broken):
+        case.root.mkdir()
+        case.write(steps=steps, parallel=1)
+        with case.sweep.open("a") as file:
+            file.write(TINY)
+    variables = {"MAXP_CACHE": str(corpus_cache), "OMP_NUM_THREADS": "1"}
+    begin(whole.submission(*only), stub=False, **variables).communicate(timeout=120)
+
+    started.append(begin(broken.submission(*only), stub=False, **variables))
+    metrics = broken.folder.run(name) / "metrics.jsonl"
+    until(lambda: metrics.exists() and len(metrics.read_text().splitlines()) > 5)
+    started[0].send_signal(signal.SIGINT)
+    started[0].communicate(timeout=60)
+    status = json.loads((broken.folder.run(name) / "status.json").read_text())
+    assert status["state"] == "preempted"
+    assert 5 < status["step"] < steps
+    again = begin(broken.submission(*only), stub=False, **variables)
+    output, _ = again.communicate(timeout=120)
+    assert again.returncode == 0, output
+    assert len(whole.losses(name)) == steps
+    assert broken.losses(name) == whole.losses(name)

@@ -1,0 +1,134 @@
+"""Jobs that Slurm stops, on a real one: they go on, and end as the uninterrupted run does."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import slurm_sweeps
+from harness import Run
+from slurm_cluster import Cluster, wait_until
+from slurm_sweeps import MAXP, PATIENCE, none_left, same, sweep, train
+
+pytestmark = pytest.mark.slurm
+
+
+@pytest.fixture
+def idle(slurm_cluster: Cluster, corpus_cache: Path) -> Iterator[Cluster]:
+    """The cluster, whose jobs end with the test."""
+    with none_left(slurm_cluster) as cluster:
+        yield cluster
+
+
+@pytest.fixture
+def uninterrupted(corpus_cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    return slurm_sweeps.uninterrupted(tmp_path_factory.getbasetemp())
+
+
+def test_a_job_signalled_by_scancel_saves_and_is_queued_again(
+    idle: Cluster, uninterrupted: Run, tmp_path: Path
+) -> None:
+    tiny = sweep(idle, tmp_path)
+    tiny.do("submit")
+    for target in (10, 40):  # as often as the cluster likes
+        tiny.wait_step(target)
+        idle.run("scancel", "--signal=USR2", tiny.job())
+        wait_until("it has stopped", lambda: tiny.said() == "preempted", PATIENCE)
+        wait_until("it runs again", lambda: tiny.said() == "running", PATIENCE)
+    tiny.wait_completed()
+    assert tiny.restarts() == 2
+    assert tiny.logs("out").count("preempted by SIGUSR2 at step") == 2
+    assert same(tiny.run(), uninterrupted)
+
+
+def test_a_job_of_two_nodes_is_queued_again_after_both_have_saved(
+    idle: Cluster, uninterrupted: Run, tmp_path: Path
+) -> None:
+    tiny = sweep(idle, tmp_path, nodes=2)
+    tiny.do("submit")
+    tiny.wait_step(10)
+    idle.run("scancel", "--signal=USR2", tiny.job())
+    wait_until("it has stopped", lambda: tiny.said() == "preempted", PATIENCE)
+    stopped = tiny.run().record.status["step"]
+    assert (tiny.folder / MAXP / "checkpoint" / f"step-{stopped}" / ".metadata").exists()
+    tiny.wait_completed()
+    assert tiny.restarts() == 1
+    assert tiny.run().losses == pytest.approx(uninterrupted.losses, rel=1e-5)
+
+
+def test_a_requeued_job_goes_on(idle: Cluster, uninterrupted: Run, tmp_path: Path) -> None:
+    tiny = sweep(idle, tmp_path)
+    tiny.do("submit")
+    tiny.wait_step(10)
+    idle.run("scontrol", "requeue", tiny.job())
+    wait_until("it has stopped", lambda: tiny.said() == "preempted", PATIENCE)
+    tiny.wait_completed()
+    assert tiny.restarts() == 1
+    assert same(tiny.run(), uninterrupted)
+
+
+def test_ranks_that_are_told_to_end_past_slurm_are_queued_again(
+    idle: Cluster, uninterrupted: Run, tmp_path: Path
+) -> None:
+    tiny = sweep(idle, tmp_path)
+    tiny.do("submit")
+    tiny.wait_step(10)
+    idle.run("scancel", "--signal=TERM", tiny.job())
+    tiny.wait_completed()
+    assert tiny.restarts() == 1
+    assert same(tiny.run(), uninterrupted)
+
+
+def test_a_job_of_a_partition_that_comes_first_displaces_it_for_a_while(
+    idle: Cluster, uninterrupted: Run, tmp_path: Path
+) -> None:
+    tiny = sweep(idle, tmp_path, sbatch="exclusive = true")
+    tiny.do("submit")
+    tiny.wait_step(10)
+    urgent = tmp_path / "urgent.sh"
+    urgent.write_text("#!/bin/bash\n")
+    other = idle.sbatch(urgent, "--partition=urgent", "--nodes=2", "--exclusive")
+    idle.wait_state(other, "COMPLETED", seconds=PATIENCE)
+    tiny.wait_completed()
+    assert tiny.restarts() == 1
+    assert "preempted by SIGUSR2 at step" in tiny.logs("out")
+    assert same(tiny.run(), uninterrupted)
+
+
+def test_a_job_goes_on_after_its_time_limit(
+    idle: Cluster, uninterrupted: Run, tmp_path: Path
+) -> None:
+    # Slurm looks every 30 s, and so signals between 20 and 50 s after the start.
+    seconds = sorted(r["step_seconds"] for r in uninterrupted.steps.values())
+    steps = round(50 / (sum(seconds) / len(seconds)))
+    tiny = sweep(idle, tmp_path, steps=steps, time="00:01:00", lead=10)
+    tiny.do("submit")
+    whole = train(tmp_path / "whole", steps)
+    try:
+        tiny.wait_completed(seconds=2 * PATIENCE)
+        assert whole.wait(timeout=PATIENCE) == 0
+    finally:
+        whole.kill()
+    assert tiny.restarts() >= 1
+    assert same(tiny.run(), Run(tmp_path / "whole"))
+
+
+@pytest.mark.parametrize("nodes", [1, 2])
+def test_a_job_that_loses_a_node_goes_on_when_there_is_one(
+    nodes: int, idle: Cluster, uninterrupted: Run, tmp_path: Path
+) -> None:
+    only = 'nodelist = "n2"' if nodes == 1 else ""
+    tiny = sweep(idle, tmp_path, nodes=nodes, sbatch=only)
+    tiny.do("submit")
+    tiny.wait_step(10)
+    idle.control("kill-node", "n2")
+    try:
+        wait_until("it waits", lambda: idle.state(tiny.job()) == "PENDING", PATIENCE)
+        assert tiny.states() == {MAXP: "queued"}
+    finally:
+        idle.control("start-node", "n2")
+    tiny.wait_completed()
+    assert tiny.restarts() == 1
+    assert tiny.run().losses == pytest.approx(uninterrupted.losses, rel=1e-5)
+    assert nodes == 2 or same(tiny.run(), uninterrupted)

@@ -1,0 +1,35 @@
+"""torchrun whose exit status is that of its ranks."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from slurm import processes
+from slurm.torchrun import status
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.mark.parametrize(
+    ("codes", "ends_with"), [([75, 75], 75), ([75, 1], 1), ([-9], 1), ([2], 2), ([], 1)]
+)
+def test_ranks_that_agree_speak_for_all(codes: list[int], ends_with: int) -> None:
+    assert status(codes) == ends_with
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("code", [0, 75])
+def test_it_ends_as_its_ranks_do(code: int, tmp_path: Path) -> None:
+    (tmp_path / "train.py").write_text(f"import sys; sys.exit({code})\n")
+    command = processes.training([], processes=2)
+    done = subprocess.run(
+        command,
+        env={**os.environ, "PYTHONPATH": f"{tmp_path}:{ROOT}", "PYTHONSAFEPATH": "1"},
+        stderr=subprocess.DEVNULL,
+        timeout=120,
+    )
+    assert done.returncode == code
