@@ -28,8 +28,8 @@ from scripts.coord_derived import HeadSplit, derived_slopes, footnotes, with_der
 from train import cpu
 from train.alignment_table import kind
 from train.corpus import VOCAB_SIZE, prepare_embedded
+from train.files import write_whole
 from train.methods import METHODS, Method, get_method
-from train.run_folder import write_whole
 from train.scales import SCALES, get_scale, model_config, site_graph
 from train.sites import plain_attention_config
 

@@ -38,7 +38,8 @@ from slurm.submit import SubmissionError, batches, script, submit, task
 from slurm.sweep import RunSpec, expand, load_sweep
 from slurm.sweep import Sweep as SweepPlan
 from slurm.toml import ConfigError
-from train.run_folder import RunFolderError, git_commit
+from train.provenance import git_commit
+from train.run_folder import RunFolderError
 
 BAD_INPUT = 2
 INTERRUPTED = 130

@@ -10,9 +10,10 @@ from typing import Any
 from slurm.estimate import ScaleEstimate
 from slurm.ledger import JobRecord, SweepFolder
 from slurm.states import ACTIVE, RESULTS, Standing, State, last_error
+from train.files import parse_record
 from train.results import tail
 from train.results.summary import SummaryError, read_summary
-from train.run_folder import METRICS, parse_record
+from train.run_folder import METRICS
 
 LISTED = 100
 """Of a sweep with more runs, those that run or need somebody are listed, and no more than this."""

@@ -7,7 +7,7 @@ import uuid
 from dataclasses import dataclass
 from pathlib import Path
 
-from train.run_folder import COMMIT
+from train.provenance import COMMIT
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("maxp", "train", "configs", "slurm")

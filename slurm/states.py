@@ -13,7 +13,7 @@ from slurm import processes, queue
 from slurm.ledger import JobRecord, SweepFolder
 from slurm.queue import QueueEntry
 from slurm.sweep import RunSpec
-from train.run_folder import METRICS, STATUS, RunFolderError, parse_record, read_status
+from train.run_folder import STATUS, RunFolderError, read_status
 
 _TAIL_BYTES = 64 << 10
 # Of a traceback its last line alone, also where torch puts the rank before it.
@@ -183,21 +183,6 @@ def status_of(folder: Path) -> dict[str, Any]:
         return read_status(folder)
     except RunFolderError as error:
         return {"state": "unreadable", "reason": str(error)}
-
-
-def last_metrics(folder: Path) -> dict[str, Any]:
-    """The last whole training record of a run's metrics.jsonl; empty where there is none."""
-    try:
-        with (folder / METRICS).open("rb") as file:
-            file.seek(max(0, file.seek(0, os.SEEK_END) - _TAIL_BYTES))
-            lines = file.read().split(b"\n")
-    except OSError:
-        return {}
-    for line in reversed(lines):
-        record = parse_record(line) if line else None
-        if record is not None and "loss" in record:
-            return record
-    return {}
 
 
 def last_error(folder: SweepFolder, record: JobRecord | None) -> str:

@@ -36,9 +36,9 @@ from pydantic import ConfigDict
 from slurm.flags import Flags, arguments, parse_setting, read_flags
 from slurm.resources import Resources
 from slurm.toml import NO_OTHER_KEYS, ConfigError, build, check_known, check_unique, read_toml
+from train.identity import identity
 from train.methods import METHODS
 from train.names import run_name
-from train.run_folder import identity
 from train.sizes import SCALES, compute_steps
 
 __all__ = ["Overrides", "Resources", "RunSpec", "Sweep", "expand", "load_sweep"]

@@ -18,8 +18,8 @@ from configs import llama3
 from train import __main__ as program
 from train.build import make_config, run_name
 from train.cli import parse, record
+from train.identity import identity
 from train.methods import METHODS
-from train.run_folder import identity
 from train.scales import SCALES
 from train.trainer import MaxPTrainer
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import socket
 import subprocess
@@ -14,7 +13,7 @@ from slurm_cases import command, job, spec
 from slurm import queue
 from slurm.ledger import SweepFolder
 from slurm.queue import QueueEntry, QueueError
-from slurm.states import State, judge, last_error, last_metrics, survey
+from slurm.states import State, judge, last_error, survey
 
 PENDING = QueueEntry("7_0", "PENDING", "Priority", "1:00:00", "", "t1")
 RUNNING = QueueEntry("7_0", "RUNNING", "None", "1:00:00", "n1", "t1")
@@ -160,18 +159,6 @@ def test_a_corrupt_status_spoils_its_own_run_alone(folder: SweepFolder) -> None:
 
 
 # What runs and jobs last said
-
-
-def test_the_last_whole_training_record_is_taken(tmp_path: Path) -> None:
-    records = [
-        {"step": 1, "loss": 5.0},
-        {"step": 2, "loss": 4.0},
-        {"step": 2, "validation_loss": 3},
-    ]
-    text = "\n".join(map(json.dumps, records)) + '\n{"step": 3, "lo'
-    (tmp_path / "metrics.jsonl").write_text(text)
-    assert last_metrics(tmp_path) == {"step": 2, "loss": 4.0}
-    assert last_metrics(tmp_path / "none") == {}
 
 
 def test_the_last_line_that_speaks_of_an_error_is_preferred(tmp_path: Path) -> None:

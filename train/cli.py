@@ -13,7 +13,7 @@ from torchtitan.config.manager import custom_registry
 
 from train.build import make_config, match_tokenizer
 from train.checks import check, global_batch_size
-from train.run_folder import git_commit, versions
+from train.provenance import git_commit, versions
 from train.trainer import MaxPTrainer
 
 PROG = "python -m train"

@@ -12,7 +12,8 @@ from torch import nn
 from torchtitan.components.metrics import BaseLogger, LoggerContainer, MetricsProcessor
 from torchtitan.components.validate import Validator
 
-from train.run_folder import MetricsLog, RunFolder
+from train.metrics_log import MetricsLog
+from train.run_folder import RunFolder
 
 logger = logging.getLogger(__name__)
 

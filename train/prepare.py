@@ -19,8 +19,8 @@ from tqdm import tqdm
 
 from train.data_cache import DataError
 from train.data_prepared import PREPARED, TOKENIZER
+from train.files import write_whole
 from train.prepare_sources import Text, source
-from train.run_folder import write_whole
 from train.store_writer import StoreWriter
 from train.tokenstore import DocumentEncoder
 

@@ -20,7 +20,7 @@ import numpy as np
 from tqdm import tqdm
 
 from train.data_cache import DataError
-from train.run_folder import parse_record, write_whole
+from train.files import parse_record, write_whole
 from train.tokenstore import META_FILE, TOKENS_FILE, DocumentEncoder, StoreMeta
 
 logger = logging.getLogger(__name__)

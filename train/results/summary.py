@@ -14,9 +14,10 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
+from train.files import parse_record, write_whole
 from train.results import tail
 from train.results.tail import Tail
-from train.run_folder import FINISHED, METRICS, RunFolderError, load_run, parse_record, write_whole
+from train.run_folder import FINISHED, METRICS, RunFolderError, load_run
 
 log = logging.getLogger(__name__)
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from train.run_folder import parse_record
+from train.files import parse_record
 
 TRAIN_STEPS = 200
 """The training metric is the mean of the losses logged in this many last steps."""

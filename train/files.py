@@ -1,0 +1,73 @@
+"""Files that are written whole or not at all, and JSON as this project writes it."""
+
+from __future__ import annotations
+
+import json
+import math
+import operator
+import os
+import uuid
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+
+def write_whole(target: Path, text: str) -> None:
+    """Replace ``target`` in one step: no reader, and no crash, ever sees a part of ``text``."""
+    with temporary(target, text) as file:
+        os.replace(file, target)
+
+
+@contextmanager
+def temporary(target: Path, text: str) -> Iterator[Path]:
+    """A file beside ``target`` that holds ``text``, gone at the end unless renamed."""
+    # Not mkstemp: its mode 0600 would hide a run from the colleagues who share the folder.
+    path = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
+    try:
+        with path.open("x", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        yield path
+    finally:
+        path.unlink(missing_ok=True)
+
+
+def to_json(value: Any, **layout: Any) -> str:
+    """JSON of plain values and paths; raises TypeError for anything else."""
+    # Paths only: any other object's text may hold an address and differ from run to run.
+    def default(item: Any) -> str:
+        if isinstance(item, os.PathLike):
+            return os.fspath(item)
+        raise TypeError(f"{item!r} ({type(item).__name__}) cannot be written as JSON")
+
+    return json.dumps(value, default=default, **layout)
+
+
+def plain(value: Any, name: str = "record") -> Any:
+    """``value`` with numbers of numpy and torch made plain and non-finite ones None."""
+    if isinstance(value, Mapping):
+        return {str(key): plain(item, str(key)) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item, name) for item in value]
+    if value is None or isinstance(value, str | bool | int):
+        return value
+    try:
+        return operator.index(value)
+    except TypeError:
+        pass
+    try:
+        number = float(value)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise TypeError(f"{name!r} is not a number: {value!r}") from error
+    return number if math.isfinite(number) else None
+
+
+def parse_record(line: bytes) -> dict[str, Any] | None:
+    """One line of metrics.jsonl, or None where it is not a JSON object."""
+    try:
+        record = json.loads(line)
+    except ValueError:
+        return None
+    return record if isinstance(record, dict) else None
