@@ -79,6 +79,8 @@ def arguments(flags: Mapping[str, Flag]) -> Iterator[str]:
         if isinstance(value, bool):
             section, dot, last = name.rpartition(".")
             yield f"--{name}" if value else f"--{section}{dot}no_{last}"
+        elif isinstance(value, list) and all(isinstance(item, str) for item in value):
+            yield from (f"--{name}", ",".join(map(str, value)))  # torchtitan's form
         elif isinstance(value, list):
             yield from (f"--{name}", *map(str, value))
         else:

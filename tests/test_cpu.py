@@ -118,7 +118,7 @@ def test_without_an_accelerator_a_run_computes_in_float32() -> None:
     config = make_config("s1")
     assert config.training.mixed_precision_param == "float32"
     assert config.training.disable_cuda_graphs
-    assert config.optimizer.implementation == "foreach"
+    assert config.optimizer.implementation == "fused"
     assert not config.compile.enable
 
 

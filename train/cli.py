@@ -9,7 +9,6 @@ from typing import Any
 
 import tyro
 from torchtitan.config import ConfigManager
-from torchtitan.config.manager import custom_registry
 
 from train.build import make_config, match_tokenizer
 from train.checks import check, global_batch_size
@@ -17,6 +16,10 @@ from train.provenance import git_commit, versions
 from train.trainer import MaxPTrainer
 
 PROG = "python -m train"
+
+# torchtitan's own rules, as for lists: A,B,C.
+_REGISTRY = tyro.constructors.ConstructorRegistry()
+ConfigManager.register_tyro_rules(_REGISTRY)
 EPILOGUE = """Every flag of torchtitan and of --maxp can follow (--training.local_batch_size 4,
 --maxp.solve_interval 50): list them with --scale NAME --help-all. torchtitan's own way works too:
 --module configs.llama3 --config s1_mup_full."""
@@ -82,7 +85,7 @@ def parse(arguments: Sequence[str] | None = None) -> MaxPTrainer.Config:
             args=["--help" if flag == "--help-all" else flag for flag in rest],
             default=default,
             prog=PROG,
-            registry=custom_registry,
+            registry=_REGISTRY,
         )
     match_tokenizer(config)
     check(config)
