@@ -60,3 +60,20 @@ def slurm_cluster() -> Iterator[Cluster]:
         pytest.skip(SKIP_REASON)
     with running_cluster() as cluster:
         yield cluster
+
+
+@pytest.fixture
+def idle(slurm_cluster: Cluster, corpus_cache: Path) -> Iterator[Cluster]:
+    """That Slurm, whose jobs end with the test."""
+    from slurm_sweeps import none_left
+
+    with none_left(slurm_cluster) as cluster:
+        yield cluster
+
+
+@pytest.fixture
+def uninterrupted(corpus_cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """The tiny sweep's run, by itself and without Slurm; made once."""
+    import slurm_sweeps
+
+    return slurm_sweeps.uninterrupted(tmp_path_factory.getbasetemp())

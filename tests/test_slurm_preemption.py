@@ -2,28 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import slurm_sweeps
 from harness import Run
 from slurm_cluster import Cluster, wait_until
-from slurm_sweeps import MAXP, PATIENCE, none_left, same, sweep, train
+from slurm_sweeps import MAXP, PATIENCE, same, sweep, train
 
 pytestmark = pytest.mark.slurm
-
-
-@pytest.fixture
-def idle(slurm_cluster: Cluster, corpus_cache: Path) -> Iterator[Cluster]:
-    """The cluster, whose jobs end with the test."""
-    with none_left(slurm_cluster) as cluster:
-        yield cluster
-
-
-@pytest.fixture
-def uninterrupted(corpus_cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
-    return slurm_sweeps.uninterrupted(tmp_path_factory.getbasetemp())
 
 
 def test_a_job_signalled_by_scancel_saves_and_is_queued_again(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,7 +12,7 @@ import pytest
 import slurm_sweeps
 from harness import Run
 from slurm_cluster import SCRIPT, Cluster, wait_until
-from slurm_sweeps import MAXP, PATIENCE, Sweep, none_left, same, sweep
+from slurm_sweeps import MAXP, PATIENCE, Sweep, same, sweep
 
 from train.run_folder import read_status
 
@@ -21,18 +20,6 @@ pytestmark = pytest.mark.slurm
 
 MUP = "debug_mup-no_lr1e-02_seed1"
 BOTH = ("maxP", "mup-no")
-
-
-@pytest.fixture
-def idle(slurm_cluster: Cluster, corpus_cache: Path) -> Iterator[Cluster]:
-    """The cluster, whose jobs end with the test."""
-    with none_left(slurm_cluster) as cluster:
-        yield cluster
-
-
-@pytest.fixture
-def uninterrupted(corpus_cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
-    return slurm_sweeps.uninterrupted(tmp_path_factory.getbasetemp())
 
 
 def test_runs_killed_behind_the_sweeps_back_have_vanished_and_go_on(

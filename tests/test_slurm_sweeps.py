@@ -3,32 +3,18 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-import slurm_sweeps
 from harness import Run
 from slurm_cluster import Cluster
-from slurm_sweeps import PATIENCE, none_left, sweep
+from slurm_sweeps import PATIENCE, sweep
 
 pytestmark = pytest.mark.slurm
 
 METHODS = ("maxP", "mup-full", "mup-no")
 RUNS = [f"debug_{method}_lr1e-02_seed1" for method in METHODS]
-
-
-@pytest.fixture
-def idle(slurm_cluster: Cluster, corpus_cache: Path) -> Iterator[Cluster]:
-    """The cluster, whose jobs end with the test."""
-    with none_left(slurm_cluster) as cluster:
-        yield cluster
-
-
-@pytest.fixture
-def uninterrupted(corpus_cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
-    return slurm_sweeps.uninterrupted(tmp_path_factory.getbasetemp())
 
 
 def test_a_sweep_that_two_shells_submit_at_once_runs_each_run_once_and_has_a_table(
