@@ -36,6 +36,7 @@ def temporary(target: Path, text: str) -> Iterator[Path]:
 
 def to_json(value: Any, **layout: Any) -> str:
     """JSON of plain values and paths; raises TypeError for anything else."""
+
     # Paths only: any other object's text may hold an address and differ from run to run.
     def default(item: Any) -> str:
         if isinstance(item, os.PathLike):
