@@ -8,7 +8,6 @@ import errno
 import os
 import shutil
 import sys
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -22,7 +21,7 @@ from train.data_prepared import PREPARED, TOKENIZER
 from train.files import write_whole
 from train.prepare_sources import Text, source
 from train.store_writer import StoreWriter
-from train.tokenstore import DocumentEncoder
+from train.tokenstore import DocumentEncoder, batches
 
 BAD_INPUT = 2
 # Text that is encoded at once and becomes a chunk: what a kill may cost, a few seconds.
@@ -134,7 +133,7 @@ def write_split(writer: StoreWriter, text: Text, encoder: DocumentEncoder, limit
         initial=writer.tokens if by_tokens else writer.documents,
     ) as progress:
         text.start(writer.position)
-        chunks = _chunks(text)
+        chunks = batches(text, _CHUNK_CHARACTERS)
         while not limit.reached(writer.documents, writer.tokens):
             chunk = next(chunks, None)
             if chunk is None:
@@ -212,19 +211,6 @@ def _copy_tokenizer(source: Path, target: Path) -> None:
     for file in sorted(source.glob("*.json")):
         shutil.copyfile(file, partial / file.name)
     os.replace(partial, target)
-
-
-def _chunks(text: Text) -> Iterator[list[str]]:
-    chunk: list[str] = []
-    characters = 0
-    for document in text:
-        chunk.append(document)
-        characters += len(document)
-        if characters >= _CHUNK_CHARACTERS:
-            yield chunk
-            chunk, characters = [], 0
-    if chunk:
-        yield chunk
 
 
 if __name__ == "__main__":

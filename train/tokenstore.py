@@ -139,7 +139,7 @@ def write_store(
     checksum = hashlib.sha256()
     progress = tqdm(texts, desc=f"Tokenizing {label}", unit=" documents", delay=1)
     with (folder / TOKENS_FILE).open("wb") as file:
-        for batch in _batches(progress):
+        for batch in batches(progress, _BATCH_CHARACTERS):
             kept = [text for text in batch if text]
             empty += len(batch) - len(kept)
             for tokens in encoder.encode(kept):
@@ -169,13 +169,14 @@ def write_store(
     )
 
 
-def _batches(texts: Iterable[str]) -> Iterator[list[str]]:
+def batches(texts: Iterable[str], characters_each: int) -> Iterator[list[str]]:
+    """Texts in order, as many at a time as reach so many characters."""
     batch: list[str] = []
     characters = 0
     for text in texts:
         batch.append(text)
         characters += len(text)
-        if characters >= _BATCH_CHARACTERS:
+        if characters >= characters_each:
             yield batch
             batch, characters = [], 0
     if batch:
