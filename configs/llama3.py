@@ -7,9 +7,9 @@ Method ``maxP-frozen`` takes its table by flag, so it is reached by ``--maxp.met
 from collections.abc import Callable
 from functools import partial
 
-from train.build import make_config
-from train.methods import METHODS
-from train.scales import SCALES
+from train.config import make_config
+from train.method.methods import METHODS
+from train.model.llama3 import SCALES
 from train.trainer import MaxPTrainer
 
 _FUNCTIONS: dict[str, Callable[[], MaxPTrainer.Config]] = {

@@ -6,7 +6,7 @@ the learning rates follow the alignment that is measured during training.
 """
 
 from maxp.alignment import compute_alignment
-from maxp.dag import Graph
+from maxp.graph import Graph
 from maxp.module import ParametrizedModule, Site
 from maxp.overrides import PARAMETRIZATIONS
 from maxp.parametrization import Parametrization

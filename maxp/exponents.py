@@ -20,7 +20,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, get_args
 
-from maxp.dag import Graph, JoinNode, SiteNode
+from maxp.graph import Graph, JoinNode, SiteNode
 
 OptimizerType = Literal["adam", "sgd"]
 OPTIMIZER_TYPES: tuple[str, ...] = get_args(OptimizerType)

@@ -6,8 +6,8 @@ from typing import Any
 
 import pulp
 
-from maxp.dag import Graph, JoinNode
 from maxp.exponents import Exponents, OptimizerType, Term, gradient_terms, terms
+from maxp.graph import Graph, JoinNode
 
 Row = list[tuple[pulp.LpVariable, float]]
 

@@ -16,7 +16,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from maxp.alignment import Measured
-from maxp.dag import Graph, SiteNode, chain
+from maxp.graph import Graph, SiteNode, chain
 from maxp.groups import REST, ParamGroups
 from maxp.measurement import Measurement
 from maxp.module import Site, find_sites

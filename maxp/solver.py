@@ -23,7 +23,6 @@ from typing import Any
 
 import pulp
 
-from maxp.dag import Graph
 from maxp.exponents import (
     OPTIMIZER_TYPES,
     PRESETS,
@@ -34,6 +33,7 @@ from maxp.exponents import (
     change_exponents,
     gradient_exponent,
 )
+from maxp.graph import Graph
 from maxp.lp import HiGHS, Model
 
 __all__ = [

@@ -18,7 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 from torch.utils.weak import WeakIdKeyDictionary
 
-from maxp.dag import Graph, JoinNode, Node, SiteNode
+from maxp.graph import Graph, JoinNode, Node, SiteNode
 from maxp.module import Site, find_sites
 
 # Writes that do not read what was there.

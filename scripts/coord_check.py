@@ -27,11 +27,11 @@ from maxp.diagnose import SiteStats, diagnose_axis, plot_axis, print_axis
 from scripts.coord_derived import HeadSplit, derived_slopes, footnotes, with_derived
 from train import cpu
 from train.alignment_table import kind
-from train.corpus import VOCAB_SIZE, prepare_embedded
-from train.files import write_whole
-from train.methods import METHODS, Method, get_method
-from train.scales import SCALES, get_scale, model_config, site_graph
-from train.sites import plain_attention_config
+from train.data.corpus import VOCAB_SIZE, prepare_embedded
+from train.method.methods import METHODS, Method, get_method
+from train.model.llama3 import SCALES, get_scale, model_config, site_graph
+from train.model.sites import plain_attention_config
+from train.run.files import write_whole
 
 FAMILIES = ("cpu", "w")
 # Those that hold c: a few steps from init there is no alignment to follow.

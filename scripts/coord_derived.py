@@ -14,8 +14,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from maxp import Graph
-from maxp.dag import JoinNode
 from maxp.diagnose import SiteStats
+from maxp.graph import JoinNode
 from maxp.overrides import AB
 
 # A change above this part of what it changes is not small: it is no longer linear in the lr.

@@ -22,7 +22,7 @@ python -c 'import sys, torch; sys.exit(not torch.accelerator.is_available())' ||
 
 failed=0
 python -m pytest -m gpu -rs || failed=1
-python -m scripts.bench_train --scale s1 || failed=1
+python -m scripts.bench.train --scale s1 || failed=1
 
 runs=$(mktemp -d)
 trap 'rm -rf "$runs"' EXIT
@@ -37,7 +37,7 @@ import statistics
 import sys
 from pathlib import Path
 
-from train.run_folder import load_run
+from train.run.folder import load_run
 
 print(f"{'scale':6} {'tokens/s':>10} {'MFU %':>6}")
 for scale in ("s1", "s2", "s3"):

@@ -16,7 +16,7 @@ from pathlib import Path
 import tyro
 from tqdm import tqdm
 
-from slurm import preflight, processes, queue, show, snapshot
+from slurm import preflight, processes, show, snapshot, squeue
 from slurm.cluster import Cluster, load_cluster
 from slurm.commands import (
     RUNS,
@@ -29,17 +29,17 @@ from slurm.commands import (
     Submit,
     Table,
 )
+from slurm.config_file import ConfigError
 from slurm.estimate import estimate, measured_speeds
 from slurm.ledger import LedgerError, SweepFolder, writing
 from slurm.local import LocalRunner, processes_of
-from slurm.queue import QueueError
+from slurm.squeue import QueueError
 from slurm.states import ACTIVE, RESULTS, Standing, State, survey
 from slurm.submit import SubmissionError, batches, script, submit, task
 from slurm.sweep import RunSpec, expand, load_sweep
 from slurm.sweep import Sweep as SweepPlan
-from slurm.toml import ConfigError
-from train.provenance import git_commit
-from train.run_folder import RunFolderError
+from train.run.folder import RunFolderError
+from train.run.provenance import git_commit
 
 BAD_INPUT = 2
 INTERRUPTED = 130
@@ -211,7 +211,7 @@ def _cancel(asked: Cancel) -> int:
         for standing in active:
             folder.mark_cancelled(standing.run.name)
         if ids:
-            queue.cancel(ids)
+            squeue.cancel(ids)
         here, elsewhere = processes_of([s for s in active if s.entry is None])
         if not asked.runs:
             for pid in folder.commands():

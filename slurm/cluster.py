@@ -13,9 +13,9 @@ from typing import ClassVar, Literal
 
 from pydantic import ConfigDict
 
+from slurm.config_file import NO_OTHER_KEYS, ConfigError, build, read_toml
 from slurm.resources import Resources, parse_time
-from slurm.toml import NO_OTHER_KEYS, ConfigError, build, read_toml
-from train.costs import H100_FLOPS, USUAL_MFU
+from train.model.costs import H100_FLOPS, USUAL_MFU
 
 _SHIPPED = Path(__file__).resolve().parents[1] / "configs" / "clusters"
 _MEMORY = re.compile(r"\d+[KMGT]?")

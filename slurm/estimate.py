@@ -1,7 +1,7 @@
 """What a sweep will take: hours and GPU-hours, from measured speed or else from FLOPs.
 
 Speed is the tokens a second and device of runs of the same scale that are or were running; FLOPs
-are counted in `train.costs`.
+are counted in `train.model.costs`.
 """
 
 import os
@@ -13,10 +13,10 @@ from typing import Literal
 from slurm.cluster import Cluster
 from slurm.flags import Flags
 from slurm.sweep import RunSpec, Sweep
-from train import costs
-from train.methods import METHODS
-from train.settings import MaxPSettings
-from train.sizes import SCALES, Scale
+from train.method.methods import METHODS
+from train.method.settings import MaxPSettings
+from train.model import costs
+from train.model.scales import SCALES, Scale
 
 _HOUR = 3600
 

@@ -4,7 +4,7 @@ import tomllib
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from slurm.toml import ConfigError
+from slurm.config_file import ConfigError
 
 Scalar = str | int | float | bool
 Flag = Scalar | list[Scalar]

@@ -17,9 +17,9 @@ from typing import Literal
 import submitit
 from submitit.helpers import DelayedSubmission
 
-from slurm import processes, queue
+from slurm import processes, squeue
 from slurm.snapshot import environment
-from train.run_folder import RunFolder, read_status
+from train.run.folder import RunFolder, read_status
 
 # Exit status of a training that can go on (train/preemption.py).
 PREEMPTED = 75
@@ -112,9 +112,9 @@ def _requeue_unless_decided(job_id: str) -> None:
     TERM comes for every end of a job, but also ahead of a preemption, which comes to nothing for a
     job that has ended by then; and ranks can be signalled past Slurm.
     """
-    entry = queue.jobs().get(job_id)
+    entry = squeue.jobs().get(job_id)
     if entry is not None and entry.state == "RUNNING":
-        queue.requeue(job_id)
+        squeue.requeue(job_id)
         time.sleep(_REQUEUE_SECONDS)  # Slurm ends this process
 
 

@@ -17,8 +17,8 @@ from filelock import FileLock, Timeout
 
 from slurm import processes
 from slurm.sweep import Resources, RunSpec
-from train.files import write_whole
-from train.run_folder import CONFIG, JOB, STATUS, RunFolderError, read_status
+from train.run.files import write_whole
+from train.run.folder import CONFIG, JOB, STATUS, RunFolderError, read_status
 
 SWEEP = "sweep.json"
 _OWN = ".sweep"

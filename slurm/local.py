@@ -29,7 +29,7 @@ from slurm.snapshot import Snapshot, environment
 from slurm.states import Standing, State, judge, status_of
 from slurm.submit import announce, task
 from slurm.sweep import RunSpec
-from train.run_folder import RunFolderError
+from train.run.folder import RunFolderError
 
 _STOP_SECONDS = 120.0
 _POLL_SECONDS = 0.1

@@ -5,8 +5,8 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 from slurm.cluster import Cluster
+from slurm.config_file import ConfigError
 from slurm.sweep import RunSpec
-from slurm.toml import ConfigError
 
 
 def check(runs: Iterable[RunSpec], cluster: Cluster) -> None:

@@ -10,10 +10,10 @@ from typing import Any
 from slurm.estimate import ScaleEstimate
 from slurm.ledger import JobRecord, SweepFolder
 from slurm.states import ACTIVE, RESULTS, Standing, State, last_error
-from train.files import parse_record
-from train.results import tail
-from train.results.summary import SummaryError, read_summary
-from train.run_folder import METRICS
+from train.run import tail
+from train.run.files import parse_record
+from train.run.folder import METRICS
+from train.run.summary import SummaryError, read_summary
 
 LISTED = 100
 """Of a sweep with more runs, those that run or need somebody are listed, and no more than this."""

@@ -7,7 +7,7 @@ import uuid
 from dataclasses import dataclass
 from pathlib import Path
 
-from train.provenance import COMMIT
+from train.run.provenance import COMMIT
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("maxp", "train", "configs", "slurm")

@@ -9,11 +9,11 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-from slurm import processes, queue
+from slurm import processes, squeue
 from slurm.ledger import JobRecord, SweepFolder
-from slurm.queue import QueueEntry
+from slurm.squeue import QueueEntry
 from slurm.sweep import RunSpec
-from train.run_folder import STATUS, RunFolderError, read_status
+from train.run.folder import STATUS, RunFolderError, read_status
 
 _TAIL_BYTES = 64 << 10
 # Of a traceback its last line alone, also where torch puts the rank before it.
@@ -68,7 +68,7 @@ def survey(folder: SweepFolder, runs: Iterable[RunSpec]) -> list[Standing]:
     """How every run stands, in the order given.
 
     Raises:
-        queue.QueueError: some run is Slurm's and has no result, and Slurm does not answer: without
+        squeue.QueueError: some run is Slurm's and has no result, and Slurm does not answer: without
             its queue, a run that waits cannot be told from one that is lost.
     """
     chosen = list(runs)
@@ -80,7 +80,7 @@ def survey(folder: SweepFolder, runs: Iterable[RunSpec]) -> list[Standing]:
         and statuses[name].get("state") not in ("completed", "diverged")
         for name, record in records.items()
     )
-    entries = queue.jobs() if asked else {}
+    entries = squeue.jobs() if asked else {}
     by_token: dict[str, list[QueueEntry]] = {}
     for job in entries.values():
         by_token.setdefault(job.comment, []).append(job)
@@ -164,7 +164,7 @@ def _explain_vanished(found: list[Standing]) -> list[Standing]:
         for s in found
         if s.state is State.VANISHED and s.record is not None and s.record.job_id
     ]
-    ended = queue.endings(gone[:500])
+    ended = squeue.endings(gone[:500])
     explained = []
     for standing in found:
         record = standing.record

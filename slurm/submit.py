@@ -13,14 +13,14 @@ import submitit
 from submitit.core.utils import FailedJobError, FailedSubmissionError
 from submitit.slurm.slurm import _make_sbatch_string
 
-from slurm import queue
+from slurm import squeue
 from slurm.cluster import Cluster, Container
 from slurm.job import Task, TrainingJob
 from slurm.ledger import JobRecord, LedgerError, SweepFolder
-from slurm.queue import QueueError
 from slurm.snapshot import Snapshot, exports
+from slurm.squeue import QueueError
 from slurm.sweep import RunSpec
-from train.run_folder import STATUS, RunFolder
+from train.run.folder import STATUS, RunFolder
 
 # Requeued as often as the cluster likes: a run ends by itself.
 _TIMEOUTS = 1_000_000
@@ -84,7 +84,7 @@ def submit(
             what it did not is as it was.
         LedgerError, OSError: the sweep's folder cannot be written; likewise.
     """
-    for batch in batches(runs, queue.max_array_size()):
+    for batch in batches(runs, squeue.max_array_size()):
         record = JobRecord(
             identity="",
             kind="slurm",
@@ -226,7 +226,7 @@ def announce(folder: Path) -> None:
 def _taken(batch: Batch) -> bool:
     """Whether Slurm has the jobs after all; supposed where it does not answer."""
     try:
-        return any(entry.comment == batch.token for entry in queue.jobs().values())
+        return any(entry.comment == batch.token for entry in squeue.jobs().values())
     except QueueError:
         return True
 

@@ -33,13 +33,20 @@ from typing import Annotated, Any, ClassVar
 import tyro
 from pydantic import ConfigDict
 
+from slurm.config_file import (
+    NO_OTHER_KEYS,
+    ConfigError,
+    build,
+    check_known,
+    check_unique,
+    read_toml,
+)
 from slurm.flags import Flags, arguments, parse_setting, read_flags
 from slurm.resources import Resources
-from slurm.toml import NO_OTHER_KEYS, ConfigError, build, check_known, check_unique, read_toml
-from train.identity import identity
-from train.methods import METHODS
-from train.names import run_name
-from train.sizes import SCALES, compute_steps
+from train.method.methods import METHODS
+from train.model.scales import SCALES, compute_steps
+from train.run.identity import identity
+from train.run.names import run_name
 
 __all__ = ["Overrides", "Resources", "RunSpec", "Sweep", "expand", "load_sweep"]
 

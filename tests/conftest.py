@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 @pytest.fixture(scope="session")
 def corpus_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A MAXP_CACHE of this session that holds the embedded corpus."""
-    from train.corpus import prepare_embedded
+    from train.data.corpus import prepare_embedded
 
     folder = tmp_path_factory.mktemp("cache")
     with pytest.MonkeyPatch.context() as patch:

@@ -19,7 +19,7 @@ import torchtitan.trainer
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from train import __main__ as command
-from train.run_folder import RunRecord, load_run
+from train.run.folder import RunRecord, load_run
 from train.trainer import MaxPTrainer
 
 ROOT = Path(__file__).parents[1]

@@ -13,7 +13,7 @@ from typing import Any
 
 import pulp
 
-from maxp.dag import Graph, JoinNode, Node, SiteNode, chain
+from maxp.graph import Graph, JoinNode, Node, SiteNode, chain
 from maxp.module import LayerType
 from maxp.solver import Alignment, Exponents, OptimizerType
 

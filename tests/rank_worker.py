@@ -24,8 +24,8 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from maxp.shards import local
 from train import __main__ as command
-from train.probe import TrainerParametrization
-from train.sizes import SCALES, Scale
+from train.method.probe import TrainerParametrization
+from train.model.scales import SCALES, Scale
 from train.trainer import MaxPTrainer
 
 # No dimension divides among three ranks, and the four rows of the key and value projections are

@@ -13,7 +13,7 @@ import sys
 import time
 from pathlib import Path
 
-from train.run_folder import RunFolder, read_status
+from train.run.folder import RunFolder, read_status
 
 parser = argparse.ArgumentParser()
 for flag in ("--scale", "--method"):

@@ -13,7 +13,7 @@ from pathlib import Path
 from harness import ROOT, Run
 from slurm_cluster import Cluster, wait_until
 
-from train.run_folder import RunFolderError, read_status
+from train.run.folder import RunFolderError, read_status
 
 MAXP = "debug_maxP_lr1e-02_seed1"
 STEPS = 80

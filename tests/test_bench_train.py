@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 from harness import torchrun
 
-from scripts.bench_contenders import STATIC, TITAN, Contender
-from scripts.bench_report import Row, differences, step_time, table, verdict
-from scripts.bench_train import Options
-from train.costs import Mesh, Probe
+from scripts.bench.contenders import STATIC, TITAN, Contender
+from scripts.bench.report import Row, differences, step_time, table, verdict
+from scripts.bench.train import Options
+from train.model.costs import Mesh, Probe
 
 ROW = Row("a", None, False, 10.0, None, 10.0, 1.0, 1000, 0, 0, 0, 0, None)
 
@@ -87,7 +87,7 @@ def test_measured_bytes_are_the_predicted_ones(
 ) -> None:
     file = tmp_path / "found.json"
     small = ("--rounds", "1", "--block", "1", "--intervals", "1", "--json", str(file))
-    done = torchrun("-m", "scripts.bench_train", *small, *flags, processes=processes)
+    done = torchrun("-m", "scripts.bench.train", *small, *flags, processes=processes)
     assert done.returncode == 0, done.stderr[-2000:]
     assert "debug: every byte as predicted" in done.stdout
     rows = json.loads(file.read_text())["rows"]

@@ -7,8 +7,8 @@ import pytest
 
 from slurm import cluster
 from slurm.cluster import Cluster, known_clusters, load_cluster
+from slurm.config_file import ConfigError
 from slurm.sweep import Resources, load_sweep
-from slurm.toml import ConfigError
 
 ROOT = Path(__file__).parents[1]
 GPU = Cluster(name="gpu", kind="slurm", gpus_per_node=4, max_time="1-00:00:00")

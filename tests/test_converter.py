@@ -17,9 +17,9 @@ from torchtitan.models.llama3.model import Llama3Model
 
 from maxp import Parametrization
 from maxp.module import find_sites
-from train.converter import SiteConverter
-from train.methods import METHODS
-from train.scales import Scale, model_config, site_graph
+from train.method.methods import METHODS
+from train.model.converter import SiteConverter
+from train.model.llama3 import Scale, model_config, site_graph
 
 VOCABULARY = 50
 SCALE = Scale("tiny", dim=64, n_layers=2, n_heads=4, n_kv_heads=2, ffn_dim=96)

@@ -18,7 +18,7 @@ from maxp.diagnose import SiteStats, Slope
 from scripts import coord_check
 from scripts.coord_check import build_model, draw_batch, next_token_loss, worst_by_kind
 from scripts.coord_derived import HeadSplit, derived_slopes, footnotes
-from train.methods import get_method
+from train.method.methods import get_method
 
 HIDDEN_KINDS = [
     "attention.qkv_linear.wq",

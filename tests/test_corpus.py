@@ -16,7 +16,8 @@ from text_cases import documents, small_encoder
 from tokenizers import Tokenizer
 from torchtitan.components.tokenizer import HuggingFaceTokenizer
 
-from train.corpus import (
+from train.data.cache import DataError
+from train.data.corpus import (
     VOCAB_SIZE,
     Document,
     EmbeddedCorpus,
@@ -27,9 +28,8 @@ from train.corpus import (
     split_documents,
     train_tokenizer,
 )
-from train.data import TextDataLoader
-from train.data_cache import DataError
-from train.tokenstore import TokenStore
+from train.data.loader import TextDataLoader
+from train.data.store import TokenStore
 
 ROOT = Path(__file__).parents[1]
 
@@ -158,7 +158,7 @@ PREPARE = """
 import logging, sys
 from pathlib import Path
 from text_cases import documents
-from train.corpus import prepare_corpus
+from train.data.corpus import prepare_corpus
 logging.basicConfig(level=logging.INFO)
 print("ready", flush=True)
 sys.stdin.readline()

@@ -7,9 +7,9 @@ import torch
 from torch.nn.attention import SDPBackend
 from torch.utils.flop_counter import FlopCounterMode
 
-from train import costs
-from train.costs import Mesh, Probe
-from train.sizes import SCALES, get_scale
+from train.model import costs
+from train.model.costs import Mesh, Probe
+from train.model.scales import SCALES, get_scale
 
 DEBUG = get_scale("debug")
 
@@ -20,7 +20,7 @@ def trainer(corpus_cache: Path, tmp_path_factory: pytest.TempPathFactory):
     from harness import in_process
 
     from train.__main__ import _single_process_environment
-    from train.build import make_config
+    from train.config import make_config
 
     with in_process():
         _single_process_environment()
@@ -37,7 +37,7 @@ def trainer(corpus_cache: Path, tmp_path_factory: pytest.TempPathFactory):
 
 @pytest.mark.parametrize("name", ["debug", "s1", "s3", "s5", "cpu64", "w256"])
 def test_parameters_are_those_of_the_model(name: str) -> None:
-    from train.scales import model_config
+    from train.model.llama3 import model_config
 
     scale = get_scale(name)
     with torch.device("meta"):
@@ -47,7 +47,7 @@ def test_parameters_are_those_of_the_model(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["debug", "s2"])
 def test_step_flops_are_those_that_torchtitan_counts_for_mfu(name: str) -> None:
-    from train.scales import model_config
+    from train.model.llama3 import model_config
 
     scale = get_scale(name)
     config = model_config(scale, costs.vocabulary(scale))
@@ -60,7 +60,7 @@ def test_step_flops_are_those_that_torchtitan_counts_for_mfu(name: str) -> None:
 
 
 def test_bytes_are_those_of_the_tensors(trainer) -> None:
-    from scripts.bench_contenders import Contender
+    from scripts.bench.contenders import Contender
 
     found = Contender("maxP", trainer, interval=1)
     expected = costs.memory(DEBUG, probe=Probe(2, 40))

@@ -21,8 +21,8 @@ from torchtitan.models.common.attention import FlexAttention, ScaledDotProductAt
 from torchtitan.tools import utils
 
 from train import cpu, torch_compat
-from train.build import make_config
-from train.scales import inner_attention_config
+from train.config import make_config
+from train.model.llama3 import inner_attention_config
 from train.trainer import MaxPTrainer  # installs what is tested here
 
 ROOT = Path(__file__).parents[1]

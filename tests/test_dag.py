@@ -2,7 +2,7 @@
 
 import pytest
 
-from maxp.dag import Graph, JoinNode, Node, SiteNode, chain
+from maxp.graph import Graph, JoinNode, Node, SiteNode, chain
 
 EMBEDDING = SiteNode("embedding", "embedding", (None,))
 

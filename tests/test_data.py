@@ -12,9 +12,9 @@ import torch.distributed.checkpoint as dcp
 from text_cases import small_encoder, texts
 from torchtitan.components.tokenizer import BaseTokenizer, HuggingFaceTokenizer
 
-from train.data import DataError, TextDataLoader
-from train.data_windows import Batch, WindowLoader, window_order
-from train.tokenstore import TokenStore, write_store
+from train.data.loader import DataError, TextDataLoader
+from train.data.store import TokenStore, write_store
+from train.data.windows import Batch, WindowLoader, window_order
 
 SEQ_LEN = 16
 GLOBAL_BATCH = 4

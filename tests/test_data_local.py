@@ -11,8 +11,8 @@ import pyarrow.parquet as pq
 import pytest
 from text_cases import small_encoder, texts
 
-from train.data_cache import DataError
-from train.data_local import (
+from train.data.cache import DataError
+from train.data.local import (
     find_files,
     held_out_texts,
     open_local,
@@ -20,7 +20,7 @@ from train.data_local import (
     split_files,
     training_texts,
 )
-from train.tokenstore import DocumentEncoder
+from train.data.store import DocumentEncoder
 
 
 @pytest.fixture(scope="module")
@@ -109,7 +109,7 @@ def test_the_store_is_made_once(
     monkeypatch.setenv("MAXP_CACHE", str(tmp_path / "cache"))
     write_texts(tmp_path / "data" / "a.jsonl", texts(60))
     first = open_local(tmp_path / "data", "train", encoder)
-    monkeypatch.setattr("train.data_local.READERS", {".jsonl": None})  # reading again would fail
+    monkeypatch.setattr("train.data.local.READERS", {".jsonl": None})  # reading again would fail
     monkeypatch.chdir(tmp_path)
     assert open_local(Path("data"), "train", encoder).folder == first.folder
     assert first.meta.documents == 58

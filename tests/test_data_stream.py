@@ -16,8 +16,8 @@ import pytest
 from text_cases import small_encoder, texts
 from torchtitan.components.tokenizer import HuggingFaceTokenizer
 
-from train.data import DataError, TextDataLoader
-from train.data_windows import Batch
+from train.data.loader import DataError, TextDataLoader
+from train.data.windows import Batch
 
 SEQ_LEN = 16
 FINEWEB_CARD = """---
@@ -268,7 +268,7 @@ def test_a_local_copy_without_text_is_refused(
 
 
 UNREACHABLE = """
-from train.data_stream import StreamLoader
+from train.data.stream import StreamLoader
 StreamLoader(dataset="fineweb-edu", dataset_path=None, tokenizer=None, seq_len=8, batch_size=1,
     dp_rank=0, dp_world_size=1, seed=0, shuffle_buffer=0, infinite=True, num_workers=0,
     snapshot_every_n_steps=None)
@@ -291,5 +291,5 @@ def test_an_unreachable_hub_is_one_line_with_the_ways_out(
         timeout=300,
     )
     last = done.stderr.strip().splitlines()[-1]
-    assert last.startswith("train.data_cache.DataError: --dataloader.dataset fineweb-edu cannot")
+    assert last.startswith("train.data.cache.DataError: --dataloader.dataset fineweb-edu cannot")
     assert "--dataloader.dataset embedded" in last

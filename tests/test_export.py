@@ -24,9 +24,9 @@ from maxp import Parametrization
 from maxp.overrides import PARAMETRIZATIONS
 from maxp.shards import local
 from train import export
-from train.corpus import BOS_TOKEN, EOS_TOKEN, prepare_embedded
+from train.data.corpus import BOS_TOKEN, EOS_TOKEN, prepare_embedded
 from train.export import find_checkpoint, hf_config, multipliers
-from train.scales import get_scale, model_config
+from train.model.llama3 import get_scale, model_config
 
 METHODS = ("maxP", "mup-no", "sp")
 TOLERANCE = 1e-4

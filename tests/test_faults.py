@@ -20,7 +20,7 @@ from torch.distributed import distributed_c10d
 
 from train import __main__ as program
 from train.faults import limit_collectives, lost_contact, port_taken
-from train.run_folder import RunFolder, State, load_run
+from train.run.folder import RunFolder, State, load_run
 
 LIMIT = 4  # seconds that a collective may wait
 LIMITS = ("--comm.init_timeout_seconds", str(LIMIT), "--comm.train_timeout_seconds", str(LIMIT))

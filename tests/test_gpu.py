@@ -18,7 +18,7 @@ from torchtitan.models.common.attention import FlexAttention
 from maxp import compute_alignment
 from maxp.w0 import InitialWeights, draw_like
 from train.alignment_table import ALIGNMENTS
-from train.build import make_config
+from train.config import make_config
 
 ACCELERATOR = torch.accelerator.is_available()
 

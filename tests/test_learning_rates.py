@@ -9,7 +9,7 @@ import torch
 from harness import DECAY, STEPS, WARMUP, Run
 from torch.optim.lr_scheduler import LambdaLR
 
-from train.learning_rates import SiteGroups
+from train.method.learning_rates import SiteGroups
 
 LR = 1e-2  # the default of --lr
 

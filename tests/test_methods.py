@@ -11,8 +11,8 @@ import torch
 from harness import STEPS, Run, run, tiny
 
 from train.alignment_table import export, read_table
-from train.methods import METHODS, get_method
-from train.settings import MaxPSettings
+from train.method.methods import METHODS, get_method
+from train.method.settings import MaxPSettings
 
 pytestmark = pytest.mark.usefixtures("corpus_cache")
 

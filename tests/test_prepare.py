@@ -16,11 +16,11 @@ from text_cases import small_encoder, texts
 from torchtitan.components.tokenizer import HuggingFaceTokenizer
 
 from train import prepare
-from train.data import DataError, TextDataLoader
+from train.data.loader import DataError, TextDataLoader
+from train.data.sources import CountedText, HubText
+from train.data.store import DocumentEncoder, TokenStore, write_store
+from train.data.writer import JOURNAL, PARTIAL, StoreWriter
 from train.prepare import Limit, Options, write_split
-from train.prepare_sources import CountedText, HubText
-from train.store_writer import JOURNAL, PARTIAL, StoreWriter
-from train.tokenstore import DocumentEncoder, TokenStore, write_store
 
 CARD = """---
 configs:
@@ -36,7 +36,8 @@ HELD_OUT = texts(75)[60:]
 # Ends its own process without a word once so many chunks are on the disk.
 KILLED = """
 import os, signal, sys
-from train import prepare, store_writer
+from train import prepare
+from train.data.loader import writer as store_writer
 append, chunks, last = store_writer.StoreWriter.append, 0, int(sys.argv.pop(1))
 def counted(self, *args, **kwargs):
     global chunks
@@ -323,7 +324,7 @@ def test_an_unfinished_folder_is_not_trained_on(tmp_path: Path, hub: Path, token
 
 def test_another_tokenizer_is_refused(tmp_path: Path, hub: Path, tokenizer: Path) -> None:
     prepare.prepare(options(hub, tokenizer, tmp_path / "to"))
-    from train.corpus import train_tokenizer
+    from train.data.corpus import train_tokenizer
 
     train_tokenizer(texts(), tmp_path / "other", 310)
     with pytest.raises(DataError, match="prepared with another tokenizer"):

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from maxp import compute_alignment
-from scripts.probe_error import Row, averaged, draw, per_token
+from scripts.bench.probe_error import Row, averaged, draw, per_token
 
 
 def test_tokens_own_exponents_average_to_the_measured_ones() -> None:

@@ -12,7 +12,7 @@ from fake_runs import write_run
 from train.results.analysis import Results
 from train.results.basin import basin
 from train.results.collect import collect
-from train.results.summary import write_summary
+from train.run.summary import write_summary
 
 INF, NAN = math.inf, math.nan
 

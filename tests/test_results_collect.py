@@ -18,8 +18,8 @@ from train.results import collect as collecting
 from train.results.cache import CACHE
 from train.results.collect import collect
 from train.results.formats import render
-from train.results.summary import SUMMARY, finish, write_summary
-from train.run_folder import RunFolderError
+from train.run.folder import RunFolderError
+from train.run.summary import SUMMARY, finish, write_summary
 
 RECORDS: list[dict[str, Any]] = [
     {"step": 100, "loss": 9.0, "tokens": 1000, "tokens_per_second": 1.0},
@@ -229,7 +229,7 @@ def test_an_lr_that_is_no_positive_number_is_said(tmp_path: Path, lr: Any) -> No
 
 
 def test_reading_results_does_not_import_torch() -> None:
-    modules = ("report", "collect", "formats", "summary", "hparams")
-    code = "; ".join(f"import train.results.{name}" for name in modules)
+    modules = ("results.report", "results.collect", "results.formats", "run.summary", "run.hparams")
+    code = "; ".join(f"import train.{name}" for name in modules)
     code += "; import train.table, sys; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], timeout=120).returncode == 0

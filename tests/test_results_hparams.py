@@ -10,9 +10,9 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.plugins.hparams import metadata
 from tensorboard.plugins.hparams.api_pb2 import Status
 
-from train.results.hparams import write_hparams
-from train.results.summary import finish
-from train.run_folder import RunFolderError
+from train.run.folder import RunFolderError
+from train.run.hparams import write_hparams
+from train.run.summary import finish
 
 RECORDS = [{"step": 400, "loss": 3.5}]
 

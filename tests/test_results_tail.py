@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from fake_runs import write_run
 
-from train.results import tail
 from train.results.collect import collect
+from train.run import tail
 
 
 def test_the_validation_metric_is_the_last_record_that_has_one(tmp_path: Path) -> None:

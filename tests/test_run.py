@@ -17,7 +17,7 @@ import torch
 from harness import STEPS, Run, run, tiny
 from tensorboard.backend.event_processing import event_accumulator  # type: ignore[import-untyped]
 
-from train.identity import identity
+from train.run.identity import identity
 
 ROOT = Path(__file__).parents[1]
 WEIGHTED = "layers.0.feed_forward.w2"

@@ -19,10 +19,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from train import provenance, run_folder
-from train.identity import identity
-from train.provenance import git_commit, versions
-from train.run_folder import RunFolder, RunFolderError, describe_status, load_run
+from train.run import folder as run_folder
+from train.run import provenance
+from train.run.folder import RunFolder, RunFolderError, describe_status, load_run
+from train.run.identity import identity
+from train.run.provenance import git_commit, versions
 
 CONFIG = {"scale": "s1", "method": "maxP", "lr": 0.003, "seed": 0, "steps": 400}
 
@@ -471,8 +472,8 @@ def git(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
         command = ["git", "-C", str(tmp_path), *identity, *words]
         return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
 
-    module = tmp_path / "train" / "provenance.py"
-    module.parent.mkdir()
+    module = tmp_path / "train" / "run" / "provenance.py"
+    module.parent.mkdir(parents=True)
     module.write_text("first\n")
     run("init")
     run("add", ".")
@@ -486,14 +487,14 @@ def test_git_commit_is_that_of_the_checkout(git: Callable[..., str]) -> None:
 
 
 def test_git_commit_says_when_files_were_modified(tmp_path: Path, git: Callable[..., str]) -> None:
-    (tmp_path / "train" / "provenance.py").write_text("second\n")
+    (tmp_path / "train" / "run" / "provenance.py").write_text("second\n")
     assert git_commit() == git("rev-parse", "HEAD") + "+dirty"
 
 
 def test_git_commit_is_none_for_a_copy_inside_another_repository(
     tmp_path: Path, git: Callable[..., str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    inner = tmp_path / "site-packages" / "train" / "provenance.py"
+    inner = tmp_path / "site-packages" / "train" / "run" / "provenance.py"
     inner.parent.mkdir(parents=True)
     monkeypatch.setattr(provenance, "__file__", str(inner))
     assert git_commit() is None

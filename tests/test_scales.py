@@ -8,8 +8,15 @@ import pytest
 import torch
 
 from maxp import Parametrization
-from maxp.dag import Graph
-from train.scales import SCALES, compute_steps, get_scale, llama3_graph, model_config, site_graph
+from maxp.graph import Graph
+from train.model.llama3 import (
+    SCALES,
+    compute_steps,
+    get_scale,
+    llama3_graph,
+    model_config,
+    site_graph,
+)
 
 # The sizes that were asked for: dim, layers, heads, key heads, non-embedding parameters.
 TABLE = {

@@ -12,7 +12,7 @@ from harness import Run, run, tiny, torchrun
 from rank_worker import UNEVEN
 
 from train.alignment_table import ALIGNMENTS
-from train.sizes import SCALES
+from train.model.scales import SCALES
 
 pytestmark = pytest.mark.slow
 

@@ -22,7 +22,7 @@ from slurm import show
 from slurm.ledger import SweepFolder
 from slurm.states import State, survey
 from slurm.sweep import RunSpec
-from train.run_folder import RunFolder
+from train.run.folder import RunFolder
 
 Command = Callable[[list[str]], int]
 

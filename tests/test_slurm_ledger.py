@@ -13,7 +13,7 @@ from slurm_cases import job, spec
 
 from slurm import snapshot
 from slurm.ledger import LedgerError, SweepFolder
-from train.run_folder import RunFolder
+from train.run.folder import RunFolder
 
 
 @pytest.fixture
@@ -132,7 +132,7 @@ def test_the_same_code_is_copied_once(tmp_path: Path) -> None:
 
 def test_python_takes_the_packages_from_the_snapshot_even_in_the_checkout(tmp_path: Path) -> None:
     taken = snapshot.take(tmp_path, "abc+dirty")
-    text = "import train, slurm; from train.run_folder import git_commit; "
+    text = "import train, slurm; from train.run.folder import git_commit; "
     done = subprocess.run(
         [sys.executable, "-c", text + "print(train.__file__, slurm.__file__, git_commit())"],
         cwd=snapshot.ROOT,

@@ -14,7 +14,7 @@ from harness import Run
 from slurm_cluster import SCRIPT, Cluster, wait_until
 from slurm_sweeps import MAXP, PATIENCE, Sweep, same, sweep
 
-from train.run_folder import read_status
+from train.run.folder import read_status
 
 pytestmark = pytest.mark.slurm
 

@@ -11,7 +11,7 @@ from slurm_cases import command, job, spec
 from slurm import job as jobs
 from slurm.ledger import SweepFolder
 from slurm.states import Standing, State, last_error, survey
-from train.run_folder import RunFolder, read_status
+from train.run.folder import RunFolder, read_status
 
 OURS, ANOTHER = "0123456789ab", "ba9876543210"
 

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 from slurm_cases import command, job, spec
 
-from slurm import queue
+from slurm import squeue
 from slurm.ledger import SweepFolder
-from slurm.queue import QueueEntry, QueueError
+from slurm.squeue import QueueEntry, QueueError
 from slurm.states import State, judge, last_error, survey
 
 PENDING = QueueEntry("7_0", "PENDING", "Priority", "1:00:00", "", "t1")
@@ -75,7 +75,7 @@ def test_each_task_of_an_array_is_an_entry_of_its_own(
 ) -> None:
     lines = "7_0|RUNNING|None|59:00|n1|t1\n7_1|PENDING|JobArrayTaskLimit|1:00:00||t1"
     command(tmp_path / "bin", "squeue", f"printf '{lines}'", monkeypatch)
-    found = queue.jobs()
+    found = squeue.jobs()
     assert {id: entry.state for id, entry in found.items()} == {"7_0": "RUNNING", "7_1": "PENDING"}
     assert found["7_1"].waiting
     assert not found["7_0"].waiting
@@ -85,21 +85,21 @@ def test_a_job_that_has_ended_but_is_still_listed_is_not_there(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     command(tmp_path / "bin", "squeue", "echo '7_0|CANCELLED|None|0:00|n1|t1'", monkeypatch)
-    assert queue.jobs() == {}
+    assert squeue.jobs() == {}
 
 
 def test_no_answer_is_not_an_empty_queue(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     refusal = "echo 'slurm_load_jobs error: Unable to contact slurm controller' >&2; exit 1"
     command(tmp_path / "bin", "squeue", refusal, monkeypatch)
     with pytest.raises(QueueError, match=r"squeue failed: .*Unable to contact"):
-        queue.jobs()
+        squeue.jobs()
 
 
 def test_without_accounting_how_a_job_ended_is_not_known(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     command(tmp_path / "bin", "sacct", "echo 'storage is disabled' >&2; exit 1", monkeypatch)
-    assert queue.endings(["7_0"]) == {}
+    assert squeue.endings(["7_0"]) == {}
 
 
 # Put together

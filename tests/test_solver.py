@@ -22,7 +22,7 @@ from milp_oracle import (
     solve_big_m,
 )
 
-from maxp.dag import Graph, JoinNode, Node, SiteNode
+from maxp.graph import Graph, JoinNode, Node, SiteNode
 from maxp.solver import (
     PRESETS,
     Alignment,

@@ -10,14 +10,14 @@ import pytest
 from torchtitan.models.common import compute_ffn_hidden_dim
 
 from slurm.cluster import Cluster
+from slurm.config_file import ConfigError
 from slurm.estimate import estimate, measured_speeds
 from slurm.resources import parse_time
 from slurm.sweep import Overrides, Resources, Sweep, expand, load_sweep
-from slurm.toml import ConfigError
-from train import costs
 from train.cli import Flags, parse
-from train.run_folder import RunFolder
-from train.sizes import SCALES, compute_steps
+from train.model import costs
+from train.model.scales import SCALES, compute_steps
+from train.run.folder import RunFolder
 
 ROOT = Path(__file__).parents[1]
 SHIPPED = sorted((ROOT / "configs" / "sweeps").glob("*.toml"))

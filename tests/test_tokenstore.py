@@ -10,8 +10,8 @@ import pytest
 from text_cases import VOCAB_SIZE, small_encoder, texts
 from tokenizers import Tokenizer
 
-from train.data_cache import DataError, build_once, cache_root
-from train.tokenstore import DocumentEncoder, TokenStore, write_store
+from train.data.cache import DataError, build_once, cache_root
+from train.data.store import DocumentEncoder, TokenStore, write_store
 
 
 @pytest.fixture(scope="module")

@@ -10,10 +10,10 @@ import torch
 from harness import STEPS, Run, run, tiny
 from torchtitan.components.tokenizer import HuggingFaceTokenizer
 
-from train.corpus import prepare_embedded
-from train.data import TextDataLoader
+from train.data.corpus import prepare_embedded
+from train.data.loader import TextDataLoader
+from train.method.probe import draw_probe
 from train.metrics import HeldOutValidator
-from train.probe import draw_probe
 
 FIRST_MEASURED = 4  # measure_from 1, solve_interval 3
 HIDDEN = "layers.1.feed_forward.w1"

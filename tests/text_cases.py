@@ -3,8 +3,8 @@
 import random
 from pathlib import Path
 
-from train.corpus import Document, train_tokenizer
-from train.tokenstore import DocumentEncoder
+from train.data.corpus import Document, train_tokenizer
+from train.data.store import DocumentEncoder
 
 VOCAB_SIZE = 300
 

@@ -18,12 +18,12 @@ from torchtitan.tools.logging import init_logger, logger
 
 from train.checkpoint import CheckpointError
 from train.cli import parse, record
-from train.data import DataError
+from train.data.loader import DataError
 from train.faults import lost_contact, meeting_within, port_taken
 from train.metrics import DivergedError
 from train.preemption import PREEMPTED, PreemptedError
-from train.results.summary import finish
-from train.run_folder import FINISHED, RunFolder, RunFolderError, load_run
+from train.run.folder import FINISHED, RunFolder, RunFolderError, load_run
+from train.run.summary import finish
 from train.trainer import MaxPTrainer
 
 BAD_INPUT = 2

@@ -16,8 +16,8 @@ from typing import Annotated, Any
 
 import tyro
 
-from train.files import write_whole
-from train.run_folder import RunFolderError, load_run
+from train.run.files import write_whole
+from train.run.folder import RunFolderError, load_run
 
 ALIGNMENTS = ("align_z0_dW", "align_dZ_w0", "align_dZ_dW")
 Table = dict[str, tuple[float, float, float]]

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from train.alignment_table import read_table
-from train.data import TextDataLoader
-from train.methods import get_method
+from train.data.loader import TextDataLoader
+from train.method.methods import get_method
 
 
 def check(config: Any) -> None:

@@ -10,9 +10,9 @@ from typing import Any
 import tyro
 from torchtitan.config import ConfigManager
 
-from train.build import make_config, match_tokenizer
 from train.checks import check, global_batch_size
-from train.provenance import git_commit, versions
+from train.config import make_config, match_tokenizer
+from train.run.provenance import git_commit, versions
 from train.trainer import MaxPTrainer
 
 PROG = "python -m train"

@@ -30,9 +30,9 @@ from tqdm import tqdm
 
 from maxp.module import find_sites
 from maxp.overrides import AB, resolve_ab
-from train.methods import get_method
-from train.run_folder import RunFolderError, load_run
-from train.scales import get_scale, model_config
+from train.method.methods import get_method
+from train.model.llama3 import get_scale, model_config
+from train.run.folder import RunFolderError, load_run
 
 log = logging.getLogger(__name__)
 
@@ -47,7 +47,7 @@ def multipliers(model: nn.Module, ab: Mapping[str, AB]) -> dict[str, float]:
     """By parameter name, the factor that folds a parametrization into a LLaMA's weights.
 
     Args:
-        model: built from `train.scales.model_config`, on any device.
+        model: built from `train.model.llama3.model_config`, on any device.
         ab: (a, b) by layer type, name or suffix of a name, as for `maxp.Parametrization`.
     """
     sites = find_sites(model)

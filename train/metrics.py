@@ -12,8 +12,8 @@ from torch import nn
 from torchtitan.components.metrics import BaseLogger, LoggerContainer, MetricsProcessor
 from torchtitan.components.validate import Validator
 
-from train.metrics_log import MetricsLog
-from train.run_folder import RunFolder
+from train.run.folder import RunFolder
+from train.run.metrics_log import MetricsLog
 
 logger = logging.getLogger(__name__)
 

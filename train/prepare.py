@@ -16,12 +16,12 @@ import tyro
 from filelock import FileLock, Timeout
 from tqdm import tqdm
 
-from train.data_cache import DataError
-from train.data_prepared import PREPARED, TOKENIZER
-from train.files import write_whole
-from train.prepare_sources import Text, source
-from train.store_writer import StoreWriter
-from train.tokenstore import DocumentEncoder, batches
+from train.data.cache import DataError
+from train.data.prepared import PREPARED, TOKENIZER
+from train.data.sources import Text, source
+from train.data.store import DocumentEncoder, batches
+from train.data.writer import StoreWriter
+from train.run.files import write_whole
 
 BAD_INPUT = 2
 # Text that is encoded at once and becomes a chunk: what a kill may cost, a few seconds.
@@ -184,9 +184,9 @@ def _encoder(options: Options) -> tuple[DocumentEncoder, Path]:
     # Here, so that a mistake in the flags is told before torchtitan is imported.
     from torchtitan.components.tokenizer import HuggingFaceTokenizer
 
-    from train.build import LLAMA3_TOKENIZER
-    from train.corpus import prepare_embedded
-    from train.data import document_encoder
+    from train.config import LLAMA3_TOKENIZER
+    from train.data.corpus import prepare_embedded
+    from train.data.loader import document_encoder
 
     if options.tokenizer is not None:
         folder = options.tokenizer.expanduser()

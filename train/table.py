@@ -11,12 +11,12 @@ from typing import Annotated
 
 import tyro
 
-from train.files import write_whole
 from train.results.cells import Metric, loss_table
 from train.results.collect import UNREADABLE, collect
 from train.results.formats import Format, render
 from train.results.names import named, natural
-from train.run_folder import CONFIG
+from train.run.files import write_whole
+from train.run.folder import CONFIG
 
 __all__ = ["collect", "loss_table", "render"]
 

@@ -16,14 +16,14 @@ from train import cpu, torch_compat
 from train.alignment_table import ALIGNMENTS, Table, kind, read_table
 from train.checks import check
 from train.faults import limit_collectives
-from train.learning_rates import SiteGroups
-from train.methods import get_method
+from train.method.learning_rates import SiteGroups
+from train.method.methods import get_method
+from train.method.probe import TrainerParametrization, draw_probe
+from train.method.settings import MaxPSettings
 from train.metrics import SITE_PREFIX, DivergedError, HeldOutValidator, RunMetrics
+from train.model.llama3 import site_graph
 from train.preemption import PreemptedError, StopFlag
-from train.probe import TrainerParametrization, draw_probe
-from train.run_folder import RunFolder
-from train.scales import site_graph
-from train.settings import MaxPSettings
+from train.run.folder import RunFolder
 
 # torchtitan's modules are all imported by now.
 cpu.install()

@@ -22,7 +22,7 @@ from scripts.study import figures, figures_training, marks, numbers, single_pass
 from scripts.study.files import read_rows, read_single, write_json, write_rows, write_single
 from scripts.study.plan import FULL, OPTIMIZERS, QUICK, Plan
 from scripts.study.summary import slopes
-from train.files import write_whole
+from train.run.files import write_whole
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 TUTORIAL = ROOT / "docs" / "tutorial.md"

@@ -7,7 +7,7 @@ from typing import Any
 import pandas as pd
 
 from scripts.study.derived import NORMS
-from train.files import write_whole
+from train.run.files import write_whole
 
 # Raw values to four digits: the measurements' own noise is larger.
 _DIGITS = "%.4g"

@@ -12,7 +12,7 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from train.files import write_whole
+from train.run.files import write_whole
 
 log = logging.getLogger(__name__)
 

@@ -6,7 +6,7 @@ import pandas as pd
 
 from train.results.collect import UNREADABLE
 from train.results.options import Metric
-from train.results.tail import TRAIN_STEPS
+from train.run.tail import TRAIN_STEPS
 
 TITLES: dict[Metric, str] = {
     "validation": "validation loss at the end",

@@ -13,11 +13,9 @@ from typing import Any
 import pandas as pd
 from tqdm import tqdm
 
-from train.results import tail
 from train.results.cache import Fingerprint, RowCache
-from train.results.summary import COORDINATES, SUMMARY, SummaryError, read_summary
-from train.results.tail import Tail
-from train.run_folder import (
+from train.run import tail
+from train.run.folder import (
     CONFIG,
     FINISHED,
     METRICS,
@@ -26,6 +24,8 @@ from train.run_folder import (
     describe_status,
     load_run,
 )
+from train.run.summary import COORDINATES, SUMMARY, SummaryError, read_summary
+from train.run.tail import Tail
 
 log = logging.getLogger(__name__)
 

@@ -15,7 +15,7 @@ from matplotlib.lines import Line2D
 from train.results import style
 from train.results.analysis import Results
 from train.results.plots import LOSS_LABELS
-from train.run_folder import RunFolderError, load_run
+from train.run.folder import RunFolderError, load_run
 
 log = logging.getLogger(__name__)
 

@@ -11,7 +11,7 @@ from train.results.basin import TOLERANCE
 from train.results.cells import Metric
 from train.results.collect import UNREADABLE
 from train.results.names import lr_text, named
-from train.run_folder import FINISHED
+from train.run.folder import FINISHED
 
 
 def best_lines(results: Results, scale: str) -> list[str]:

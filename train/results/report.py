@@ -19,14 +19,14 @@ import tyro
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
-from train.files import write_whole
 from train.results import curves, notes, page, plots, style
 from train.results.analysis import Results
 from train.results.basin import TOLERANCE
 from train.results.cells import TITLES, Metric
 from train.results.collect import UNREADABLE, collect
 from train.results.grids import Table, loss_grid, problem_grid, run_grid, summary_grid
-from train.run_folder import CONFIG
+from train.run.files import write_whole
+from train.run.folder import CONFIG
 
 _LEGEND = (
     f"Losses in nats a token. Basin: decades of learning rate within {TOLERANCE:g} of the best "

@@ -1,0 +1,249 @@
+"""The coordinate check: how outputs, and their changes with training, scale with width.
+
+For every site, the root mean square of its output at init, and of the output's change since init
+after a few steps, is measured over widths and seeds. The slopes of their logarithms stand beside
+those that the method derives for the model's own exponents, which are read off it: a off the
+multipliers, b off the initial weights, c off the learning rates of the param groups, and how many
+entries a site contracts off its ``width_dim``, each as a slope against the checked width. So param
+groups made by hand, and sites that grow unlike the width or not at all, are checked alike.
+
+Sources: Yang et al. 2022 (arXiv 2203.03466), appendix on coordinate checks; the derived slopes are
+those of `maxp.solver`, whose r has the opposite sign.
+"""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import nn
+from torch.optim import SGD, Adam, Optimizer
+from torch.utils._pytree import tree_leaves
+
+from maxp.diagnose.report import plot_axis, print_axis
+from maxp.diagnose.slopes import Array, SiteStats, Slope, fit_exponent, fit_slope, init_slopes
+from maxp.graph import Graph
+from maxp.module import Site, find_sites
+from maxp.overrides import check_used, resolve
+from maxp.solver import PRESETS, Alignment, Exponents, OptimizerType, change_exponents
+from maxp.trace import call_model, trace
+
+__all__ = ["SiteStats", "Slope", "diagnose_axis", "init_slopes", "plot_axis", "print_axis"]
+
+LossFn = Callable[[Any, Any], torch.Tensor]
+
+_OPTIMIZERS: dict[str, Callable[[Any], Optimizer]] = {"adam": Adam, "sgd": SGD}
+# A site without a weight does not align, as in both presets of `Parametrization`.
+_BILINEAR = Alignment(0.5, 0.5, 0.5)
+
+
+class _Observed(NamedTuple):
+    """A site in one model: rms of its output, of its change and of its initial weight, and what
+    its exponents are read off. A weight that no param group holds has an lr of 0."""
+
+    init: float
+    change: float
+    weight: float
+    lr: float
+    scale: float
+    width_dim: float
+
+
+def diagnose_axis(
+    make_model: Callable[[int], tuple[nn.Module, Iterable[Any]]],
+    make_input: Callable[[int], Any],
+    widths: Sequence[int],
+    *,
+    steps: int = 3,
+    seeds: int = 8,
+    optimizer: OptimizerType | Callable[[Any], Optimizer] = "adam",
+    loss_fn: LossFn | None = None,
+    alignment_overrides: Mapping[str, tuple[float, float, float]] | None = None,
+    tolerance: float = 0.05,
+    progress: bool = True,
+) -> tuple[list[str], list[str], dict[str, SiteStats]]:
+    """Train a model at each width for a few steps, and see what depends on the width.
+
+    Wanted are a change of slope 0 at every site, and at init a slope of 0; a readout, or a site
+    without a weight, may start smaller if that is derived (muP's readout: -1/2). The derived
+    slopes hold at large widths: where tokens times outputs are not few against the width, the part
+    of an update that adds up at random still counts, and changes fall, the readout's first.
+
+    Args:
+        make_model: from a width, a model and the param groups of its optimizer
+            (`Parametrization.param_groups`, say). Torch's generator is seeded before; a model that
+            has a seed of its own is the same every time, and its error bars say nothing.
+        make_input: from a width, the probe: a tensor, or a tuple or dict of the model's arguments,
+            with entries of order 1. The model is trained on it and measured on it. A seed draws the
+            same probe at every width where the shape is the same.
+        widths: at least two different ones.
+        steps: updates before the change is measured.
+        seeds: models a width, from which the standard errors come; at least 2.
+        optimizer: ``"adam"``, ``"sgd"``, or what builds an optimizer from param groups. SGD's
+            derived slopes are for `torch.optim.SGD` and its subclasses, all others count as Adam.
+        loss_fn: from the model's output and the probe, the loss. None is half the mean squared
+            distance to a target that is N(0, 1), drawn once a seed.
+        alignment_overrides: (z0_dW, dZ_w0, dZ_dW) that the derived slopes assume, by the keys of
+            `Parametrization`; otherwise (1, 1/2, 1), or 1/2 at sites without a weight.
+        tolerance: how far a slope may lie from what is wanted, or three standard errors if more.
+        progress: show a bar, if tqdm is installed.
+
+    Returns:
+        all_ops, the sites' names in order of definition; affected, those whose slopes are not as
+        wanted; act_stats, what was measured, by name.
+
+    Raises:
+        ValueError: too few widths, steps or seeds; an unknown optimizer or override; sites that
+            differ between widths, or that have no weight or lr at some widths only; SGD without a
+            readout.
+        TypeError: a model that does not return a tensor, without a ``loss_fn``.
+    """
+    _check_arguments(widths, steps, seeds, optimizer)
+    build = _OPTIMIZERS[optimizer] if isinstance(optimizer, str) else optimizer
+    runs: list[dict[str, _Observed]] = []
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+        for seed, width in _bar([(s, w) for s in range(seeds) for w in widths], progress):
+            torch.manual_seed(seed)
+            x = make_input(width)  # first, since how much the model draws depends on the width
+            model, groups = make_model(width)
+            found, built = find_sites(model), build(groups)
+            if not runs:
+                sites, graph = found, trace(model, x)
+                rule: OptimizerType = "sgd" if isinstance(built, SGD) else "adam"
+                alignments = _alignments(sites, alignment_overrides or {})
+            if list(found) != list(sites):
+                raise ValueError(f"make_model: other sites at width {width} than at {widths[0]}")
+            runs.append(_train(model, found, built, x, loss_fn or _Distance(seed), steps))
+
+    observed = {}
+    for name in sites:
+        rows = np.array([run[name] for run in runs]).reshape(seeds, len(widths), -1)
+        observed[name] = dict(zip(_Observed._fields, np.moveaxis(rows, -1, 0), strict=True))
+    stats = _judge(graph, rule, alignments, observed, widths, tolerance)
+    return list(sites), [name for name in sites if stats[name].affected], stats
+
+
+def _judge(
+    graph: Graph,
+    rule: OptimizerType,
+    alignments: Mapping[str, Alignment],
+    observed: Mapping[str, Mapping[str, Array]],
+    widths: Sequence[int],
+    tolerance: float,
+) -> dict[str, SiteStats]:
+    """Fit the slopes, and derive what they should be; arrays are `_Observed`, (seeds, widths)."""
+    exponents, contracted, c = {}, {}, {}
+    for name, seen in observed.items():
+        n, a, b, c[name] = (
+            sign * fit_exponent(name, what, widths, seen[what])
+            for what, sign in (("width_dim", 1), ("scale", -1), ("weight", -1), ("lr", -1))
+        )
+        # The program is in powers of width_dim, and what is checked in powers of the width.
+        alignment = Alignment(*(n * exponent for exponent in alignments[name]))
+        contracted[name], exponents[name] = n, Exponents(a, b, alignment, c[name])
+    at_init, wanted = init_slopes(graph, exponents, contracted)
+    r = change_exponents(graph, exponents, c, rule)
+    stats = {}
+    for name, seen in observed.items():
+        init = fit_slope(widths, seen["init"], at_init[name], wanted[name], tolerance)
+        change = fit_slope(widths, seen["change"], -r[name], 0.0, tolerance)
+        stats[name] = SiteStats(seen["init"], seen["change"], init, change)
+    return stats
+
+
+def _check_arguments(widths: Sequence[int], steps: int, seeds: int, optimizer: object) -> None:
+    if len(set(widths)) < 2:
+        raise ValueError(f"widths: give at least two different ones, got {list(widths)}")
+    if steps < 1:
+        raise ValueError(f"steps must be at least 1, got {steps}")
+    if seeds < 2:
+        raise ValueError(f"seeds must be at least 2, for a standard error, got {seeds}")
+    if isinstance(optimizer, str) and optimizer not in _OPTIMIZERS:
+        raise ValueError(
+            f"optimizer must be one of {', '.join(_OPTIMIZERS)}, or build an optimizer from param "
+            f"groups; got {optimizer!r}"
+        )
+
+
+def _bar(runs: list[tuple[int, int]], progress: bool) -> Iterable[tuple[int, int]]:
+    try:
+        from tqdm.auto import tqdm
+    except ImportError:  # not one of maxp's dependencies
+        return runs
+    return tqdm(runs, desc="coordinate check", unit="model", disable=not progress)
+
+
+def _alignments(
+    sites: Mapping[str, Site], overrides: Mapping[str, tuple[float, float, float]]
+) -> dict[str, Alignment]:
+    check_used("alignment_overrides", overrides, sites)
+    found = {}
+    for name, site in sites.items():
+        default = _BILINEAR if site.weight is None else PRESETS["full"]
+        found[name] = Alignment(*(resolve(name, site, overrides) or default))
+    return found
+
+
+class _Distance:
+    """Half the mean squared distance to an N(0, 1) target, fixed by the seed."""
+
+    def __init__(self, seed: int) -> None:
+        self._seed = seed
+
+    def __call__(self, output: Any, x: Any) -> torch.Tensor:
+        if not isinstance(output, torch.Tensor):
+            raise TypeError(f"loss_fn: needed for a model that returns {type(output).__name__}")
+        target = torch.randn(output.shape, generator=torch.Generator().manual_seed(self._seed))
+        return 0.5 * (output - target.to(output)).square().mean()
+
+
+def _train(
+    model: nn.Module, sites: dict[str, Site], optimizer: Optimizer, x: Any, loss: LossFn, steps: int
+) -> dict[str, _Observed]:
+    lrs = {id(p): float(g["lr"]) for g in optimizer.param_groups for p in g["params"]}
+    weights = {n: 1.0 if s.weight is None else _rms(s.weight) for n, s in sites.items()}
+    before = _outputs(model, sites, x)
+    for _ in range(steps):
+        optimizer.zero_grad()
+        loss(call_model(model, x), x).backward()
+        optimizer.step()
+    after = _outputs(model, sites, x)
+    return {
+        name: _Observed(
+            init=_rms(before[name]),
+            change=_rms(after[name] - before[name]),
+            weight=weights[name],
+            lr=1.0 if site.weight is None else lrs.get(id(site.weight), 0.0),
+            scale=site.scale,
+            width_dim=site.width_dim,
+        )
+        for name, site in sites.items()
+    }
+
+
+def _outputs(model: nn.Module, sites: Mapping[str, Site], x: Any) -> dict[str, torch.Tensor]:
+    """The sites' outputs on the probe, in evaluation mode."""
+    found: dict[str, torch.Tensor] = {}
+    hooks = []
+    for name, site in sites.items():
+        assert isinstance(site, nn.Module)
+
+        def after(_: nn.Module, args: Any, out: Any, name: str = name) -> None:
+            # A copy, since what follows may write into it; on the CPU, since MPS has no float64.
+            found[name] = tree_leaves(out)[0].detach().to("cpu", torch.float64, copy=True)
+
+        hooks.append(site.register_forward_hook(after))
+    training = model.training
+    try:
+        model.eval()
+        with torch.no_grad():
+            call_model(model, x)
+    finally:
+        model.train(training)
+        for hook in hooks:
+            hook.remove()
+    return found
+
+
+def _rms(x: torch.Tensor) -> float:
+    return float(x.detach().to("cpu", torch.float64).square().mean().sqrt())

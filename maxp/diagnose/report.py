@@ -1,0 +1,121 @@
+"""A coordinate check's result, as a table and as a picture."""
+
+import math
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from maxp.diagnose.slopes import Array, SiteStats, Slope
+
+# So many sites at most are named in the last sentence, and in a plot.
+_NAMED = 16
+
+
+def print_axis(
+    name: str,
+    all_ops: Sequence[str],
+    affected: Sequence[str],
+    act_stats: Mapping[str, SiteStats],
+    widths: Sequence[int],
+) -> None:
+    """Print a table, one line a site, and a sentence that sums it up.
+
+    Args:
+        name: what was checked; the table's title.
+        all_ops, affected, act_stats, widths: as `diagnose_axis` returned them, or was given.
+    """
+    rows = [("site", "init", "derived", "change", "derived", "verdict")]
+    for op in all_ops:
+        stats = act_stats[op]
+        rows.append((op, *_columns(stats.init), *_columns(stats.change), stats.verdict))
+    lengths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = ["  ".join(map(str.ljust, row, lengths)).rstrip() for row in rows]
+    if any(" *" in text for row in rows for text in (row[2], row[4])):
+        lines.append("* not as measured; derived slopes hold at large widths, for aligned updates")
+    over = f"widths {min(widths)} to {max(widths)}"
+    seeds = len(act_stats[all_ops[0]].init_rms)
+    print(f"{name}: slopes of log rms against log width, {over}, {seeds} seeds")
+    print("\n".join(lines))
+    if affected:
+        some = ", ".join(f"{op} ({act_stats[op].verdict})" for op in affected[:_NAMED])
+        some += ", ..." if len(affected) > _NAMED else ""
+        print(f"{name}: {len(affected)} of {len(all_ops)} sites are not right over {over}: {some}")
+    else:
+        print(f"{name}: all {len(all_ops)} sites are right over {over}")
+
+
+def _columns(slope: Slope) -> tuple[str, str]:
+    zero = slope.mean == -math.inf
+    measured = "zero" if zero else f"{slope.mean:+.3f} +- {slope.error:.3f}"
+    # Rounded first and + 0.0, so that there is no -0.00.
+    derived = "zero" if math.isinf(slope.derived) else f"{round(slope.derived, 2) + 0.0:+.2f}"
+    return measured, derived + ("" if slope.near(slope.derived) else " *")
+
+
+def plot_axis(
+    name: str,
+    all_ops: Sequence[str],
+    affected: Sequence[str],
+    act_stats: Mapping[str, SiteStats],
+    widths: Sequence[int],
+    *,
+    filename: str | os.PathLike[str],
+) -> None:
+    """Draw rms against width, at init and of the change, and write it to ``filename``.
+
+    One line a site, the geometric mean over seeds in a band of one standard error, dashed where the
+    slope is not as wanted. A dotted line through the first point has the derived slope. Of more
+    than 16 sites, the legend names affected ones only.
+
+    Args:
+        name: what was checked; the title.
+        all_ops, affected, act_stats, widths: as `diagnose_axis` returned them, or was given.
+        filename: its extension (png, pdf, svg) sets the format.
+
+    Raises:
+        ValueError: an extension that matplotlib cannot write.
+    """
+    # Not pyplot: it would choose a backend for the whole process.
+    from matplotlib import colormaps
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(12, 5), layout="constrained")
+    figure.suptitle(f"{name} (dotted: derived slope)")
+    colors = colormaps["viridis"](np.linspace(0, 0.92, len(all_ops)))
+    named = set(all_ops if len(all_ops) <= _NAMED else affected[:_NAMED])
+    ticks = sorted(set(widths))
+    for axes, what in zip(figure.subplots(1, 2), ("init", "change"), strict=True):
+        for op, color in zip(all_ops, colors, strict=True):
+            rms, slope = getattr(act_stats[op], f"{what}_rms"), getattr(act_stats[op], what)
+            _draw(axes, f"{op}: {slope}" if op in named else None, rms, slope, widths, color)
+        axes.set(xscale="log", yscale="log", xlabel="width", ylabel=f"rms, {what}")
+        axes.set_xticks(ticks, [str(width) for width in ticks])
+        axes.set_xticks([], minor=True)
+        low, high = axes.get_ylim()
+        widen = max(1.0, ticks[-1] / ticks[0] * low / high) ** 0.5  # or noise would fill the panel
+        axes.set_ylim(low / widen, high * widen)
+        if named:
+            axes.legend(fontsize="small", loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
+    path = Path(filename)
+    unfinished = path.with_name(f".{path.stem}.unfinished{path.suffix}")
+    figure.savefig(unfinished, dpi=150)
+    os.replace(unfinished, path)
+
+
+def _draw(
+    axes: Any, label: str | None, rms: Array, slope: Slope, widths: Sequence[int], color: Any
+) -> None:
+    style = "-" if slope.near(slope.wanted) else "--"
+    if not math.isfinite(slope.mean):
+        axes.plot([], [], style, color=color, label=label)  # what has no logarithm is only named
+        return
+    order = np.argsort(widths)
+    x, logs = np.asarray(widths, dtype=np.float64)[order], np.log(rms[:, order])
+    mean, error = logs.mean(0), logs.std(0, ddof=1) / math.sqrt(len(logs))
+    axes.plot(x, np.exp(mean), style, color=color, marker=".", label=label)
+    axes.fill_between(x, np.exp(mean - error), np.exp(mean + error), color=color, alpha=0.2, lw=0)
+    if math.isfinite(slope.derived):
+        axes.plot(x, np.exp(mean[0]) * (x / x[0]) ** slope.derived, ":", color=color, lw=1)

@@ -1,0 +1,1 @@
+"""Benchmarks, reported as ratios within one run: ``python -m scripts.bench.NAME``."""

@@ -1,0 +1,94 @@
+"""How long a table of many runs takes to read: fresh, from the cache, and without the cache.
+
+python -m scripts.bench.results --runs 10000
+"""
+
+import json
+import math
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import tyro
+from tqdm import tqdm
+
+from train.results.collect import collect
+from train.results.formats import render
+from train.run.summary import write_summary
+
+METHODS = ("maxP", "mup-full", "mup-no", "maxP-frozen", "sp")
+SCALES = ("s1", "s2", "s3", "s4", "s5")
+
+
+@dataclass
+class Options:
+    """Make folders of finished runs in a temporary place and time their reading."""
+
+    runs: int = 10_000
+    """Runs, over 5 scales, 5 methods, 10 lrs and as many seeds as that takes."""
+
+    records: int = 300
+    """Lines of each metrics.jsonl."""
+
+    record_bytes: int = 300
+    """Padding of each line, in the place of the layers' values."""
+
+    config_bytes: int = 12_000
+    """Size of each config.json, about that of a LLaMA-3 run."""
+
+    at: Path | None = None
+    """Folder to make them in, on the file system to be measured; by default the temporary one."""
+
+
+def make_run(folder: Path, number: int, options: Options) -> None:
+    """One completed run as the harness leaves it."""
+    lr = 1e-3 * 2 ** (number // 25 % 10)
+    coordinates = {
+        "scale": SCALES[number % 5],
+        "method": METHODS[number // 5 % 5],
+        "lr": lr,
+        "seed": number // 250,
+        "steps": options.records,
+    }
+    folder.mkdir()
+    filler = {f"key{i}": "x" * 40 for i in range(options.config_bytes // 52)}
+    (folder / "config.json").write_text(json.dumps({"config": {**coordinates, "filler": filler}}))
+    loss = 3 + math.log10(lr / 0.02) ** 2 / 9 + number % 7 / 1000
+    padding = "x" * options.record_bytes
+    lines = [
+        json.dumps({"step": s, "loss": loss + 5 / s, "tokens_per_second": 1e5, "sites": padding})
+        for s in range(1, options.records + 1)
+    ]
+    lines.append(json.dumps({"step": options.records, "validation_loss": loss}))
+    (folder / "metrics.jsonl").write_text("\n".join(lines) + "\n")
+    status = {"state": "completed", "step": options.records}
+    (folder / "status.json").write_text(json.dumps(status))
+    write_summary(folder, parameters=10**7 * (1 + number % 5))
+
+
+def seconds(label: str, folder: Path, *, cache: bool = True) -> None:
+    start = time.perf_counter()
+    runs = collect(folder, cache=cache)
+    read = time.perf_counter() - start
+    text = render(runs, "validation")
+    rendered = time.perf_counter() - start - read
+    lines = text.count("\n")
+    print(f"{label:24}{len(runs)} runs read in {read:.2f} s, {lines} lines in {rendered:.2f} s")
+
+
+def main(options: Options) -> None:
+    with tempfile.TemporaryDirectory(dir=options.at) as name:
+        folder = Path(name)
+        for number in tqdm(range(options.runs), desc="making runs", unit="run"):
+            make_run(folder / f"run{number:05d}", number, options)
+        seconds("first time", folder)
+        seconds("second time", folder)
+        seconds("without the cache", folder, cache=False)
+        for file in folder.glob("*/summary.json"):
+            file.unlink()
+        seconds("no cache, no summaries", folder, cache=False)
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Options))

@@ -1,0 +1,258 @@
+"""Solve times: the linear program through HiGHS, cold and warm, beside big-M through CBC.
+
+    python -m scripts.bench.solver --json solver.json --plot solver.png
+
+A cold solve builds the program and solves it; a warm one re-solves after every alignment moved a
+little, as between two measurements of a run. The mixed-integer program is the tests' oracle, also
+built and solved, in the same process and on the same exponents. All times are medians, in ms.
+"""
+
+import json
+import math
+import os
+import random
+import statistics
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pulp
+import tyro
+from tqdm import tqdm
+
+from maxp.graph import Graph
+from maxp.solver import PRESETS, Alignment, Exponents, Program, solve
+from tests.milp_oracle import chain_of, preset_exponents, solve_big_m
+
+TARGET_SITES = 226
+TARGET_COLD_RATIO = 50.0
+TARGET_WARM_RATIO = 100.0
+TARGET_WARM_MS = 2.0
+# What the objectives may differ by: CBC hands each c over as text, to eight digits.
+CBC_DIGITS = 1e-5
+
+
+@dataclass(frozen=True)
+class Options:
+    """What to time, and where to write it."""
+
+    chains: tuple[int, ...] = (10, 50, 113, TARGET_SITES)
+    """Sites of each chain."""
+    scales: tuple[str, ...] = ("s1", "s2", "s3", "s4", "s5")
+    """LLaMA-3 scales whose graphs are timed; a bare --scales for none."""
+    repeats: int = 15
+    """Linear solves that each median is over."""
+    milp_repeats: int = 3
+    """Mixed-integer solves that each median is over: up to --repeats."""
+    seed: int = 0
+    """Of the alignments."""
+    json: Path | None = None
+    """Write the rows here."""
+    plot: Path | None = None
+    """Draw the times against the number of sites here."""
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.milp_repeats <= self.repeats:
+            raise ValueError(
+                f"--milp-repeats must be 1 to --repeats, got {self.milp_repeats} of {self.repeats}"
+            )
+        if min(self.chains, default=2) < 2:
+            raise ValueError("--chains needs at least 2 sites each: an embedding and a readout")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One graph's medians in ms. ``sites`` counts those with a weight."""
+
+    graph: str
+    sites: int
+    milp_ms: float
+    cold_ms: float
+    warm_ms: float
+    difference: float
+    """The largest difference of the two programs' objectives."""
+
+    @property
+    def cold_ratio(self) -> float:
+        return self.milp_ms / self.cold_ms
+
+    @property
+    def warm_ratio(self) -> float:
+        return self.milp_ms / self.warm_ms
+
+
+def measured_like(rng: random.Random, graph: Graph) -> dict[str, Exponents]:
+    """muP, with alignments spread as in a run; sites without a weight have 1/2, as by default."""
+    exponents = preset_exponents(graph, "mup", PRESETS["full"])
+    for site in graph.weighted:
+        drawn = Alignment(rng.gauss(0.75, 0.1), rng.gauss(0.5, 0.03), rng.gauss(0.75, 0.1))
+        exponents[site.name] = replace(exponents[site.name], alignment=drawn)
+    return exponents
+
+
+def moved(
+    rng: random.Random, graph: Graph, exponents: Mapping[str, Exponents]
+) -> dict[str, Exponents]:
+    """The exponents of the next measurement."""
+    weighted = {site.name for site in graph.weighted}
+    return {
+        name: replace(e, alignment=Alignment(*(x + rng.gauss(0, 0.01) for x in e.alignment)))
+        if name in weighted
+        else e
+        for name, e in exponents.items()
+    }
+
+
+def timed(call: Callable[[], Any]) -> tuple[float, Any]:
+    """The ms that ``call`` took, and what it returned."""
+    start = time.perf_counter()
+    value = call()
+    return 1e3 * (time.perf_counter() - start), value
+
+
+def bench(name: str, graph: Graph, options: Options, rng: random.Random) -> Row:
+    """Time the three ways to solve ``graph`` on the same exponents.
+
+    Raises:
+        RuntimeError: their optima differ, so that the times compare nothing.
+    """
+    exponents = measured_like(rng, graph)
+    live = Program(graph, warm_start=True)
+    live.solve(exponents)
+    cbc = pulp.PULP_CBC_CMD(msg=False)
+    milp_ms, cold_ms, warm_ms, differences = [], [], [], []
+    for i in range(options.repeats):
+        exponents = moved(rng, graph, exponents)
+        warm, again = timed(partial(live.solve, exponents))
+        cold, fresh = timed(partial(solve, graph, exponents))
+        cold_ms.append(cold)
+        warm_ms.append(warm)
+        if again.c != fresh.c:
+            raise RuntimeError(f"{name}: the warm and the cold solve disagree")
+        if i < options.milp_repeats:
+            solve_milp = partial(solve_big_m, graph, exponents, polish=False, solver=cbc)
+            milp, exact = timed(solve_milp)
+            milp_ms.append(milp)
+            objective = math.nan if exact is None else exact.objective
+            differences.append(abs(sum(fresh.c.values()) - objective))
+    if not max(differences) <= CBC_DIGITS:
+        raise RuntimeError(f"{name}: the objectives differ by {max(differences):.3g}")
+    median = statistics.median
+    times = median(milp_ms), median(cold_ms), median(warm_ms)
+    return Row(name, len(graph.weighted), *times, max(differences))
+
+
+def graphs(options: Options) -> Iterator[tuple[str, Graph]]:
+    for sites in options.chains:
+        yield f"chain {sites}", chain_of(sites)
+    for scale in options.scales:
+        # torchtitan's import takes seconds, and chains alone do not need it.
+        from train.model.llama3 import llama3_graph
+
+        yield f"LLaMA-3 {scale}", llama3_graph(scale)
+
+
+def table(rows: list[Row]) -> str:
+    names = ("CBC big-M ms", "cold ms", "ratio", "warm ms", "ratio")
+    head = f"{'graph':<14}{'sites':>6}" + "".join(f"{name:>14}" for name in names)
+    lines = [
+        f"{r.graph:<14}{r.sites:>6}{r.milp_ms:>14.1f}{r.cold_ms:>14.2f}{r.cold_ratio:>13.0f}x"
+        f"{r.warm_ms:>14.2f}{r.warm_ratio:>13.0f}x"
+        for r in rows
+    ]
+    return "\n".join([head, *lines])
+
+
+def verdict(rows: list[Row]) -> str:
+    """Whether the targets are reached on the chain that they are set for."""
+    target = next((row for row in rows if row.graph == f"chain {TARGET_SITES}"), None)
+    if target is None:
+        return f"targets: not measured, they are set for --chains {TARGET_SITES}"
+    cold = target.cold_ratio >= TARGET_COLD_RATIO
+    warm = target.warm_ms <= TARGET_WARM_MS or target.warm_ratio >= TARGET_WARM_RATIO
+    return (
+        f"targets at {TARGET_SITES} sites: "
+        f"cold {target.cold_ratio:.0f}x, asked {TARGET_COLD_RATIO:.0f}x: {_reached(cold)}; "
+        f"warm {target.warm_ms:.2f} ms and {target.warm_ratio:.0f}x, asked {TARGET_WARM_MS:.0f} ms "
+        f"or {TARGET_WARM_RATIO:.0f}x: {_reached(warm)}"
+    )
+
+
+def _reached(yes: bool) -> str:
+    return "reached" if yes else "MISSED"
+
+
+def write_json(rows: list[Row], path: Path) -> None:
+    found = [asdict(r) | {"cold_ratio": r.cold_ratio, "warm_ratio": r.warm_ratio} for r in rows]
+    _write_whole(path, lambda target: target.write_text(json.dumps(found, indent=1) + "\n"))
+
+
+def write_plot(rows: list[Row], path: Path) -> None:
+    """Chains as lines, LLaMA-3 graphs as crosses, both axes logarithmic."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(6, 4.5), layout="constrained")
+    curves = {"milp_ms": "big-M, CBC", "cold_ms": "linear, cold", "warm_ms": "linear, warm"}
+    for i, (key, label) in enumerate(curves.items()):
+        for kind, style in (("chain", "o-"), ("LLaMA-3", "x")):
+            some = sorted((r.sites, getattr(r, key)) for r in rows if r.graph.startswith(kind))
+            if some:
+                sites, times = zip(*some, strict=True)
+                axes.loglog(sites, times, style, color=f"C{i}", label=f"{label}, {kind}")
+    axes.axhline(TARGET_WARM_MS, color="grey", linewidth=0.8, linestyle=":")
+    axes.set_xlabel("sites with a weight")
+    axes.set_ylabel("ms")
+    axes.legend(fontsize="small")
+    _write_whole(path, lambda target: figure.savefig(target, dpi=150))
+    pyplot.close(figure)
+
+
+def _write_whole(path: Path, write: Callable[[Path], Any]) -> None:
+    temporary = path.with_name(f".{os.getpid()}.{path.name}")
+    try:
+        write(temporary)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _check_folders(options: Options) -> None:
+    """Before minutes of solving: can the results be written?
+
+    Raises:
+        ValueError: one line that names the flag.
+    """
+    for flag, path in (("--json", options.json), ("--plot", options.plot)):
+        if path is not None and not path.parent.is_dir():
+            raise ValueError(f"{flag} {path}: there is no folder {path.parent}; make it first")
+
+
+def main() -> None:
+    try:
+        options = tyro.cli(Options, description=__doc__)
+        _check_folders(options)
+    except ValueError as error:
+        raise SystemExit(str(error)) from None
+    rng = random.Random(options.seed)
+    total = len(options.chains) + len(options.scales)
+    rows = []
+    with tqdm(graphs(options), total=total, unit="graph") as progress:
+        for name, graph in progress:
+            progress.set_postfix_str(name)
+            rows.append(bench(name, graph, options, rng))
+    print(table(rows))
+    print(verdict(rows))
+    if options.json is not None:
+        write_json(rows, options.json)
+    if options.plot is not None:
+        write_plot(rows, options.plot)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Texts as batches of tokens: embedded corpus, local files, hub datasets, prepared tokens."""

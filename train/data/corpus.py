@@ -1,0 +1,209 @@
+"""The embedded corpus: text that is on any machine with Python, for training without a network.
+
+The documents are the sources of Python's standard library, about 10 MB, one file each. About one
+file in twenty is held out, chosen by a hash of its name; a file whose content was seen before is
+left out, so no held-out text is ever trained on. A byte-level BPE of 4,096 tokens is trained on the
+training files alone. All of it depends only on the sources and on the version of `tokenizers`:
+equal inputs give byte-identical files. Sources differ between Python versions, and between builds
+of one version (some distributions leave parts out), so only losses of equal caches compare.
+"""
+
+import hashlib
+import json
+import logging
+import platform
+import sysconfig
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import tokenizers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tqdm import tqdm
+
+from train.data.cache import DataError, build_once, cache_root
+from train.data.store import DocumentEncoder, TokenStore, write_store
+
+logger = logging.getLogger(__name__)
+
+VOCAB_SIZE = 4096
+BOS_TOKEN = "<|begin_of_text|>"
+EOS_TOKEN = "<|end_of_text|>"
+
+# Installed packages, test suites, and generated tables: not prose that a person wrote.
+_LEFT_OUT_FOLDERS = frozenset(
+    {"site-packages", "dist-packages", "__pycache__", "test", "tests", "idle_test"}
+    | {"encodings", "pydoc_data"}
+)
+_LEFT_OUT_FILES = ("_sysconfigdata", "sitecustomize", "usercustomize")
+_HELD_OUT_ONE_IN = 20
+_FORMAT = 1  # raise when equal sources would give other files
+
+
+@dataclass(frozen=True)
+class Document:
+    """A source file: its path relative to the corpus (with ``/``), and its text."""
+
+    name: str
+    text: str
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the text."""
+        return hashlib.sha256(self.text.encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class EmbeddedCorpus:
+    """A prepared corpus: ``folder`` holds ``tokenizer/``, ``train/`` and ``validation/``."""
+
+    folder: Path
+    train: TokenStore
+    validation: TokenStore
+
+    @property
+    def tokenizer(self) -> Path:
+        """A folder that torchtitan's ``HuggingFaceTokenizer`` loads."""
+        return self.folder / "tokenizer"
+
+
+def prepare_embedded(cache_dir: Path | None = None) -> EmbeddedCorpus:
+    """The corpus of this Python's standard library, prepared on first use (seconds).
+
+    Args:
+        cache_dir: where prepared corpora live; default `train.data.cache.cache_root`.
+
+    Raises:
+        DataError: no sources on this machine, an unwritable cache, or a damaged store in it.
+    """
+    return _prepare_embedded((cache_dir or cache_root()).resolve())
+
+
+@lru_cache(maxsize=8)  # every validation asks again
+def _prepare_embedded(cache_dir: Path) -> EmbeddedCorpus:
+    root = Path(sysconfig.get_path("stdlib"))
+    return prepare_corpus(read_documents(root, source_files(root)), cache_dir)
+
+
+def prepare_corpus(
+    documents: Sequence[Document], cache_dir: Path, vocab_size: int = VOCAB_SIZE
+) -> EmbeddedCorpus:
+    """Split, train the tokenizer, tokenize; or open what an earlier call with equal input made."""
+    key = _corpus_key(documents, vocab_size)
+    folder = cache_dir / f"embedded-{key[:16]}"
+
+    def build(partial: Path) -> None:
+        train, validation = split_documents(documents)
+        texts = [document.text for document in train]
+        encoder = train_tokenizer(texts, partial / "tokenizer", vocab_size)
+        write_store(partial / "train", texts, encoder, source=key, label="embedded train")
+        held_out = [document.text for document in validation]
+        write_store(
+            partial / "validation", held_out, encoder, source=key, label="embedded validation"
+        )
+
+    build_once(folder, build)
+    return EmbeddedCorpus(
+        folder, TokenStore.open(folder / "train"), TokenStore.open(folder / "validation")
+    )
+
+
+def source_files(root: Path) -> list[Path]:
+    """The ``.py`` files under ``root`` that belong to the corpus, sorted; links are left out."""
+    return sorted(
+        path
+        for path in root.rglob("*.py")
+        if not _LEFT_OUT_FOLDERS.intersection(path.relative_to(root).parts)
+        and not path.name.startswith(_LEFT_OUT_FILES)
+        and not path.is_symlink()
+    )
+
+
+def read_documents(root: Path, files: Iterable[Path]) -> list[Document]:
+    """One document a file, named relative to ``root``; files that are not UTF-8 are counted."""
+    documents: list[Document] = []
+    undecodable = 0
+    for path in files:
+        try:
+            text = path.read_bytes().decode()
+        except UnicodeDecodeError:
+            undecodable += 1
+            continue
+        documents.append(Document(path.relative_to(root).as_posix(), text))
+    if undecodable:
+        logger.info("%s: %d files that are not UTF-8 left out", root, undecodable)
+    return documents
+
+
+def split_documents(documents: Iterable[Document]) -> tuple[list[Document], list[Document]]:
+    """Training and held-out documents, each in the order of their names, with no text in both.
+
+    Raises:
+        DataError: one of the two is empty.
+    """
+    splits: tuple[list[Document], list[Document]] = ([], [])
+    seen: set[str] = set()
+    copies = 0
+    for document in sorted(documents, key=lambda document: document.name):
+        if document.digest in seen:
+            copies += 1
+            continue
+        seen.add(document.digest)
+        splits[_is_held_out(document.name)].append(document)
+    if copies:
+        logger.info("embedded corpus: %d copies of other files left out", copies)
+    if not all(splits):
+        raise DataError(
+            f"the embedded corpus has {len(splits[0])} training and {len(splits[1])} held-out "
+            "files: this Python carries too few sources, pass --dataloader.dataset local"
+        )
+    return splits
+
+
+def train_tokenizer(
+    texts: Sequence[str], folder: Path, vocab_size: int = VOCAB_SIZE
+) -> DocumentEncoder:
+    """A byte-level BPE of exactly ``vocab_size`` tokens with BOS and EOS, saved to ``folder``.
+
+    Raises:
+        DataError: the texts are too short for that many tokens.
+    """
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=[BOS_TOKEN, EOS_TOKEN],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(tqdm(texts, desc="Training the tokenizer", delay=1), trainer)
+    if tokenizer.get_vocab_size() != vocab_size:
+        raise DataError(
+            f"the corpus gives {tokenizer.get_vocab_size()} of {vocab_size} tokens: it is too short"
+        )
+    folder.mkdir()
+    tokenizer.save(str(folder / "tokenizer.json"))
+    config = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "bos_token": BOS_TOKEN,
+        "eos_token": EOS_TOKEN,
+    }
+    (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=1) + "\n")
+    # The trainer numbers the special tokens first, in their order.
+    return DocumentEncoder(tokenizer, bos=0, eos=1)
+
+
+def _is_held_out(name: str) -> bool:
+    # By name, so that a file stays on its side when others come or go.
+    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8]) % _HELD_OUT_ONE_IN == 0
+
+
+def _corpus_key(documents: Iterable[Document], vocab_size: int) -> str:
+    key = hashlib.sha256(
+        f"{_FORMAT} {platform.python_version()} {tokenizers.__version__} {vocab_size}\n".encode()
+    )
+    for document in documents:
+        key.update(f"{document.name} {document.digest}\n".encode())
+    return key.hexdigest()

@@ -1,0 +1,145 @@
+"""The texts of a split in an order that never changes, from any position: what `prepare` reads."""
+
+import hashlib
+import sysconfig
+from collections.abc import Callable, Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any, Protocol
+
+from train.data.cache import DataError, one_line
+from train.data.corpus import read_documents, source_files, split_documents
+from train.data.local import find_files, held_out_texts, split_files, training_texts
+
+
+class Text(Protocol):
+    """Documents of one split.
+
+    Attributes:
+        plan: what it reads, as plain values; another plan is other documents.
+    """
+
+    plan: dict[str, Any]
+
+    def start(self, position: Any) -> None:
+        """Go to a position; None is the beginning."""
+
+    def __iter__(self) -> Iterator[str]: ...
+
+    def position(self) -> Any:
+        """After the last document that was handed out; a plain value."""
+
+
+class HubText:
+    """A hub dataset, or a local copy of its folder, in its own order.
+
+    Raises:
+        DataError: it cannot be opened.
+    """
+
+    def __init__(self, dataset: str, path: Path | None) -> None:
+        # Here, because it brings torch.
+        from train.data.stream import DATASETS
+
+        self.plan = {"dataset": dataset}
+        entry = DATASETS[dataset]
+        self._text = entry.sample_processor
+        if path is not None and not path.is_dir():
+            raise DataError(f"{path}: no such folder")
+        try:
+            self._data = entry.loader(str(path) if path else entry.path)
+        except Exception as error:  # the hub's client raises a dozen unrelated kinds
+            raise DataError(
+                f"{path or 'the hub'}: {dataset} cannot be opened ({one_line(error)}): "
+                "check the network, or pass --dataset-path or --validation-path with a local copy"
+            ) from error
+
+    def start(self, position: Any) -> None:
+        if position is not None:
+            self._data.load_state_dict(position)
+
+    def __iter__(self) -> Iterator[str]:
+        rows = iter(self._data)
+        while True:
+            try:
+                row = next(rows)
+            except StopIteration:
+                return
+            except Exception as error:  # of the hub's client, and of each reader
+                raise DataError(
+                    f"{self.plan['dataset']} cannot be read on ({one_line(error)}): "
+                    "run the same command again, it goes on"
+                ) from error
+            yield self._text(row)
+
+    def position(self) -> Any:
+        return self._data.state_dict()
+
+
+class CountedText:
+    """Texts that are quick to read again: the position is how many were handed out."""
+
+    def __init__(self, plan: dict[str, Any], texts: Callable[[], Iterator[str]]) -> None:
+        self.plan = plan
+        self._texts = texts
+        self._taken = 0
+
+    def start(self, position: Any) -> None:
+        self._taken = position or 0
+
+    def __iter__(self) -> Iterator[str]:
+        for text in islice(self._texts(), self._taken, None):
+            self._taken += 1
+            yield text
+
+    def position(self) -> int:
+        return self._taken
+
+
+def source(dataset: str, split: str, path: Path | None, validation_path: Path | None) -> Text:
+    """The text of one split of ``--dataset``, split as training splits it.
+
+    Args:
+        path: ``--dataset-path``: of local text, or a copy of a hub dataset.
+        validation_path: ``--validation-path``: a copy of c4, for hub datasets.
+
+    Raises:
+        DataError: no such dataset, or its files cannot be used.
+    """
+    if dataset == "embedded":
+        return _embedded(split)
+    if dataset == "local":
+        if path is None:
+            raise DataError("--dataset local needs --dataset-path, a file or folder of text")
+        return _local(path.expanduser(), split)
+
+    from train.data.stream import STREAMS, VALIDATION
+
+    if dataset not in STREAMS:
+        choice = ", ".join(("embedded", "local", *STREAMS))
+        raise DataError(f"--dataset {dataset}: unknown: choose one of {choice}")
+    if split == "train":
+        return HubText(dataset, path and path.expanduser())
+    if validation_path is None and dataset == "c4":
+        validation_path = path
+    return HubText(VALIDATION, validation_path and validation_path.expanduser())
+
+
+def _embedded(split: str) -> CountedText:
+    root = Path(sysconfig.get_path("stdlib"))
+    documents = split_documents(read_documents(root, source_files(root)))[split == "validation"]
+    key = hashlib.sha256("".join(document.digest for document in documents).encode())
+    texts = [document.text for document in documents]
+    return CountedText({"dataset": "embedded", "content": key.hexdigest()}, lambda: iter(texts))
+
+
+def _local(path: Path, split: str) -> CountedText:
+    files = find_files(path)
+    train, validation = split_files(path, files)
+    key = hashlib.sha256()
+    for file in files:
+        status = file.stat()
+        key.update(f"{file.relative_to(path)}\t{status.st_size}\t{status.st_mtime_ns}\n".encode())
+    texts = training_texts if split == "train" else held_out_texts
+    plan = {"dataset": "local", "content": key.hexdigest()}
+    return CountedText(plan, lambda: texts(train, validation))

@@ -1,0 +1,203 @@
+"""A tokenized split on disk: one flat, memory-mapped array, checked whenever it is opened.
+
+The array is the *inputs* of all documents, one after the other: each is ``[BOS, t1, ..., tn]``. EOS
+is not stored, because it only ever is a label: the label of position ``i`` is ``tokens[i + 1]``,
+or EOS where that is a BOS or the array ends. This is the shift within a document of torchtitan's
+``hf_datasets/text_datasets.py``, so no label crosses into the next document.
+
+A store is a folder: ``tokens.bin`` (little-endian uint16, or uint32 for vocabularies over 65,536)
+and ``meta.json``, written last. `train.data.cache.build_once` makes it whole or not at all.
+"""
+
+import hashlib
+import json
+import logging
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass
+from functools import cached_property, lru_cache
+from pathlib import Path
+
+import numpy as np
+from tokenizers import Tokenizer
+from tqdm import tqdm
+
+from train.data.cache import DataError
+
+logger = logging.getLogger(__name__)
+
+TOKENS_FILE = "tokens.bin"
+META_FILE = "meta.json"
+
+# Text handed to the tokenizer at once: bounds the memory, and feeds its threads.
+_BATCH_CHARACTERS = 4_000_000
+
+
+@dataclass(frozen=True)
+class DocumentEncoder:
+    """Text to the inputs of one document, ``[BOS, t1, ..., tn]``.
+
+    The literal text of a special token is encoded as ordinary text, so BOS stands at document
+    starts and nowhere else.
+    """
+
+    tokenizer: Tokenizer
+    bos: int
+    eos: int
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 of all that decides the token ids."""
+        identity = f"{self.tokenizer.to_str()}\nbos={self.bos} eos={self.eos}"
+        return hashlib.sha256(identity.encode()).hexdigest()
+
+    @property
+    def dtype(self) -> str:
+        """The narrowest of the two on-disk types that holds every id."""
+        return "<u2" if self.tokenizer.get_vocab_size() <= 2**16 else "<u4"
+
+    def encode(self, texts: list[str]) -> list[np.ndarray]:
+        """One array of `dtype` a text, shape ``(1 + n,)``."""
+        encodings = self._plain.encode_batch_fast(texts, add_special_tokens=False)
+        return [np.array([self.bos, *encoding.ids], dtype=self.dtype) for encoding in encodings]
+
+    @cached_property
+    def _plain(self) -> Tokenizer:
+        # A copy: the caller's tokenizer keeps its own handling of special tokens and lengths.
+        plain = Tokenizer.from_str(self.tokenizer.to_str())
+        plain.encode_special_tokens = True
+        plain.no_truncation()
+        plain.no_padding()
+        return plain
+
+
+@dataclass(frozen=True)
+class StoreMeta:
+    """What ``meta.json`` holds. ``count`` is in tokens, ``empty`` in documents left out."""
+
+    dtype: str
+    count: int
+    documents: int
+    empty: int
+    bos: int
+    eos: int
+    encoder: str
+    source: str
+    sha256: str
+
+
+@dataclass(frozen=True)
+class TokenStore:
+    """An opened store; ``tokens`` is a read-only map of shape ``(meta.count,)``."""
+
+    folder: Path
+    meta: StoreMeta
+    tokens: np.ndarray
+
+    @classmethod
+    def open(cls, folder: Path) -> "TokenStore":
+        """Map a store, after checking its size, and on the first rank of a node its SHA-256 (once
+        for a file unchanged).
+
+        Raises:
+            DataError: it is missing, truncated, or not what was written.
+        """
+        path = folder / TOKENS_FILE
+        try:
+            meta = StoreMeta(**json.loads((folder / META_FILE).read_text(encoding="utf-8")))
+            status = path.stat()
+        except (OSError, TypeError, ValueError) as error:
+            raise _damaged(folder, f"unreadable ({type(error).__name__})") from error
+        if status.st_size != meta.count * np.dtype(meta.dtype).itemsize:
+            raise _damaged(folder, "truncated")
+        first = os.environ.get("LOCAL_RANK", "0") == "0"
+        if first and _sha256(path, status.st_size, status.st_mtime_ns) != meta.sha256:
+            raise _damaged(folder, "corrupt")
+        return cls(folder, meta, np.memmap(path, dtype=meta.dtype, mode="r"))
+
+
+def write_store(
+    folder: Path, texts: Iterable[str], encoder: DocumentEncoder, *, source: str, label: str
+) -> None:
+    """Tokenize ``texts``, one document each, into a store at ``folder``.
+
+    Memory stays bounded by a batch of a few million characters, or by the longest document. Empty
+    documents are left out, counted and logged.
+
+    Args:
+        folder: made if missing.
+        texts: the documents, in the order of the array.
+        encoder: the tokenizer.
+        source: identifies where the texts came from.
+        label: names the progress bar and the log line.
+
+    Raises:
+        DataError: no document is left.
+    """
+    folder.mkdir(exist_ok=True)
+    count = documents = empty = 0
+    checksum = hashlib.sha256()
+    progress = tqdm(texts, desc=f"Tokenizing {label}", unit=" documents", delay=1)
+    with (folder / TOKENS_FILE).open("wb") as file:
+        for batch in batches(progress, _BATCH_CHARACTERS):
+            kept = [text for text in batch if text]
+            empty += len(batch) - len(kept)
+            for tokens in encoder.encode(kept):
+                data = tokens.tobytes()
+                file.write(data)
+                checksum.update(data)
+                count += len(tokens)
+            documents += len(kept)
+    if not documents:
+        raise DataError(
+            f"{label}: no document with text in it, pass more by --dataloader.dataset_path"
+        )
+    meta = StoreMeta(
+        dtype=encoder.dtype,
+        count=count,
+        documents=documents,
+        empty=empty,
+        bos=encoder.bos,
+        eos=encoder.eos,
+        encoder=encoder.digest,
+        source=source,
+        sha256=checksum.hexdigest(),
+    )
+    (folder / META_FILE).write_text(json.dumps(asdict(meta), indent=1) + "\n", encoding="utf-8")
+    logger.info(
+        "%s: %d tokens in %d documents, %d empty ones left out", label, count, documents, empty
+    )
+
+
+def batches(texts: Iterable[str], characters_each: int) -> Iterator[list[str]]:
+    """Texts in order, as many at a time as reach so many characters."""
+    batch: list[str] = []
+    characters = 0
+    for text in texts:
+        batch.append(text)
+        characters += len(text)
+        if characters >= characters_each:
+            yield batch
+            batch, characters = [], 0
+    if batch:
+        yield batch
+
+
+@lru_cache(maxsize=64)
+def _sha256(path: Path, size: int, mtime_ns: int) -> str:
+    """The file's checksum; size and time are in the key, since validation reopens its store."""
+    checksum = hashlib.sha256()
+    with (
+        path.open("rb") as file,
+        tqdm(desc=f"Checking {path}", total=size, unit="B", unit_scale=True, delay=2) as progress,
+    ):
+        while chunk := file.read(2**24):
+            checksum.update(chunk)
+            progress.update(len(chunk))
+    return checksum.hexdigest()
+
+
+def _damaged(folder: Path, how: str) -> DataError:
+    return DataError(
+        f"the token store {folder} is {how}: delete it, it is rebuilt on the next start"
+    )

@@ -1,0 +1,155 @@
+"""Batches from a token store: non-overlapping windows, in an order that only the seed decides.
+
+A store of ``n`` tokens has ``n // seq_len`` windows; the tail is never used. Training runs through
+one permutation of the windows after the other, one an epoch, without a seam: the global stream of
+windows is the same whatever the number of ranks and the batch size, and a position in it is one
+number. Validation reads the windows in their order.
+"""
+
+from collections.abc import Iterator
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import torch
+
+from train.data.cache import DataError
+from train.data.store import TokenStore
+
+Batch = tuple[dict[str, torch.Tensor], torch.Tensor]
+
+
+@lru_cache(maxsize=4)  # a batch may span two epochs, and train and validation alternate
+def window_order(windows: int, seed: int, epoch: int) -> np.ndarray:
+    """A permutation of ``range(windows)``, shape ``(windows,)``, int64, read-only.
+
+    It sorts raw PCG64 output, which NumPy keeps the same between its releases, unlike
+    `Generator.permutation`.
+    """
+    draws = np.random.PCG64(np.random.SeedSequence([seed, epoch])).random_raw(windows)
+    order = np.argsort(draws, kind="stable")
+    order.setflags(write=False)
+    return order
+
+
+def cut_windows(
+    tokens: np.ndarray, windows: np.ndarray, seq_len: int, *, bos: int, eos: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Inputs, positions and labels of windows, each int64, shape ``(len(windows), seq_len)``.
+
+    Labels are the next token, and EOS at a document's last one. Positions count from 0 at each BOS,
+    and at the start of a window that begins within a document: torchtitan's
+    ``hf_datasets/text_datasets.py`` does the same.
+
+    Args:
+        tokens: a store's array.
+        windows: indices below ``len(tokens) // seq_len``, shape ``(batch,)``.
+    """
+    places = windows[:, None] * seq_len + np.arange(seq_len + 1)
+    ids = tokens[np.minimum(places, len(tokens) - 1)].astype(np.int64)
+    inputs, following = ids[:, :-1], ids[:, 1:]
+    document_ends = (following == bos) | (places[:, 1:] == len(tokens))
+    labels = np.where(document_ends, eos, following)
+    offsets = np.arange(seq_len)
+    starts = np.maximum.accumulate(np.where(inputs == bos, offsets, 0), axis=1)
+    return np.ascontiguousarray(inputs), offsets - starts, labels
+
+
+class WindowLoader:
+    """One rank's share of the global stream of windows; iterating continues from its position.
+
+    Global microbatch ``k`` is the entries ``[k W B, (k + 1) W B)`` of the stream, of which rank
+    ``r`` takes ``[k W B + r B, k W B + (r + 1) B)`` (``W`` ranks, ``B`` windows a rank). A finite
+    loader ends after the last whole global microbatch of the first epoch.
+
+    Args:
+        seed: of the order; None for the store's own order.
+
+    Raises:
+        DataError: the store has fewer windows than one global microbatch.
+    """
+
+    def __init__(
+        self,
+        store: TokenStore,
+        *,
+        seq_len: int,
+        batch_size: int,
+        dp_rank: int,
+        dp_world_size: int,
+        seed: int | None,
+        infinite: bool,
+    ) -> None:
+        self.windows = len(store.tokens) // seq_len
+        self.consumed = 0
+        """Windows that all ranks together have taken since the start of training."""
+        self._store = store
+        self._seq_len = seq_len
+        self._batch_size = batch_size
+        self._dp_rank = dp_rank
+        self._global_batch = batch_size * dp_world_size
+        self._seed = seed
+        self._infinite = infinite
+        if self.windows < self._global_batch:
+            raise DataError(
+                f"{store.folder} has {self.windows} windows of {seq_len} tokens, fewer than one "
+                f"batch of {batch_size} on each of {dp_world_size} ranks: lower --training.seq_len "
+                "or --training.local_batch_size, or use more data"
+            )
+
+    @property
+    def epoch(self) -> int:
+        """Whole passes over the windows so far."""
+        return self.consumed // self.windows
+
+    def __iter__(self) -> Iterator[Batch]:
+        while self._infinite or self.consumed + self._global_batch <= self.windows:
+            first = self.consumed + self._dp_rank * self._batch_size
+            inputs, positions, labels = cut_windows(
+                self._store.tokens,
+                self._entries(first),
+                self._seq_len,
+                bos=self._store.meta.bos,
+                eos=self._store.meta.eos,
+            )
+            # Before the yield: a checkpoint taken while this batch trains must not repeat it.
+            self.consumed += self._global_batch
+            yield (
+                {"input": torch.from_numpy(inputs), "positions": torch.from_numpy(positions)},
+                torch.from_numpy(labels),
+            )
+
+    def state_dict(self) -> dict[str, Any]:
+        """The position in the global stream, the same on all ranks, and what stream it is in."""
+        return {"consumed": self.consumed, "stream": self._stream}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from a saved position, at any number of ranks and any batch size.
+
+        Raises:
+            DataError: the position is of another stream (other data, window length or seed).
+        """
+        if not state:
+            return
+        if state["stream"] != self._stream:
+            raise DataError(
+                f"the checkpoint's data position is of [{state['stream']}], this run reads "
+                f"[{self._stream}]: restore the --dataloader options and --training.seq_len, or "
+                "start the data over with --checkpoint.exclude_from_loading dataloader"
+            )
+        self.consumed = state["consumed"]
+
+    @property
+    def _stream(self) -> str:
+        return f"tokens {self._store.meta.sha256[:12]}, seq_len {self._seq_len}, seed {self._seed}"
+
+    def _entries(self, first: int) -> np.ndarray:
+        """The windows at one batch of places of the stream: ``first, first + 1, ...``"""
+        epochs, places = np.divmod(np.arange(first, first + self._batch_size), self.windows)
+        if self._seed is None:
+            return places
+        windows = np.empty_like(places)
+        for epoch in np.unique(epochs):
+            of_epoch = epochs == epoch
+            windows[of_epoch] = window_order(self.windows, self._seed, int(epoch))[places[of_epoch]]
+        return windows

@@ -1,0 +1,239 @@
+"""What a run costs, by arithmetic: parameters, bytes on a device, bytes sent, FLOPs, GPU-hours.
+
+Conventions: 2 FLOPs a multiply-add; the backward pass costs twice the forward one; all of the
+attention matrix is counted although half of it is masked (as torchtitan's
+``get_nparams_and_flops`` does). Bytes are those of the first rank, which holds the most.
+"""
+
+from dataclasses import dataclass
+
+from train.data.corpus import VOCAB_SIZE
+from train.model.scales import LLAMA3_VOCABULARY, Scale
+
+FLOAT32, FLOAT64, INT64 = 4, 8, 8
+
+# NVIDIA H100 SXM, dense bf16, from its data sheet.
+H100_FLOPS = 989e12
+# What torchtitan reports for LLaMA-3 8B on H100s with FSDP2 and compile (arXiv 2410.06511).
+USUAL_MFU = 0.4
+
+
+@dataclass(frozen=True)
+class Mesh:
+    """How many devices share the model, by axis: HSDP's replicas, FSDP's shards, TP's."""
+
+    replicate: int = 1
+    shard: int = 1
+    tensor: int = 1
+
+    def __post_init__(self) -> None:
+        for name in ("replicate", "shard", "tensor"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"a mesh needs at least 1 device an axis, got {name}={self}")
+
+
+@dataclass(frozen=True)
+class Probe:
+    """What alignment is measured on: whole sequences run, some tokens of them looked at."""
+
+    sequences: int = 1
+    tokens: int = 256
+    itemsize: int = FLOAT32
+    """Bytes of an activation: 4, or 2 where the model computes in bfloat16."""
+
+    def rows(self, scale: Scale) -> int:
+        """Tokens that sites with a weight are measured on."""
+        return min(self.tokens, self.sequences * scale.seq_len)
+
+    def positions(self, scale: Scale) -> int:
+        """Positions of each sequence that QK^T is measured on."""
+        return min(max(1, self.tokens // self.sequences), scale.seq_len)
+
+
+@dataclass(frozen=True)
+class Weight:
+    """A site's weight: (out, in), and which of the two TP splits."""
+
+    name: str
+    out: int
+    into: int
+    tensor_dim: int = 0
+
+    def local(self, mesh: Mesh) -> tuple[int, int]:
+        """(rows, columns) that the first rank holds: TP first, then FSDP on rows."""
+        rows, columns = self.out, self.into
+        if self.tensor_dim == 0:
+            rows = _part(rows, mesh.tensor)
+        else:
+            columns = _part(columns, mesh.tensor)
+        return _part(rows, mesh.shard), columns
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes on the first rank."""
+
+    parameters: int
+    gradients: int
+    optimizer: int
+    w0: int
+    z0: int
+    probe: int
+
+    @property
+    def model(self) -> int:
+        """What training keeps with or without a measurement."""
+        return self.parameters + self.gradients + self.optimizer
+
+    def kept(self, *, resample_w0: bool) -> int:
+        """What measuring keeps: W0 too, unless it is drawn again."""
+        return self.z0 + self.probe + (0 if resample_w0 else self.w0)
+
+    def share(self, *, resample_w0: bool) -> float:
+        """What measuring keeps, of what the model takes."""
+        return self.kept(resample_w0=resample_w0) / self.model
+
+
+def vocabulary(scale: Scale) -> int:
+    """Tokens of the scale's default tokenizer."""
+    return VOCAB_SIZE if scale.on_corpus else LLAMA3_VOCABULARY
+
+
+def embedding(scale: Scale) -> Weight:
+    return Weight("tok_embeddings", vocabulary(scale), scale.dim)
+
+
+def measured_weights(scale: Scale) -> list[Weight]:
+    """The weights whose alignment is measured: all linear layers."""
+    dim, ffn, keys = scale.dim, scale.ffn_dim, scale.n_kv_heads * scale.head_dim
+    layer = [
+        Weight("wq", dim, dim),
+        Weight("wk", keys, dim),
+        Weight("wv", keys, dim),
+        Weight("wo", dim, dim, tensor_dim=1),
+        Weight("w1", ffn, dim),
+        Weight("w3", ffn, dim),
+        Weight("w2", dim, ffn, tensor_dim=1),
+    ]
+    return layer * scale.n_layers + [Weight("lm_head", vocabulary(scale), dim)]
+
+
+def parameters(scale: Scale) -> tuple[int, int]:
+    """(embedding table and head, all else), of the whole model."""
+    return 2 * vocabulary(scale) * scale.dim, scale.non_embedding_params
+
+
+def memory(scale: Scale, mesh: Mesh | None = None, probe: Probe | None = None) -> Memory:
+    """Bytes that training with AdamW in float32, and measuring, keep on the first rank."""
+    mesh, probe = mesh or Mesh(), probe or Probe()
+    sites = [weight.local(mesh) for weight in measured_weights(scale)]
+    measured = sum(rows * columns for rows, columns in sites)
+    table = embedding(scale).local(mesh)
+    norms = 2 * scale.n_layers + 1
+    held = measured + table[0] * table[1] + norms * _part(scale.dim, mesh.shard)
+    tensors = len(sites) + 1 + norms
+    return Memory(
+        parameters=FLOAT32 * held,
+        gradients=FLOAT32 * held,
+        # Two moments an entry, and a step count a tensor.
+        optimizer=FLOAT32 * (2 * held + tensors),
+        w0=FLOAT32 * measured,
+        z0=z0_bytes(scale, probe),
+        # Tokens, positions and labels.
+        probe=3 * INT64 * probe.sequences * scale.seq_len,
+    )
+
+
+def z0_bytes(scale: Scale, probe: Probe) -> int:
+    """The initial inputs of the measured sites: the same on every rank.
+
+    q, k and v share theirs, and so do the two halves of SwiGLU. QK^T keeps q and k, its keys once a
+    query head.
+    """
+    rows, positions = probe.rows(scale), probe.sequences * probe.positions(scale)
+    layer = rows * (3 * scale.dim + scale.ffn_dim) + positions * 2 * scale.dim
+    return probe.itemsize * (scale.n_layers * layer + rows * scale.dim)
+
+
+def communicated(scale: Scale, mesh: Mesh | None = None, probe: Probe | None = None) -> int:
+    """Bytes that the first rank puts into the reductions of one measurement.
+
+    Its forward pass gathers weights besides, as any forward pass of a sharded model does.
+    """
+    mesh, probe = mesh or Mesh(), probe or Probe()
+    weights, rows = measured_weights(scale), probe.rows(scale)
+    # Three sums of squares a token and two of weights, in float64, a mesh axis that splits.
+    squares = len(weights) * (3 * rows + 2) * FLOAT64
+    axes = (mesh.shard > 1) + (mesh.tensor > 1)
+    products = 0
+    if mesh.tensor > 1:  # where columns are split, the products themselves
+        split = [weight for weight in weights if weight.tensor_dim == 1]
+        products = sum(3 * rows * weight.local(mesh)[0] * FLOAT32 for weight in split)
+    return axes * squares + products
+
+
+def step_flops(scale: Scale) -> int:
+    """FLOPs of one optimizer step on the global batch, over all devices."""
+    tokens = scale.global_batch_size * scale.seq_len
+    multiplied = sum(w.out * w.into for w in measured_weights(scale))
+    attention = scale.n_layers * 2 * scale.dim * scale.seq_len
+    return 6 * tokens * (multiplied + attention)
+
+
+def measurement_flops(scale: Scale, probe: Probe | None = None) -> int:
+    """FLOPs of the matrix products of one measurement, on one rank that holds the whole model.
+
+    Subtracting and squaring weights is left out: a few operations an entry, beside 6 a token.
+    """
+    probe = probe or Probe()
+    *blocks, head = measured_weights(scale)
+    dim, rows = scale.dim, probe.rows(scale)
+    inner = sum(w.out * w.into for w in blocks)
+    run = probe.sequences * scale.seq_len
+    forward = 2 * run * (inner + scale.n_layers * 2 * dim * scale.seq_len)
+    forward += 2 * probe.sequences * head.out * head.into  # the head is run on one token
+    products = 3 * 2 * rows * (inner + head.out * head.into)
+    bilinear = 3 * 2 * scale.n_layers * probe.sequences * probe.positions(scale) ** 2 * dim
+    return forward + products + bilinear
+
+
+def training_flops(scale: Scale, steps: int, solve_interval: int | None = None) -> int:
+    """FLOPs of a run, with measurements every so many steps."""
+    measurements = 0 if solve_interval is None else steps // solve_interval
+    return steps * step_flops(scale) + measurements * measurement_flops(scale)
+
+
+def gpu_hours(
+    scale: Scale,
+    steps: int,
+    gpus: int,
+    *,
+    mfu: float = USUAL_MFU,
+    peak_flops: float = H100_FLOPS,
+    solve_interval: int | None = None,
+) -> float:
+    """GPU-hours of a run at a given use of the devices.
+
+    Args:
+        scale, steps: of the run.
+        gpus: on which it runs; each takes whole sequences, so where they do not share the global
+            batch evenly, all wait for those that take one more.
+        mfu: model FLOPs utilisation, the part of ``peak_flops`` that training reaches.
+        peak_flops: FLOP/s of one GPU.
+        solve_interval: of a method that measures.
+
+    Raises:
+        ValueError: no steps or GPUs, or an ``mfu`` outside (0, 1].
+    """
+    if steps < 1 or gpus < 1:
+        raise ValueError(f"a run needs at least 1 step and 1 GPU, got {steps} and {gpus}")
+    if not (0 < mfu <= 1 and peak_flops > 0):
+        raise ValueError(f"mfu must be in (0, 1] and peak_flops positive: {mfu}, {peak_flops}")
+    batch = scale.global_batch_size
+    waiting = _part(batch, gpus) * gpus / batch
+    return waiting * training_flops(scale, steps, solve_interval) / (mfu * peak_flops) / 3600
+
+
+def _part(size: int, parts: int) -> int:
+    """What the first of ``parts`` holds, as `torch.chunk` splits."""
+    return -(-size // parts)

@@ -1,0 +1,118 @@
+"""The model of a scale, with its sites marked, and the graph of the sites."""
+
+import copy
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+from torchtitan.models.common import (
+    ComplexRoPE,
+    Embedding,
+    Linear,
+    RMSNorm,
+)
+from torchtitan.models.common.attention import FlexAttention, ScaledDotProductAttention
+from torchtitan.models.common.config_utils import make_ffn_config, make_gqa_config
+from torchtitan.models.llama3.model import Llama3Model, Llama3TransformerBlock
+from torchtitan.protocols.module import Module
+
+from maxp.graph import Graph
+from maxp.trace import trace
+from train import cpu
+from train.model.converter import SiteConverter
+from train.model.scales import (
+    LLAMA3_VOCABULARY,
+    SCALES,
+    TOKENS_PER_PARAMETER,
+    Scale,
+    compute_steps,
+    get_scale,
+)
+from train.model.sites import plain_attention_config
+
+__all__ = [
+    "LLAMA3_VOCABULARY",
+    "SCALES",
+    "TOKENS_PER_PARAMETER",
+    "Scale",
+    "compute_steps",
+    "get_scale",
+    "inner_attention_config",
+    "llama3_graph",
+    "model_config",
+    "site_graph",
+]
+
+_NORM_INIT = {"weight": nn.init.ones_}
+# What a layer's weight starts from before maxp draws it; only a model without sites keeps it.
+_LINEAR_INIT: dict[str, Callable[..., Any]] = {"weight": partial(nn.init.normal_, std=0.02)}
+
+
+def inner_attention_config() -> Module.Config:
+    """FlexAttention; on a CPU, where that has no backward, torch's scaled dot product."""
+    if cpu.has_accelerator():
+        return FlexAttention.Config()
+    return ScaledDotProductAttention.Config()
+
+
+def model_config(scale: Scale, vocab_size: int) -> Llama3Model.Config:
+    """The model's configuration, its sites marked."""
+    dim = scale.dim
+    rope = ComplexRoPE.Config(
+        dim=scale.head_dim, max_seq_len=131_072, theta=500_000, scaling="llama"
+    )
+    norm = partial(RMSNorm.Config, normalized_shape=dim, param_init=_NORM_INIT)
+    layers = [
+        Llama3TransformerBlock.Config(
+            attention_norm=norm(),
+            ffn_norm=norm(),
+            attention=make_gqa_config(
+                dim=dim,
+                n_heads=scale.n_heads,
+                n_kv_heads=scale.n_kv_heads,
+                wqkv_param_init=_LINEAR_INIT,
+                wo_param_init=_LINEAR_INIT,
+                inner_attention=inner_attention_config(),
+                fuse_qkv=False,
+                rope=rope,
+            ),
+            feed_forward=make_ffn_config(
+                dim=dim,
+                hidden_dim=scale.ffn_dim,
+                w1_param_init=_LINEAR_INIT,
+                w2w3_param_init=_LINEAR_INIT,
+            ),
+        )
+        for _ in range(scale.n_layers)
+    ]
+    config = Llama3Model.Config(
+        dim=dim,
+        vocab_size=vocab_size,
+        tok_embeddings=Embedding.Config(
+            num_embeddings=vocab_size, embedding_dim=dim, param_init=_LINEAR_INIT
+        ),
+        norm=norm(),
+        lm_head=Linear.Config(in_features=dim, out_features=vocab_size, param_init=_LINEAR_INIT),
+        layers=layers,
+    )
+    converted = SiteConverter.Config().build().convert(config)
+    assert isinstance(converted, Llama3Model.Config)
+    return converted
+
+
+def site_graph(config: Llama3Model.Config) -> Graph:
+    """Which sites feed which, traced on the meta device; the attention's kernel does not matter."""
+    config = copy.deepcopy(config)
+    for layer in config.layers:
+        layer.attention.inner_attention = plain_attention_config(layer.attention.inner_attention)
+        layer.attention.rope = replace(layer.attention.rope, max_seq_len=8)
+    with torch.device("meta"):
+        return trace(config.build(), torch.zeros(1, 8, dtype=torch.long))
+
+
+def llama3_graph(scale: str, vocab_size: int = LLAMA3_VOCABULARY) -> Graph:
+    """The graph of a scale's sites."""
+    return site_graph(model_config(get_scale(scale), vocab_size))

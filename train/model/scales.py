@@ -1,0 +1,101 @@
+"""The scales: LLaMA-3 models from a debug size to 3B, and ladders that differ in width alone.
+
+No torch here: what plans a thousand runs must start at once. The models: `train.model.llama3`.
+"""
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+LLAMA3_VOCABULARY = 128_256
+TOKENS_PER_PARAMETER = 20
+
+
+@dataclass(frozen=True)
+class Scale:
+    """One size of LLaMA-3: RMSNorm, SwiGLU, RoPE, grouped queries, untied head.
+
+    Attributes:
+        seq_len: tokens a sequence.
+        local_batch_size: sequences a process takes at once.
+        global_batch_size: sequences a step, over all processes.
+        on_corpus: trains on the embedded corpus with its tokenizer, not on FineWeb-Edu.
+    """
+
+    name: str
+    dim: int
+    n_layers: int
+    n_heads: int
+    n_kv_heads: int
+    ffn_dim: int
+    seq_len: int = 2048
+    local_batch_size: int = 8
+    global_batch_size: int = 256
+    on_corpus: bool = False
+
+    @property
+    def head_dim(self) -> int:
+        return self.dim // self.n_heads
+
+    @property
+    def non_embedding_params(self) -> int:
+        """Parameters without the embedding table and the head."""
+        attention = 2 * self.dim * (self.n_heads + self.n_kv_heads) * self.head_dim
+        norms = 2 * self.dim
+        return self.n_layers * (attention + 3 * self.dim * self.ffn_dim + norms) + self.dim
+
+
+def _llama(
+    name: str, dim: int, n_layers: int, n_heads: int, n_kv_heads: int, **batch: Any
+) -> Scale:
+    # LLaMA-3 8B's rule for the width of the feed-forward: 1.3 times 8/3, rounded up to 1024.
+    ffn = -(-int(1.3 * int(8 * dim / 3)) // 1024) * 1024
+    return Scale(name, dim, n_layers, n_heads, n_kv_heads, ffn, **batch)
+
+
+def _width(dim: int) -> Scale:
+    """Width alone varies: depth, head_dim, queries a key head and ffn_dim / dim are fixed."""
+    heads = dim // 64
+    return Scale(f"w{dim}", dim, 12, heads, heads // 4, dim * 7 // 2)
+
+
+def _cpu_width(dim: int) -> Scale:
+    """The same idea at a size that a CPU trains in seconds."""
+    heads = dim // 16
+    return _on_cpu(Scale(f"cpu{dim}", dim, 4, heads, heads // 2, dim * 7 // 2))
+
+
+def _on_cpu(scale: Scale) -> Scale:
+    return replace(scale, seq_len=128, local_batch_size=4, global_batch_size=4, on_corpus=True)
+
+
+SCALES: dict[str, Scale] = {
+    scale.name: scale
+    for scale in (
+        _on_cpu(Scale("debug", 128, 2, 4, 2, 448)),
+        _llama("s1", 512, 6, 8, 4),
+        _llama("s2", 768, 10, 12, 4),
+        _llama("s3", 1024, 16, 16, 4),
+        _llama("s4", 2048, 20, 16, 4, local_batch_size=4),
+        _llama("s5", 2560, 32, 32, 8, local_batch_size=2),
+        *(_width(dim) for dim in (256, 512, 1024, 2048, 4096)),
+        *(_cpu_width(dim) for dim in (64, 128, 256, 512)),
+    )
+}
+
+
+def get_scale(name: str) -> Scale:
+    """The scale of this name.
+
+    Raises:
+        ValueError: one line that names the flag and the scales there are.
+    """
+    if name not in SCALES:
+        raise ValueError(f"--scale {name}: unknown; choose one of {', '.join(SCALES)}")
+    return SCALES[name]
+
+
+def compute_steps(scale: Scale, tokens_per_step: int | None = None) -> int:
+    """Steps for 20 tokens a non-embedding parameter (Hoffmann et al. 2022, arXiv 2203.15556)."""
+    if tokens_per_step is None:
+        tokens_per_step = scale.global_batch_size * scale.seq_len
+    return max(1, round(TOKENS_PER_PARAMETER * scale.non_embedding_params / tokens_per_step))

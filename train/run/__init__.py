@@ -1,0 +1,1 @@
+"""One run's folder: everything that writes or reads the files of a single run. No torch here."""

@@ -1,0 +1,210 @@
+"""A run's folder, the only record of a run.
+
+``config.json`` says which experiment it is, ``metrics.jsonl`` holds one JSON object a line,
+``status.json`` says how far it got; ``tb/`` and ``checkpoint/`` belong to their writers.
+No torch here: what reads results must start at once.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from train.run.files import parse_record, plain, temporary, to_json, write_whole
+from train.run.identity import differences, identity
+from train.run.metrics_log import MetricsLog
+from train.run.provenance import git_commit, versions
+
+log = logging.getLogger(__name__)
+
+CONFIG = "config.json"
+METRICS = "metrics.jsonl"
+STATUS = "status.json"
+JOB = "job.json"
+"""Which job of a sweep the run belongs to; the `slurm` package's."""
+
+State = Literal["queued", "running", "preempted", "completed", "diverged", "failed"]
+FINISHED: tuple[State, ...] = ("completed", "diverged")
+"""States that are results: nothing is left to run."""
+
+_DIFFERENCES_SHOWN = 3
+
+
+class RunFolderError(Exception):
+    """The folder cannot be used or read; the message is one line with the remedy."""
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """What a run's folder holds: ``metrics`` are the records of metrics.jsonl in file order."""
+
+    path: Path
+    config: dict[str, Any]
+    status: dict[str, Any]
+    """Content of status.json, empty while there is none."""
+    metrics: list[dict[str, Any]]
+    skipped_lines: int
+    """Lines of metrics.jsonl that were not JSON objects."""
+
+
+class RunFolder:
+    """The folder of one run, as the process that runs it sees it."""
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(path)
+        self.tb = self.path / "tb"
+        self.checkpoint = self.path / "checkpoint"
+
+    def claim(self, config: Mapping[str, Any]) -> Literal["new", "completed", "resumable"]:
+        """Take the folder for the run of ``config``, creating it if needed.
+
+        Returns "new" to the one caller that created the run, "completed" where the same run has a
+        result (completed or diverged), else "resumable". That another process may be running the
+        same configuration right now is for the caller to judge, by the status.
+
+        Raises RunFolderError if the folder holds another configuration's run, somebody else's
+        files, or a run whose files are corrupt; nothing is overwritten.
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            created = self._create_config(config)
+        except OSError as error:
+            raise RunFolderError(
+                f"--output-dir {self.path} cannot be used ({error.strerror}): choose another one"
+            ) from error
+        if created:
+            return "new"
+        different = differences(_read_config(self.path), config)
+        if different:
+            hidden = len(different) - _DIFFERENCES_SHOWN
+            more = f"; and {hidden} more" if hidden > 0 else ""
+            raise RunFolderError(
+                f"--output-dir {self.path} holds the run of another configuration "
+                f"({'; '.join(different[:_DIFFERENCES_SHOWN])}{more}): "
+                "choose another --output-dir, or move that folder away"
+            )
+        return "completed" if read_status(self.path).get("state") in FINISHED else "resumable"
+
+    def _create_config(self, config: Mapping[str, Any]) -> bool:
+        """Write config.json unless there is one; True for the one process that wrote it."""
+        target = self.path / CONFIG
+        names = os.listdir(self.path)
+        # A dot-name of ours is another process about to write; a sweep announces its runs.
+        ours = {STATUS, JOB, ".lock"}
+        strangers = [
+            name
+            for name in names
+            if name not in ours and not name.startswith((f".{CONFIG}.", f".{STATUS}.", f".{JOB}."))
+        ]
+        # Asked after the listing, so that a rival's later files are never taken for a stranger's.
+        if target.exists():
+            return False
+        if strangers:
+            raise RunFolderError(
+                f"--output-dir {self.path} is not empty ({min(strangers)}, ...) and holds no run: "
+                "choose another --output-dir, or an empty folder"
+            )
+        content = {
+            "identity": identity(config),
+            "config": config,
+            "versions": versions(),
+            "git_commit": git_commit(),
+        }
+        with temporary(target, to_json(content, indent=2) + "\n") as file:
+            try:
+                os.link(file, target)  # whole, and refused where the file is already there
+            except FileExistsError:
+                return False
+        return True
+
+    def set_status(
+        self, state: State, *, step: int | None = None, reason: str | None = None, **extra: Any
+    ) -> None:
+        """Replace status.json; a running run also says on which host and as which process."""
+        if state not in get_args(State):
+            raise ValueError(
+                f"unknown state {state!r}, expected one of {', '.join(get_args(State))}"
+            )
+        status: dict[str, Any] = {"state": state, "step": step, "reason": reason}
+        status["updated"] = datetime.now(UTC).isoformat(timespec="seconds")
+        if state == "running":
+            status |= {"host": socket.gethostname(), "pid": os.getpid()}
+        if clash := status.keys() & extra.keys():
+            raise ValueError(f"{min(clash)} is set by set_status itself")
+        status |= extra
+        write_whole(self.path / STATUS, to_json(plain(status), indent=2) + "\n")
+
+    def describe(self) -> str:
+        """The state in words, e.g. "diverged at step 12"."""
+        return describe_status(read_status(self.path))
+
+    def metrics(self) -> MetricsLog:
+        """The run's metrics file, for writing."""
+        return MetricsLog(self.path / METRICS)
+
+
+def load_run(path: str | os.PathLike[str], *, metrics: bool = True) -> RunRecord:
+    """Read a run's folder; ``metrics=False`` leaves its metrics file unread.
+
+    A truncated or corrupt line of metrics is skipped, counted and logged. Raises RunFolderError if
+    the folder holds no run, or its config.json or status.json is corrupt.
+    """
+    folder = Path(path)
+    config, status = _read_config(folder), read_status(folder)
+    records: list[dict[str, Any]] = []
+    skipped = 0
+    file = folder / METRICS
+    if metrics and file.exists():
+        for number, line in enumerate(file.read_bytes().split(b"\n"), start=1):
+            record = parse_record(line) if line else {}
+            if record is None:
+                log.warning("%s line %d is not a JSON object: skipped", file, number)
+                skipped += 1
+            elif line:
+                records.append(record)
+    return RunRecord(folder, config, status, records, skipped)
+
+
+def describe_status(status: Mapping[str, Any]) -> str:
+    """The content of a status.json in words, e.g. "failed at step 12: out of memory"."""
+    words = str(status.get("state", "no status yet"))
+    if status.get("step") is not None:
+        words += f" at step {status['step']}"
+    if status.get("reason"):
+        words += f": {' '.join(str(status['reason']).split())}"
+    return words
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
+    remedy = "restore it, or choose another --output-dir"
+    config = _read_object(folder / CONFIG, remedy).get("config")
+    if not isinstance(config, dict):
+        raise RunFolderError(f"{folder / CONFIG} is not the configuration of a run: {remedy}")
+    return config
+
+
+def read_status(folder: Path) -> dict[str, Any]:
+    file = folder / STATUS
+    if not file.exists():
+        return {}
+    remedy = "remove that file to resume the run of --output-dir"
+    status = _read_object(file, remedy)
+    if status.get("state") not in get_args(State):
+        raise RunFolderError(f"{file} is corrupt (state {status.get('state')!r}): {remedy}")
+    return status
+
+
+def _read_object(file: Path, remedy: str) -> dict[str, Any]:
+    try:
+        content = parse_record(file.read_bytes())
+    except OSError as error:
+        raise RunFolderError(f"{file} cannot be read ({error.strerror}): {remedy}") from error
+    if content is None:
+        raise RunFolderError(f"{file} is corrupt (not a JSON object): {remedy}")
+    return content

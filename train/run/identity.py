@@ -1,0 +1,66 @@
+"""Which experiment a configuration is, whatever machine, date or number of devices."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from typing import Any
+
+from train.run.files import to_json
+
+NOT_IDENTITY = frozenset(
+    {
+        # where, when, with what
+        "output_dir", "dump_folder", "hf_assets_path", "versions", "git_commit", "created",
+        # on how many devices, and how the work is spread over them
+        "parallelism", "local_batch_size", "comm", "compile", "activation_checkpoint",
+        "enable_cpu_offload", "disable_cuda_graphs", "gc_freq",
+        # what is written about it, and how often
+        "metrics", "profiler", "interval", "keep_latest_k", "async_mode", "load_step",
+    }
+)  # fmt: skip
+"""Keys, at any depth, that do not say which experiment it is: with others it is continued."""
+
+
+def identity(config: Mapping[str, Any]) -> str:
+    """Name of an experiment: 16 hex digits of the SHA-256 of its canonical JSON.
+
+    Independent of the order of keys and of everything named in NOT_IDENTITY. Raises TypeError for
+    a value that has no JSON form.
+    """
+    return hashlib.sha256(_canonical(_defining(config)).encode()).hexdigest()[:16]
+
+
+def differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
+    """The defining keys whose values differ, as "a.b: 1 there, 2 here"."""
+    ours, theirs = _leaves(_defining(here)), _leaves(_defining(there))
+    return [
+        f"{key}: {theirs.get(key, 'absent')} there, {ours.get(key, 'absent')} here"
+        for key in sorted(ours.keys() | theirs.keys())
+        if ours.get(key) != theirs.get(key)
+    ]
+
+
+def _leaves(value: Any, prefix: str = "") -> dict[str, str]:
+    """Dotted key -> canonical JSON of every value that is not itself a non-empty object."""
+    if not isinstance(value, Mapping) or not value:
+        return {prefix: _canonical(value)}
+    found: dict[str, str] = {}
+    for key, item in value.items():
+        found |= _leaves(item, f"{prefix}.{key}" if prefix else key)
+    return found
+
+
+def _defining(value: Any) -> Any:
+    """``value`` without NOT_IDENTITY, in the form in which equal values have equal JSON."""
+    if isinstance(value, Mapping):
+        return {str(k): _defining(v) for k, v in value.items() if k not in NOT_IDENTITY}
+    if isinstance(value, list | tuple):
+        return [_defining(item) for item in value]
+    if isinstance(value, float) and value.is_integer():
+        return int(value)  # lr 1 and lr 1.0 are one experiment
+    return value
+
+
+def _canonical(value: Any) -> str:
+    return to_json(value, sort_keys=True, separators=(",", ":"))

@@ -1,0 +1,62 @@
+"""``metrics.jsonl``: what a run logs, a record a line."""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from train.run.files import parse_record, plain, to_json, write_whole
+
+log = logging.getLogger(__name__)
+
+
+class MetricsLog:
+    """metrics.jsonl: one JSON object a line, written by one process at a time."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def append(self, record: Mapping[str, Any]) -> None:
+        """Add one line. Non-finite numbers become null; numpy and torch scalars plain numbers."""
+        line = to_json(plain(record)).encode() + b"\n"
+        with self.path.open("a+b") as file:
+            if file.seek(0, os.SEEK_END):
+                file.seek(-1, os.SEEK_END)
+                if file.read(1) != b"\n":  # a writer was killed mid-line: lose its line, not ours
+                    line = b"\n" + line
+            file.write(line)
+
+    def rewind(self, step: int) -> int:
+        """Keep only the records up to ``step``, where a run resumes; returns how many lines went.
+
+        Lines that are no records, and records without a step, go too.
+        """
+        if not self.path.exists():
+            return 0
+        lines = [line for line in self.path.read_bytes().split(b"\n") if line]
+        kept = [line for line in lines if _step(line) <= step]
+        write_whole(self.path, b"".join(line + b"\n" for line in kept).decode())
+        dropped = len(lines) - len(kept)
+        log.info("%s: rewound to step %d, %d lines dropped", self.path, step, dropped)
+        return dropped
+
+    def archive(self) -> Path | None:
+        """Put the file aside as metrics-1.jsonl, -2, ..., where a run starts over.
+
+        Returns the new path, or None where there was no file.
+        """
+        if not self.path.exists():
+            return None
+        names = (path.stem.partition("-")[2] for path in self.path.parent.glob("metrics-*.jsonl"))
+        number = 1 + max((int(name) for name in names if name.isdecimal()), default=0)
+        return self.path.rename(self.path.with_name(f"metrics-{number}.jsonl"))
+
+
+def _step(line: bytes) -> float:
+    """Step of a metrics line, infinite where it has none."""
+    step = (parse_record(line) or {}).get("step")
+    return step if isinstance(step, int | float) else math.inf

@@ -1,0 +1,115 @@
+"""``summary.json``: the few numbers of a finished run that a table of 10,000 runs needs.
+
+A convenience, never a second truth: a summary that is missing, corrupt or older than the metrics is
+worked out again from ``metrics.jsonl``.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from collections.abc import Callable
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any
+
+from train.run import tail
+from train.run.files import parse_record, write_whole
+from train.run.folder import FINISHED, METRICS, RunFolderError, load_run
+from train.run.tail import Tail
+
+log = logging.getLogger(__name__)
+
+SUMMARY = "summary.json"
+COORDINATES = ("scale", "method", "lr", "seed", "steps")
+"""Keys of a run's configuration that say which cell of which table it is."""
+_VERSION = 1  # of the file's content
+_TAIL = tuple(field.name for field in fields(Tail))
+
+
+class SummaryError(Exception):
+    """summary.json cannot be used; the message is one line that names it and why."""
+
+
+def finish(folder: str | os.PathLike[str], *, parameters: int | None = None) -> None:
+    """What a run leaves behind when it ended: its summary, and its row in TensorBoard's HParams.
+
+    Call it on one process, after the status is written. ``parameters`` is the model's number of
+    parameters. Never raises: the result is in the metrics already, so what goes wrong is logged.
+    """
+    from train.run.hparams import write_hparams  # TensorBoard is slow to import
+
+    steps: dict[str, Callable[[], object]] = {
+        "summary": lambda: write_summary(folder, parameters=parameters),
+        "HParams": lambda: write_hparams(folder),
+    }
+    for name, write in steps.items():
+        try:
+            write()
+        except Exception as error:
+            log.warning("%s: no %s of the finished run (%s)", folder, name, error)
+
+
+def write_summary(
+    folder: str | os.PathLike[str], *, parameters: int | None = None
+) -> dict[str, Any]:
+    """Write summary.json of a finished run, from its own files; returns its content.
+
+    Raises:
+        RunFolderError: the folder holds no run, or one that is not completed or diverged.
+        OSError: it cannot be written.
+    """
+    run = load_run(folder, metrics=False)
+    state = run.status.get("state")
+    if state not in FINISHED:
+        raise RunFolderError(f"{run.path} has no result yet ({state or 'no status'}): run it first")
+    content = {
+        "version": _VERSION,
+        **{key: run.config.get(key) for key in COORDINATES},
+        "parameters": parameters,
+        "state": state,
+        **asdict(tail.final(run.path / METRICS)),
+        "metrics_bytes": _size(run.path / METRICS),
+    }
+    write_whole(run.path / SUMMARY, json.dumps(content, indent=2) + "\n")
+    return content
+
+
+def read_summary(folder: Path, state: str) -> tuple[Tail, int | None] | None:
+    """The numbers of a finished run and its parameters; None where there is no current summary.
+
+    Out of date is one of another state than ``state``, or written before the metrics grew. Metrics
+    that were deleted to save space leave it current.
+
+    Raises:
+        SummaryError: the file is there and corrupt, or cannot be read.
+    """
+    file = folder / SUMMARY
+    try:
+        content = parse_record(file.read_bytes())
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise SummaryError(f"{file} cannot be read ({error.strerror})") from error
+    if content is None:
+        raise SummaryError(f"{file} is corrupt (not a JSON object)")
+    if content.get("version") != _VERSION or content.get("state") != state:
+        return None
+    if _size(folder / METRICS) not in (None, content.get("metrics_bytes")):
+        return None
+    values = {key: content.get(key) for key in (*_TAIL, "parameters")}
+    for key, value in values.items():
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
+            raise SummaryError(f"{file} is corrupt ({key} is {value!r})")
+    parameters = values.pop("parameters")
+    if values["skipped_lines"] is None:
+        raise SummaryError(f"{file} is corrupt (no skipped_lines)")
+    return Tail(**values), parameters  # type: ignore[arg-type]
+
+
+def _size(file: Path) -> int | None:
+    try:
+        return file.stat().st_size
+    except FileNotFoundError:
+        return None

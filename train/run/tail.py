@@ -1,0 +1,126 @@
+"""The last part of a metrics.jsonl, of which no more is read and parsed than is asked for."""
+
+from __future__ import annotations
+
+import math
+import os
+import statistics
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from train.run.files import parse_record
+
+TRAIN_STEPS = 200
+"""The training metric is the mean of the losses logged in this many last steps."""
+_BLOCK = 1 << 20  # bytes read at a time
+
+
+@dataclass(frozen=True)
+class Tail:
+    """What the end of a run's metrics says; None where it says nothing, or nothing finite.
+
+    Attributes:
+        validation: the last validation loss, nats a token.
+        train: mean of the losses logged in the last `TRAIN_STEPS` steps, nats a token.
+        loss: the last training loss, nats a token.
+        step: the last step logged.
+        tokens: tokens seen until then.
+        tokens_per_second: median over the records of the same last steps, a device.
+        skipped_lines: corrupt lines met.
+    """
+
+    validation: float | None = None
+    train: float | None = None
+    loss: float | None = None
+    step: int | None = None
+    tokens: int | None = None
+    tokens_per_second: float | None = None
+    skipped_lines: int = 0
+
+
+def final(file: Path) -> Tail:
+    """Everything of `Tail`, for a run that ended."""
+    validation: dict[str, Any] | None = None
+    records: list[dict[str, Any]] = []  # with a training loss, last first
+    start: float | None = None  # the step after which the training losses count
+    whole_window = False
+    skipped = 0
+    for line in lines_from_end(file):
+        if whole_window and b'"validation_loss"' not in line:
+            continue
+        record = parse_record(line)
+        step = _number((record or {}).get("step"))
+        if record is None or step is None:
+            skipped += 1
+            continue
+        if validation is None and "validation_loss" in record:
+            validation = record
+        if "loss" in record and not whole_window:
+            start = step - TRAIN_STEPS if start is None else start
+            whole_window = step <= start
+            if not whole_window:
+                records.append(record)
+        if whole_window and validation is not None:
+            break
+    losses = [_number(record["loss"]) for record in records]
+    speeds = [v for r in records if (v := _number(r.get("tokens_per_second"))) is not None]
+    known = [loss for loss in losses if loss is not None]
+    last = records[0] if records else {}
+    return Tail(
+        validation=_number((validation or {}).get("validation_loss")),
+        # One loss that was not finite makes the mean not finite: it is not averaged away.
+        train=math.fsum(known) / len(known) if known and len(known) == len(losses) else None,
+        loss=_number(last.get("loss")),
+        step=_whole((last or validation or {}).get("step")),
+        tokens=_whole(last.get("tokens")),
+        tokens_per_second=statistics.median(speeds) if speeds else None,
+        skipped_lines=skipped,
+    )
+
+
+def latest(file: Path) -> Tail:
+    """The last logged step alone, for a run that has not ended."""
+    skipped = 0
+    for line in lines_from_end(file):
+        record = parse_record(line)
+        if record is None or _number(record.get("step")) is None:
+            skipped += 1
+        elif "loss" in record:
+            return Tail(
+                loss=_number(record["loss"]),
+                step=_whole(record["step"]),
+                tokens=_whole(record.get("tokens")),
+                tokens_per_second=_number(record.get("tokens_per_second")),
+                skipped_lines=skipped,
+            )
+    return Tail(skipped_lines=skipped)
+
+
+def lines_from_end(file: Path) -> Iterator[bytes]:
+    """The non-empty lines of ``file``, last first, without reading the file whole."""
+    try:
+        stream = file.open("rb")
+    except FileNotFoundError:
+        return
+    with stream:
+        position = stream.seek(0, os.SEEK_END)
+        cut = b""  # the end of a line whose beginning lies in the block before
+        while position > 0:
+            size = min(_BLOCK, position)
+            position = stream.seek(position - size)
+            cut, *lines = (stream.read(size) + cut).split(b"\n")
+            yield from filter(None, reversed(lines))
+        if cut:
+            yield cut
+
+
+def _number(value: Any) -> float | None:
+    """``value`` as a finite number, None for anything else."""
+    return float(value) if isinstance(value, int | float) and math.isfinite(value) else None
+
+
+def _whole(value: Any) -> int | None:
+    number = _number(value)
+    return None if number is None else int(number)
