@@ -1,88 +1,41 @@
-"""Param groups by site, and how a new lr reaches them and the optimizer that is built on them."""
+"""Param groups: one per site, one per bias with a learning rate of its own, one for the rest."""
 
-import weakref
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
-from torch import nn
-from torch.optim import Optimizer
-from torch.optim.optimizer import register_optimizer_step_pre_hook
-
-# The name of the last param group, of all that is not a site.
-REST = "rest"
 
 
-class ParamGroups:
-    """One group a site, one for each bias behind a multiplier, and last one for the rest.
+def split_group(
+    group: Mapping[str, Any], own: Mapping[str, torch.Tensor], rest: str
+) -> list[dict[str, Any]]:
+    """Split a param group: one group per parameter of ``own``, and a last one for the others.
 
     Args:
-        model: whose parameters are grouped.
-        weights: the sites' weights by name.
-        biases: biases with an lr of their own, by the name of their site.
+        group: as optimizers take it: ``params``, maybe ``param_names`` (one per parameter), and
+            settings, which every new group keeps.
+        own: the parameters with a learning rate of their own, by group name
+            (`Parametrization.own_parameters`). Those that ``group`` does not hold are left out.
+        rest: the name of the last group (`Parametrization.rest`).
+
+    Returns:
+        The groups, each with its ``name``: those of ``own`` in its order, then the rest, which is
+        left out where it is empty.
     """
+    name_of = {id(parameter): name for name, parameter in own.items()}
+    members: dict[str, list[int]] = {name: [] for name in (*own, rest)}
+    for i, parameter in enumerate(group["params"]):
+        members[name_of.get(id(parameter), rest)].append(i)
+    lists = [key for key in ("params", "param_names") if key in group]
+    return [
+        {**group, **{key: [group[key][i] for i in indices] for key in lists}, "name": name}
+        for name, indices in members.items()
+        if indices
+    ]
 
-    def __init__(
-        self,
-        model: nn.Module,
-        weights: Mapping[str, torch.Tensor],
-        biases: Mapping[str, nn.Parameter],
-    ) -> None:
-        self.groups: list[dict[str, Any]] = [
-            *({"params": [weight], "name": name} for name, weight in weights.items()),
-            *({"params": [bias], "name": f"{name}.bias"} for name, bias in biases.items()),
-        ]
-        grouped = {id(parameter) for group in self.groups for parameter in group["params"]}
-        rest = [p for p in model.parameters() if id(p) not in grouped]
-        if rest:
-            self.groups.append({"params": rest, "name": REST})
-        self._lrs: dict[str, float] = {}
-        self._optimizer: weakref.ref[Optimizer] | None = None
-        self._finder: Any = None
 
-    def set_lrs(self, lrs: Mapping[str, float], optimizer: Optimizer | None = None) -> None:
-        """Write the lr into the groups and into an optimizer's groups of the same names.
-
-        Args:
-            lrs: by group name.
-            optimizer: None is the last one given, or the one that steps next on these parameters.
-
-        Raises:
-            ValueError: the optimizer has none of the groups.
-        """
-        self._lrs = dict(lrs)
-        if optimizer is not None:
-            if not any(group.get("name") in lrs for group in optimizer.param_groups):
-                raise ValueError(
-                    "the optimizer has no group of this model's sites; build it on .param_groups"
-                )
-            self._optimizer = weakref.ref(optimizer)
-        live = self._live_optimizer()
-        for group in (*self.groups, *(live.param_groups if live is not None else ())):
-            if group.get("name") in lrs:
-                group["lr"] = lrs[group["name"]]
-
-    def reach_the_next_optimizer(self) -> None:
-        """If no optimizer is known yet, find it when it steps next, and write the lr then.
-
-        Until then it is known only by its groups, which are these until it loads a state: that
-        replaces them, and what is written into these no longer reaches it.
-        """
-        if self._live_optimizer() is not None or self._finder is not None:
-            return
-        me = weakref.ref(self)
-
-        def before_step(optimizer: Optimizer, *_: Any) -> None:
-            this = me()
-            if this is not None and this._live_optimizer() is None and this._owns(optimizer):
-                this.set_lrs(this._lrs, optimizer)
-
-        self._finder = register_optimizer_step_pre_hook(before_step)
-        weakref.finalize(self, self._finder.remove)
-
-    def _live_optimizer(self) -> Optimizer | None:
-        return self._optimizer() if self._optimizer is not None else None
-
-    def _owns(self, optimizer: Optimizer) -> bool:
-        mine = {id(p) for group in self.groups for p in group["params"]}
-        return any(id(p) in mine for group in optimizer.param_groups for p in group["params"])
+def set_lrs(groups: Iterable[dict[str, Any]], lrs: Mapping[str, float]) -> None:
+    """Write the learning rates into the groups of the same names; others keep theirs."""
+    for group in groups:
+        if group.get("name") in lrs:
+            group["lr"] = lrs[group["name"]]

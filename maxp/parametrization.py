@@ -17,7 +17,7 @@ from torch.optim import Optimizer
 
 from maxp.alignment import Measured
 from maxp.graph import Graph, SiteNode, chain
-from maxp.groups import REST, ParamGroups
+from maxp.groups import set_lrs, split_group
 from maxp.measurement import Measurement
 from maxp.module import Site, find_sites
 from maxp.overrides import AB, ab_by_key, check_used, resolve, resolve_ab
@@ -170,7 +170,12 @@ class Parametrization:
             sample_size=sample_size,
             from_training=use_training_activations,
         )
-        self._groups = ParamGroups(model, self.weights, self._biases())
+        self.rest = "rest"
+        self.own_parameters = {**self.weights, **self._biases()}
+        parameters = {id(p): p for p in (*self.own_parameters.values(), *model.parameters())}
+        whole = {"params": list(parameters.values())}
+        self.param_groups = split_group(whole, self.own_parameters, self.rest)
+        self._optimizer: Optimizer | None = None
         self.apply()
 
     def _resolve_exponents(
@@ -202,12 +207,15 @@ class Parametrization:
             if bias is not None:
                 bias.zero_()
 
-    def _biases(self) -> dict[str, nn.Parameter]:
-        """The biases whose c is not 0: with Adam those behind a multiplier, with SGD all."""
-        found = {name: _bias(self.sites[name]) for name in self.weights}
+    def _bias_group(self, name: str) -> str:
+        return f"{name}.bias"
+
+    def _biases(self) -> dict[str, torch.Tensor]:
+        """The biases whose c is not 0, by group name: with SGD all, else those behind a multiplier."""
+        biases = {name: _bias(self.sites[name]) for name in self.weights}
         return {
-            name: bias
-            for name, bias in found.items()
+            self._bias_group(name): bias
+            for name, bias in biases.items()
             if isinstance(bias, nn.Parameter)
             and (self._exponents[name].a != 0 or self._optimizer_type == "sgd")
         }
@@ -226,15 +234,16 @@ class Parametrization:
     # Learning rates
 
     def lr_factors(self) -> dict[str, float]:
-        """n^-c by param group name: sites, biases behind a multiplier, and 1 for the rest."""
+        """n^-c by param group name; 1 for the group of the rest."""
         g = gradient_exponent(self.graph, self._exponents, self.c, self._optimizer_type)
-        factors = {REST: 1.0}
+        factors = {self.rest: 1.0}
         for name in self.weights:
             node, e = self.graph.nodes[name], self._exponents[name]
             assert isinstance(node, SiteNode)
             n = self.sites[name].width_dim
             factors[name] = n ** -self.c[name]
-            factors[f"{name}.bias"] = n ** -bias_exponent(node, e, self._optimizer_type, g)
+            if (bias := self._bias_group(name)) in self.own_parameters:
+                factors[bias] = n ** -bias_exponent(node, e, self._optimizer_type, g)
         return factors
 
     def lrs(self) -> dict[str, float]:
@@ -243,7 +252,10 @@ class Parametrization:
 
     @property
     def lr_prefactor(self) -> float:
-        """What n^-c multiplies; setting it changes the lr of every group at once."""
+        """The learning rate that n^-c multiplies.
+
+        Setting it changes ``param_groups`` and the optimizer that `apply` or `step` last received.
+        """
         return self._lr_prefactor
 
     @lr_prefactor.setter
@@ -252,23 +264,31 @@ class Parametrization:
             raise ValueError(f"lr_prefactor must be finite and not negative, got {value}")
         self._lr_prefactor = value
         self.apply()
-        self._groups.reach_the_next_optimizer()
-
-    @property
-    def param_groups(self) -> list[dict[str, Any]]:
-        """What to build the optimizer on."""
-        return self._groups.groups
 
     def apply(self, optimizer: Optimizer | None = None) -> None:
-        """Write the lr into ``param_groups`` and into an optimizer's groups of the same names.
+        """Write the learning rates into ``param_groups`` and into the optimizer's groups.
+
+        An optimizer shares its groups with ``param_groups`` only until it loads a state, which
+        replaces them. Call ``apply(optimizer)`` after ``optimizer.load_state_dict``; until then, or
+        until the next `step`, new learning rates do not reach the optimizer.
 
         Args:
-            optimizer: None is the one that `step` last saw.
+            optimizer: the optimizer to follow from now on; its groups are matched by ``name``. None
+                is the optimizer that `apply` or `step` last received.
 
         Raises:
             ValueError: the optimizer has none of the groups.
         """
-        self._groups.set_lrs(self.lrs(), optimizer)
+        lrs = self.lrs()
+        if optimizer is not None:
+            if not any(group.get("name") in lrs for group in optimizer.param_groups):
+                raise ValueError(
+                    "the optimizer has no group of this model's sites; build it on .param_groups"
+                )
+            self._optimizer = optimizer
+        set_lrs(self.param_groups, lrs)
+        if self._optimizer is not None:
+            set_lrs(self._optimizer.param_groups, lrs)
 
     # Measuring and solving
 
@@ -312,11 +332,20 @@ class Parametrization:
         if self._measurement.z0 is None:
             raise RuntimeError("call capture_initial(x) before training, then step(x, optimizer)")
         self._measurement.check_probe(x)
+        if optimizer is not self._optimizer and self._stepped_otherwise(optimizer):
+            logger.warning(
+                "the optimizer has stepped with other learning rates than those of param_groups; "
+                "call apply(optimizer) after optimizer.load_state_dict"
+            )
         self.steps += 1
         if self.due(self.steps):
             self.measure()
             self.solve()
         self.apply(optimizer)
+
+    def _stepped_otherwise(self, optimizer: Optimizer) -> bool:
+        lrs = {group["name"]: group["lr"] for group in self.param_groups}
+        return any(g["lr"] != lrs.get(g.get("name"), g["lr"]) for g in optimizer.param_groups)
 
     def due(self, step: int) -> bool:
         """Whether the ``step``-th call of `step` measures and solves."""

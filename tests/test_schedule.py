@@ -51,14 +51,29 @@ def test_a_schedule_reaches_groups_that_load_state_dict_replaced() -> None:
     assert optimizer.param_groups[0]["lr"] == pytest.approx(0.025 * 16 ** -p.c["embed"])
 
 
-def test_a_schedule_reaches_replaced_groups_even_before_the_first_step() -> None:
+def test_a_schedule_reaches_replaced_groups_before_the_first_step_once_applied() -> None:
     p, optimizer = build()
     optimizer.load_state_dict(optimizer.state_dict())
+    p.apply(optimizer)
     p.lr_prefactor = 0.0
     before = p.weights["embed"].detach().clone()
     F.cross_entropy(p.model(PROBE), batch(99)[1]).backward()
     optimizer.step()  # at lr 0
     assert torch.equal(p.weights["embed"], before)
+
+
+@pytest.mark.parametrize("applied", [True, False])
+def test_an_update_at_other_lrs_than_the_schedules_is_reported(
+    applied: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    p, optimizer = build()
+    optimizer.load_state_dict(optimizer.state_dict())
+    if applied:
+        p.apply(optimizer)
+    p.lr_prefactor = 0.025
+    list(updates(p, optimizer, 2))
+    warnings = [r.getMessage() for r in caplog.records if "other learning rates" in r.getMessage()]
+    assert len(warnings) == (0 if applied else 1)
 
 
 def test_another_models_optimizer_is_not_scheduled() -> None:

@@ -11,7 +11,6 @@ from torchtitan.tools.logging import logger
 from torchtitan.trainer import Trainer
 
 from maxp import Graph
-from maxp.groups import REST
 from train import cpu, torch_compat
 from train.alignment_table import ALIGNMENTS, Table, kind, read_table
 from train.checks import check
@@ -105,7 +104,7 @@ class MaxPTrainer(Trainer):
         self.groups = SiteGroups(
             optimizers,
             self.parametrization.weights,
-            rest=REST,
+            rest=self.parametrization.rest,
             independent_decay=settings.independent_weight_decay,
         )
         self.groups.set_factors(self.parametrization.lr_factors())
