@@ -1,9 +1,21 @@
 """Param groups: one per site, one per bias with a learning rate of its own, one for the rest."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from typing import Any
 
 import torch
+
+
+def group_name(name: str, sites: Container[str]) -> str:
+    """The name of a param group that is no site's: ``name``, or ``.name`` where a site has it.
+
+    The name of a module never starts with a dot, so group names are unique.
+
+    Args:
+        name: ``"rest"``, or ``"SITE.bias"``.
+        sites: the names of the sites.
+    """
+    return f".{name}" if name in sites else name
 
 
 def split_group(

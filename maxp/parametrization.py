@@ -17,7 +17,7 @@ from torch.optim import Optimizer
 
 from maxp.alignment import Measured
 from maxp.graph import Graph, SiteNode, chain
-from maxp.groups import set_lrs, split_group
+from maxp.groups import group_name, set_lrs, split_group
 from maxp.measurement import Measurement
 from maxp.module import Site, find_sites
 from maxp.overrides import AB, ab_by_key, check_used, resolve, resolve_ab
@@ -170,7 +170,7 @@ class Parametrization:
             sample_size=sample_size,
             from_training=use_training_activations,
         )
-        self.rest = "rest"
+        self.rest = group_name("rest", self.sites)
         self.own_parameters = {**self.weights, **self._biases()}
         parameters = {id(p): p for p in (*self.own_parameters.values(), *model.parameters())}
         whole = {"params": list(parameters.values())}
@@ -208,10 +208,10 @@ class Parametrization:
                 bias.zero_()
 
     def _bias_group(self, name: str) -> str:
-        return f"{name}.bias"
+        return group_name(f"{name}.bias", self.sites)
 
     def _biases(self) -> dict[str, torch.Tensor]:
-        """The biases whose c is not 0, by group name: with SGD all, else those behind a multiplier."""
+        """By group name, biases whose c is not 0: all with SGD, else those behind a multiplier."""
         biases = {name: _bias(self.sites[name]) for name in self.weights}
         return {
             self._bias_group(name): bias

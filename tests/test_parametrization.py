@@ -103,6 +103,41 @@ def test_an_sgd_step_of_the_readouts_bias_moves_it_by_the_gradient_at_every_widt
     torch.testing.assert_close(model.readout(z).detach() - before, torch.full_like(before, -0.05))
 
 
+# Names that a site may have
+
+
+class Named(nn.Module):
+    """A site called ``rest``, one with a bias behind its multiplier, and a LayerNorm."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rest = linear(256, 256)
+        self.norm = nn.LayerNorm(256)
+        self.out = ParametrizedModule(nn.Linear(256, 4), 256, "readout")
+        self.out.bias = linear(256, 4)  # so its name is that of the bias's group
+
+
+def test_a_site_called_rest_does_not_share_its_lr_with_what_is_no_site() -> None:
+    model = Named()
+    p = Parametrization(model, lr_prefactor=0.1)
+    lr_of = {id(q): group["lr"] for group in p.param_groups for q in group["params"]}
+    assert lr_of[id(model.norm.weight)] == lr_of[id(model.norm.bias)] == 0.1
+    assert lr_of[id(model.rest.weight)] == pytest.approx(0.1 / 256)
+
+
+def test_a_site_called_bias_does_not_share_its_lr_with_a_sites_bias() -> None:
+    model = Named()
+    p = Parametrization(model, lr_prefactor=0.1)
+    lr_of = {id(q): group["lr"] for group in p.param_groups for q in group["params"]}
+    assert lr_of[id(model.out.op.bias)] == pytest.approx(0.1 * 16)
+    assert lr_of[id(model.out.bias.weight)] == pytest.approx(0.1 / 256)
+
+
+def test_group_names_are_unique_whatever_the_sites_are_called() -> None:
+    names = [group["name"] for group in Parametrization(Named()).param_groups]
+    assert sorted(names) == [".out.bias", ".rest", "out", "out.bias", "rest"]
+
+
 # Initial weights
 
 
