@@ -414,7 +414,7 @@ class Parametrization:
 
     # Resuming, and agreeing
 
-    def answer(self) -> dict[str, Any]:
+    def solution_state(self) -> dict[str, Any]:
         """What measuring and solving left, without tensors: for other ranks, or a resumed run."""
         return {
             "c": dict(self.c),
@@ -427,25 +427,25 @@ class Parametrization:
             "infeasible": self.infeasible,
         }
 
-    def take_answer(self, answer: Mapping[str, Any]) -> None:
-        """Take up another rank's, or an earlier run's, `answer`.
+    def load_solution_state(self, state: Mapping[str, Any]) -> None:
+        """Continue from another rank's, or an earlier run's, `solution_state`.
 
         Raises:
             ValueError: it is of a model with other sites.
         """
-        if set(answer["alignment"]) != set(self.sites):
-            different = ", ".join(sorted(set(answer["alignment"]) ^ set(self.sites))[:8])
+        if set(state["alignment"]) != set(self.sites):
+            different = ", ".join(sorted(set(state["alignment"]) ^ set(self.sites))[:8])
             raise ValueError(f"the state is of a model with other sites: {different}")
-        self.c, self.targets = dict(answer["c"]), dict(answer["targets"])
+        self.c, self.targets = dict(state["c"]), dict(state["targets"])
         self._exponents = {
-            name: Exponents(e.a, e.b, Alignment(*answer["alignment"][name]), e.c)
+            name: Exponents(e.a, e.b, Alignment(*state["alignment"][name]), e.c)
             for name, e in self._exponents.items()
         }
-        self.measured = {name: tuple(values) for name, values in answer["measured"].items()}
-        self._averaged = {(name, i) for name, i in answer["averaged"]}
-        self.refused = +Counter(answer["refused"])
-        self.zero_terms = +Counter(answer["zero_terms"])
-        self.infeasible = answer["infeasible"]
+        self.measured = {name: tuple(values) for name, values in state["measured"].items()}
+        self._averaged = {(name, i) for name, i in state["averaged"]}
+        self.refused = +Counter(state["refused"])
+        self.zero_terms = +Counter(state["zero_terms"])
+        self.infeasible = state["infeasible"]
         self.r = change_exponents(self.graph, self._exponents, self.c, self._optimizer_type)
 
     def state_dict(self) -> dict[str, Any]:
@@ -456,7 +456,7 @@ class Parametrization:
         """
         measuring = self._measurement.z0 is not None
         return {
-            **self.answer(),
+            **self.solution_state(),
             "steps": self.steps,
             "seed": self.seed,
             "lr_prefactor": self._lr_prefactor,
@@ -469,7 +469,7 @@ class Parametrization:
         Raises:
             ValueError: the state is of a model with other sites.
         """
-        self.take_answer(state)
+        self.load_solution_state(state)
         self.steps, self.seed = state["steps"], state["seed"]
         self._seeds = {name: site_seed(self.seed, name) for name in self.weights}
         self._lr_prefactor = state["lr_prefactor"]

@@ -64,10 +64,10 @@ class TrainerParametrization(Parametrization):
             super().solve()
         if dist.get_world_size() == 1:
             return
-        answers = [self.answer()]
+        states = [self.solution_state()]
         mine = self.alignment
-        dist.broadcast_object_list(answers, src=0)
-        self.take_answer(answers[0])
+        dist.broadcast_object_list(states, src=0)
+        self.load_solution_state(states[0])
         apart = [name for name, values in self.alignment.items() if values != mine[name]]
         if apart and not first:
             self.disagreed += 1
