@@ -51,8 +51,14 @@ class Measurement:
         self.w0: InitialWeights | None = None
 
     def capture(self, x: Any) -> None:
-        """Take ``x`` as the probe, and the present activations and weights as the initial ones."""
-        self.w0 = self._make_initial_weights()
+        """Take ``x`` as the probe, and the present activations and weights as the initial ones.
+
+        Raises:
+            ValueError: W0 is to be drawn again, and the weights are no longer as they were drawn.
+        """
+        w0 = self._make_initial_weights()
+        w0.check_redrawn()
+        self.w0 = w0
         # A copy: the caller may use the tensor again for other values.
         self._given, self.probe = x, tree_map_only(torch.Tensor, torch.clone, x)
         self.z0, self._seen_in_training = self._run(self.probe), None

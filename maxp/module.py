@@ -139,6 +139,12 @@ class ParametrizedModule(Site, nn.Module):
         return f"width_dim={self.width_dim}, layer_type={self.layer_type}, scale={self.scale:.4g}"
 
 
+def bias_of(site: Site) -> torch.Tensor | None:
+    """The bias of a site's operation; None where it has none."""
+    bias = getattr(getattr(site, "op", site), "bias", None)
+    return bias if isinstance(bias, torch.Tensor) else None
+
+
 # Segments that wrappers (activation checkpointing, torch.compile) put into a module's name.
 _WRAPPERS = frozenset({"_checkpoint_wrapped_module", "_orig_mod", "_fsdp_wrapped_module"})
 

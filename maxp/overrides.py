@@ -7,10 +7,14 @@ given at the site, then an override for its layer type, then the default.
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TypeVar
 
+from maxp.exponents import PRESETS, Alignment, Exponents
 from maxp.module import LAYER_TYPES, MUP_AB, Site
 
 T = TypeVar("T")
 AB = tuple[float, float]
+
+# Both presets of a site without a weight: with a = 1/2 it then asks nothing beyond r >= 0.
+_BILINEAR = Alignment(0.5, 0.5, 0.5)
 
 # (a, b) by layer type: values for ``ab_overrides``. Everett et al. 2024, table of parametrizations.
 PARAMETRIZATIONS: dict[str, dict[str, AB]] = {
@@ -101,3 +105,40 @@ def resolve_ab(name: str, site: Site, overrides: Mapping[str, AB]) -> AB:
             "output grows or vanishes with width at init"
         )
     return a, b
+
+
+def resolve_alignment(
+    name: str,
+    site: Site,
+    overrides: Mapping[str, tuple[float, float, float]],
+    preset: Alignment = PRESETS["full"],
+) -> Alignment:
+    """A site's alignment before anything is measured: an override, or the preset."""
+    default = preset if site.weight is not None else _BILINEAR
+    return Alignment(*(resolve(name, site, overrides) or default))
+
+
+def resolve_exponents(
+    sites: Mapping[str, Site],
+    preset: Alignment,
+    ab_overrides: Mapping[str, AB] | Sequence[AB] | None,
+    c_overrides: Mapping[str, float],
+    alignment_overrides: Mapping[str, tuple[float, float, float]],
+) -> dict[str, Exponents]:
+    """The exponents of every site, as the program takes them.
+
+    Raises:
+        ValueError: an override that matches no site, or an (a, b) that breaks its site's condition.
+    """
+    ab = ab_by_key(ab_overrides)
+    check_used("ab_overrides", ab, sites)
+    check_used("c_overrides", c_overrides, [n for n, s in sites.items() if s.weight is not None])
+    check_used("alignment_overrides", alignment_overrides, sites)
+    return {
+        name: Exponents(
+            *resolve_ab(name, site, ab),
+            resolve_alignment(name, site, alignment_overrides, preset),
+            None if site.weight is None else resolve(name, site, c_overrides, site.c),
+        )
+        for name, site in sites.items()
+    }

@@ -7,7 +7,6 @@ al. 2024 (arXiv 2407.05872).
 
 import logging
 import math
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -16,33 +15,21 @@ from torch import nn
 from torch.optim import Optimizer
 
 from maxp.alignment import Measured
-from maxp.graph import Graph, SiteNode, chain
+from maxp.exponents import PRESETS, OptimizerType, bias_exponent, gradient_exponent
+from maxp.graph import SiteNode
 from maxp.groups import group_name, set_lrs, split_group
 from maxp.measurement import Measurement
-from maxp.module import Site, find_sites
-from maxp.overrides import AB, ab_by_key, check_used, resolve, resolve_ab
+from maxp.module import bias_of, find_sites
+from maxp.overrides import AB, resolve, resolve_exponents
 from maxp.shards import local
-from maxp.solver import (
-    PRESETS,
-    Alignment,
-    Exponents,
-    InfeasibleProgramError,
-    OptimizerType,
-    Program,
-    bias_exponent,
-    change_exponents,
-    gradient_exponent,
-)
-from maxp.trace import call_model, trace
+from maxp.site_exponents import SiteExponents
+from maxp.trace import call_model, graph_of
 from maxp.w0 import InitialWeights, draw_like, site_seed
 
 logger = logging.getLogger(__name__)
 
-# Both presets of a site without a weight: with a = 1/2 it then asks nothing beyond r >= 0.
-_BILINEAR = Alignment(0.5, 0.5, 0.5)
 
-
-class Parametrization:
+class Parametrization(SiteExponents):
     """Initialises a model's sites and holds their exponents and learning rates.
 
     At construction: find the sites, draw their weights, set their multipliers, solve the program,
@@ -119,10 +106,11 @@ class Parametrization:
         seed: int | None = None,
         measure_bilinear: bool = False,
     ) -> None:
-        _check_arguments(alignment, lr_prefactor, std_prefactor, solve_interval, sample_size)
-        if warmup_steps < 0:
-            raise ValueError(f"warmup_steps must not be negative, got {warmup_steps}")
-        _check_averages(c_ema=c_ema, alignment_ema=alignment_ema)
+        _check_arguments(
+            alignment, c_ema=c_ema, alignment_ema=alignment_ema, warmup_steps=warmup_steps,
+            lr_prefactor=lr_prefactor, std_prefactor=std_prefactor, solve_interval=solve_interval,
+            sample_size=sample_size,
+        )  # fmt: skip
         self.model = model
         self.sites = find_sites(model)
         if not self.sites:
@@ -130,46 +118,50 @@ class Parametrization:
         self.weights: dict[str, torch.Tensor] = {
             name: site.weight for name, site in self.sites.items() if site.weight is not None
         }
-        self.warmup_steps, self.solve_interval = warmup_steps, solve_interval
-        self.c_ema, self.alignment_ema = c_ema, alignment_ema
-        self.resample_w0, self.measure_bilinear = resample_w0, measure_bilinear
-        self._optimizer_type, self._lr_prefactor = optimizer_type, lr_prefactor
-
         held = dict(alignment_overrides or {})
-        self._held = {n for n, s in self.sites.items() if resolve(n, s, held) is not None}
-        self._exponents = self._resolve_exponents(
-            PRESETS[alignment], ab_by_key(ab_overrides), dict(c_overrides or {}), held
+        exponents = resolve_exponents(
+            self.sites, PRESETS[alignment], ab_overrides, dict(c_overrides or {}), held
         )
         for name, site in self.sites.items():
-            site.set_a(self._exponents[name].a)
+            site.set_a(exponents[name].a)
         self.seed = int(torch.randint(2**62, ()).item()) if seed is None else seed
         self._seeds = {name: site_seed(self.seed, name) for name in self.weights}
         self._stds = {
-            name: std_prefactor * self.sites[name].width_dim ** -self._exponents[name].b
+            name: std_prefactor * self.sites[name].width_dim ** -exponents[name].b
             for name in self.weights
         }
         self._initialise()
 
-        self.graph = self._make_graph(sample_input)
-        self._program = Program(self.graph, optimizer_type, solver=solver, warm_start=warm_start)
-        solution = self._program.solve(self._exponents)
-        self.targets, self.c, self.r = solution.c, dict(solution.c), solution.r
-
-        self.steps = 0
-        self.measured: dict[str, Measured] = dict.fromkeys(self._measurable(), (None, None, None))
-        self.refused: Counter[str] = Counter()
-        self.zero_terms: Counter[str] = Counter()
-        self.infeasible = 0
-        self._averaged: set[tuple[str, int]] = set()
+        measurable = {
+            name: site
+            for name, site in self.sites.items()
+            if site.layer_type != "embedding" and resolve(name, site, held) is None
+        }
+        super().__init__(
+            graph_of(model, self.sites, sample_input),
+            exponents,
+            optimizer_type,
+            measurable,
+            c_ema=c_ema,
+            alignment_ema=alignment_ema,
+            measure_bilinear=measure_bilinear,
+            solver=solver,
+            warm_start=warm_start,
+        )
+        self.steps, self.warmup_steps, self.solve_interval = 0, warmup_steps, solve_interval
+        measured_weights = {n: w for n, w in self.weights.items() if n in measurable}
         self._measurement = Measurement(
             model,
-            self._measurable(),
-            self.weights,
-            initial_weights=self._initial_weights,
+            measurable,
+            measured_weights,
+            initial_weights=lambda: InitialWeights(
+                measured_weights, self._seeds, self._stds, resample=resample_w0
+            ),
             forward=self.forward,
             sample_size=sample_size,
             from_training=use_training_activations,
         )
+        self._lr_prefactor = lr_prefactor
         self.rest = group_name("rest", self.sites)
         self.own_parameters = {**self.weights, **self._biases()}
         parameters = {id(p): p for p in (*self.own_parameters.values(), *model.parameters())}
@@ -178,24 +170,6 @@ class Parametrization:
         self._optimizer: Optimizer | None = None
         self.apply()
 
-    def _resolve_exponents(
-        self,
-        preset: Alignment,
-        ab: Mapping[str, AB],
-        held_c: Mapping[str, float],
-        held_alignment: Mapping[str, tuple[float, float, float]],
-    ) -> dict[str, Exponents]:
-        check_used("ab_overrides", ab, self.sites)
-        check_used("c_overrides", held_c, self.weights)
-        check_used("alignment_overrides", held_alignment, self.sites)
-        found = {}
-        for name, site in self.sites.items():
-            default = preset if site.weight is not None else _BILINEAR
-            alignment = Alignment(*(resolve(name, site, held_alignment) or default))
-            c = None if site.weight is None else resolve(name, site, held_c, site.c)
-            found[name] = Exponents(*resolve_ab(name, site, ab), alignment, c)
-        return found
-
     @torch.no_grad()
     def _initialise(self) -> None:
         """Draw every site's weight, zero its bias; on the meta device there is nothing to draw."""
@@ -203,7 +177,7 @@ class Parametrization:
             if weight.is_meta:
                 continue
             local(weight).copy_(draw_like(weight, self._seeds[name], self._stds[name]))
-            bias = _bias(self.sites[name])
+            bias = bias_of(self.sites[name])
             if bias is not None:
                 bias.zero_()
 
@@ -212,24 +186,13 @@ class Parametrization:
 
     def _biases(self) -> dict[str, torch.Tensor]:
         """By group name, biases whose c is not 0: all with SGD, else those behind a multiplier."""
-        biases = {name: _bias(self.sites[name]) for name in self.weights}
+        biases = {name: bias_of(self.sites[name]) for name in self.weights}
         return {
             self._bias_group(name): bias
             for name, bias in biases.items()
             if isinstance(bias, nn.Parameter)
             and (self._exponents[name].a != 0 or self._optimizer_type == "sgd")
         }
-
-    def _make_graph(self, sample_input: Any) -> Graph:
-        if sample_input is None:
-            return chain((n, s.layer_type, s.weight is not None) for n, s in self.sites.items())
-        if not isinstance(sample_input, Graph):
-            return trace(self.model, sample_input)
-        names = {node.name for node in sample_input.sites}
-        if names != set(self.sites):
-            different = ", ".join(sorted(names ^ set(self.sites))[:8])
-            raise ValueError(f"the graph's sites are not the model's: {different}")
-        return sample_input
 
     # Learning rates
 
@@ -306,15 +269,6 @@ class Parametrization:
         Raises:
             ValueError: with ``resample_w0``, when the weights are no longer those that were drawn.
         """
-        if self.resample_w0:
-            for name in self._measurable().keys() & self.weights.keys():
-                weight = self.weights[name]
-                drawn = draw_like(weight, self._seeds[name], self._stds[name])
-                if not torch.equal(local(weight), drawn):
-                    raise ValueError(
-                        f"{name}: resample_w0 needs the weights as they were drawn, and they have "
-                        "changed; capture before training, or set resample_w0=False"
-                    )
         self._measurement.capture(x)
 
     def step(self, x: Any, optimizer: Optimizer) -> None:
@@ -354,99 +308,10 @@ class Parametrization:
 
     def measure(self) -> dict[str, Measured]:
         """Measure every site's alignment on the probe, and take it up for the next `solve`."""
-        self.measured = self._measurement.exponents()
-        for name, values in self.measured.items():
-            self._take_up(name, values)
+        self.set_measured(self._measurement.exponents())
         return self.measured
 
-    def _take_up(self, name: str, values: Measured) -> None:
-        e = self._exponents[name]
-        taken = list(e.alignment)
-        for i, new in enumerate(values):
-            if new is None:
-                self.zero_terms[name] += 1
-            elif not math.isfinite(new):
-                self.refused[name] += 1
-                logger.warning("%s: refused a measured alignment of %s", name, new)
-            else:
-                # The first measurement replaces the preset: the average is of measurements only.
-                keep = self.alignment_ema if (name, i) in self._averaged else 0.0
-                self._averaged.add((name, i))
-                taken[i] = keep * taken[i] + (1 - keep) * new
-        if self.sites[name].weight is not None or self.measure_bilinear:
-            self._exponents[name] = Exponents(e.a, e.b, Alignment(*taken), e.c)
-
-    def _measurable(self) -> dict[str, Site]:
-        """The sites that contract something, without those whose alignment is held."""
-        return {
-            name: site
-            for name, site in self.sites.items()
-            if site.layer_type != "embedding" and name not in self._held
-        }
-
-    def _initial_weights(self) -> InitialWeights:
-        weights = {n: self.weights[n] for n in self._measurable() if n in self.weights}
-        return InitialWeights(weights, self._seeds, self._stds, resample=self.resample_w0)
-
-    @property
-    def alignment(self) -> dict[str, Alignment]:
-        """What the program is given, by site; embeddings have none."""
-        return {
-            name: self._exponents[name].alignment
-            for name, site in self.sites.items()
-            if site.layer_type != "embedding"
-        }
-
-    def solve(self) -> None:
-        """Solve with the present alignment, and move c towards the answer.
-
-        A program without a solution is logged and counted, and leaves c as it is.
-        """
-        try:
-            self.targets = self._program.solve(self._exponents).c
-        except InfeasibleProgramError as error:
-            self.infeasible += 1
-            logger.warning("kept the previous c: %s (%d so far)", error, self.infeasible)
-        else:
-            keep = self.c_ema
-            self.c = {n: keep * self.c[n] + (1 - keep) * t for n, t in self.targets.items()}
-        self.r = change_exponents(self.graph, self._exponents, self.c, self._optimizer_type)
-
-    # Resuming, and agreeing
-
-    def solution_state(self) -> dict[str, Any]:
-        """What measuring and solving left, without tensors: for other ranks, or a resumed run."""
-        return {
-            "c": dict(self.c),
-            "targets": dict(self.targets),
-            "alignment": {name: tuple(e.alignment) for name, e in self._exponents.items()},
-            "measured": dict(self.measured),
-            "averaged": sorted(self._averaged),
-            "refused": {name: self.refused[name] for name in self._measurable()},
-            "zero_terms": {name: self.zero_terms[name] for name in self._measurable()},
-            "infeasible": self.infeasible,
-        }
-
-    def load_solution_state(self, state: Mapping[str, Any]) -> None:
-        """Continue from another rank's, or an earlier run's, `solution_state`.
-
-        Raises:
-            ValueError: it is of a model with other sites.
-        """
-        if set(state["alignment"]) != set(self.sites):
-            different = ", ".join(sorted(set(state["alignment"]) ^ set(self.sites))[:8])
-            raise ValueError(f"the state is of a model with other sites: {different}")
-        self.c, self.targets = dict(state["c"]), dict(state["targets"])
-        self._exponents = {
-            name: Exponents(e.a, e.b, Alignment(*state["alignment"][name]), e.c)
-            for name, e in self._exponents.items()
-        }
-        self.measured = {name: tuple(values) for name, values in state["measured"].items()}
-        self._averaged = {(name, i) for name, i in state["averaged"]}
-        self.refused = +Counter(state["refused"])
-        self.zero_terms = +Counter(state["zero_terms"])
-        self.infeasible = state["infeasible"]
-        self.r = change_exponents(self.graph, self._exponents, self.c, self._optimizer_type)
+    # Resuming
 
     def state_dict(self) -> dict[str, Any]:
         """All that a resumed run needs to continue exactly.
@@ -478,28 +343,15 @@ class Parametrization:
         self.apply()
 
 
-def _bias(site: Site) -> torch.Tensor | None:
-    bias = getattr(getattr(site, "op", site), "bias", None)
-    return bias if isinstance(bias, torch.Tensor) else None
-
-
-def _check_arguments(
-    alignment: str, lr_prefactor: float, std_prefactor: float, solve_interval: int, sample_size: int
-) -> None:
+def _check_arguments(alignment: str, **numbers: float) -> None:
     if alignment not in PRESETS:
         raise ValueError(f"alignment must be one of {', '.join(PRESETS)}, got {alignment!r}")
-    positive = {
-        "lr_prefactor": lr_prefactor,
-        "std_prefactor": std_prefactor,
-        "solve_interval": solve_interval,
-        "sample_size": sample_size,
-    }
-    for name, value in positive.items():
-        if not (value > 0 and math.isfinite(value)):
-            raise ValueError(f"{name} must be positive, got {value}")
-
-
-def _check_averages(**weights: float) -> None:
-    for name, value in weights.items():
-        if not 0 <= value < 1:
-            raise ValueError(f"{name} must be in [0, 1), got {value}")
+    for name, value in numbers.items():
+        if name.endswith("_ema"):
+            right, rule = 0 <= value < 1, "must be in [0, 1)"
+        elif name == "warmup_steps":
+            right, rule = value >= 0, "must not be negative"
+        else:
+            right, rule = value > 0 and math.isfinite(value), "must be positive"
+        if not right:
+            raise ValueError(f"{name} {rule}, got {value}")

@@ -8,7 +8,7 @@ elementwise product and an attention-weighted mean all take the smallest r of wh
 """
 
 import weakref
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -18,7 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 from torch.utils.weak import WeakIdKeyDictionary
 
-from maxp.graph import Graph, JoinNode, Node, SiteNode
+from maxp.graph import Graph, JoinNode, Node, SiteNode, chain
 from maxp.module import Site, find_sites
 
 # Writes that do not read what was there.
@@ -76,6 +76,21 @@ def trace(model: nn.Module, sample_input: Any) -> Graph:
             "sample_input that uses every site"
         )
     return Graph(tracer.nodes)
+
+
+def graph_of(model: nn.Module, sites: Mapping[str, Site], sample_input: Any) -> Graph:
+    """The graph to solve on: traced on an input, given, or a chain where ``sample_input`` is None.
+
+    Raises:
+        ValueError: a given graph has other sites than the model.
+    """
+    if sample_input is None:
+        return chain((n, s.layer_type, s.weight is not None) for n, s in sites.items())
+    if not isinstance(sample_input, Graph):
+        return trace(model, sample_input)
+    if different := sorted({node.name for node in sample_input.sites} ^ sites.keys()):
+        raise ValueError(f"the graph's sites are not the model's: {', '.join(different[:8])}")
+    return sample_input
 
 
 class _Tracer(TorchDispatchMode):

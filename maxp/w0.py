@@ -84,6 +84,20 @@ class InitialWeights:
         weight, seed, std = self._weights[name], self._seeds[name], self._stds[name]
         return lambda start, stop: draw_like(weight, seed, std, start, stop)
 
+    def check_redrawn(self) -> None:
+        """Raise unless what ``resample`` draws again is what the weights hold now.
+
+        Raises:
+            ValueError: names the weight that has changed since it was drawn.
+        """
+        for name, weight in self._weights.items() if self._kept is None else ():
+            mine = local(weight)
+            if not torch.equal(self.rows(name)(0, mine.shape[0]), mine):
+                raise ValueError(
+                    f"{name}: resample_w0 needs the weights as they were drawn, and they have "
+                    "changed; capture before training, or set resample_w0=False"
+                )
+
     def restore(self, kept: dict[str, torch.Tensor] | None) -> None:
         """Take up the W0 of an earlier run: its copies, or None if it drew W0 again.
 

@@ -1,0 +1,141 @@
+"""The exponents of a model's sites: solved, and solved again as alignment is measured."""
+
+import logging
+import math
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from typing import Any
+
+from maxp.alignment import Measured
+from maxp.exponents import Alignment, Exponents, OptimizerType, change_exponents
+from maxp.graph import Graph
+from maxp.solver import InfeasibleProgramError, Program
+
+logger = logging.getLogger(__name__)
+
+
+class SiteExponents:
+    """Exponents by site, and what solving and measuring made of them.
+
+    Args:
+        graph: of the sites.
+        exponents: by site; their alignment holds until another is measured.
+        optimizer_type: ``"adam"`` or ``"sgd"``.
+        measured: the names of the sites that are measured.
+        c_ema, alignment_ema: weight of the previous value in the average with a new one.
+        measure_bilinear: let the measured exponents of sites without a weight enter the program.
+        solver, warm_start: as in `maxp.solver.Program`.
+
+    Raises:
+        ValueError: an unknown ``optimizer_type``; SGD without a readout.
+        InfeasibleProgramError: no c keeps every r >= 0.
+    """
+
+    def __init__(
+        self,
+        graph: Graph,
+        exponents: dict[str, Exponents],
+        optimizer_type: OptimizerType,
+        measured: Iterable[str],
+        *,
+        c_ema: float,
+        alignment_ema: float,
+        measure_bilinear: bool,
+        solver: Any,
+        warm_start: bool,
+    ) -> None:
+        self.graph, self._exponents, self._optimizer_type = graph, exponents, optimizer_type
+        self.c_ema, self.alignment_ema = c_ema, alignment_ema
+        self.measure_bilinear = measure_bilinear
+        self._program = Program(graph, optimizer_type, solver=solver, warm_start=warm_start)
+        solution = self._program.solve(exponents)
+        self.targets, self.c, self.r = solution.c, dict(solution.c), solution.r
+        self.measured: dict[str, Measured] = dict.fromkeys(measured, (None, None, None))
+        self._measurable = tuple(self.measured)
+        self.refused: Counter[str] = Counter()
+        self.zero_terms: Counter[str] = Counter()
+        self.infeasible = 0
+        self._averaged: set[tuple[str, int]] = set()
+
+    @property
+    def alignment(self) -> dict[str, Alignment]:
+        """The alignment that the program is given, by site; embeddings have none."""
+        embeddings = {site.name for site in self.graph.sites if site.layer_type == "embedding"}
+        return {n: e.alignment for n, e in self._exponents.items() if n not in embeddings}
+
+    def set_measured(self, measured: dict[str, Measured]) -> None:
+        """Average newly measured alignments with the previous ones; the next `solve` uses them."""
+        self.measured = measured
+        weighted = {site.name for site in self.graph.weighted}
+        for name, values in measured.items():
+            e = self._exponents[name]
+            pairs = enumerate(zip(e.alignment, values, strict=True))
+            alignment = Alignment(*(self._average(name, i, old, new) for i, (old, new) in pairs))
+            if name in weighted or self.measure_bilinear:
+                self._exponents[name] = replace(e, alignment=alignment)
+
+    def _average(self, name: str, term: int, previous: float, new: float | None) -> float:
+        if new is None:
+            self.zero_terms[name] += 1
+            return previous
+        if not math.isfinite(new):
+            self.refused[name] += 1
+            logger.warning("%s: refused a measured alignment of %s", name, new)
+            return previous
+        # The first measurement replaces the preset: the average is of measurements only.
+        keep = self.alignment_ema if (name, term) in self._averaged else 0.0
+        self._averaged.add((name, term))
+        return keep * previous + (1 - keep) * new
+
+    def solve(self) -> None:
+        """Solve with the present alignment, and move c towards the solution.
+
+        A program without a solution is logged and counted, and leaves c as it is.
+        """
+        try:
+            self.targets = self._program.solve(self._exponents).c
+        except InfeasibleProgramError as error:
+            self.infeasible += 1
+            logger.warning("kept the previous c: %s (%d so far)", error, self.infeasible)
+        else:
+            keep = self.c_ema
+            self.c = {n: keep * self.c[n] + (1 - keep) * t for n, t in self.targets.items()}
+        self._set_r()
+
+    def _set_r(self) -> None:
+        self.r = change_exponents(self.graph, self._exponents, self.c, self._optimizer_type)
+
+    def solution_state(self) -> dict[str, Any]:
+        """What measuring and solving left, without tensors: for other ranks, or a resumed run."""
+        return {
+            "c": dict(self.c),
+            "targets": dict(self.targets),
+            "alignment": {name: tuple(e.alignment) for name, e in self._exponents.items()},
+            "measured": dict(self.measured),
+            "averaged": sorted(self._averaged),
+            "refused": {name: self.refused[name] for name in self._measurable},
+            "zero_terms": {name: self.zero_terms[name] for name in self._measurable},
+            "infeasible": self.infeasible,
+        }
+
+    def load_solution_state(self, state: Mapping[str, Any]) -> None:
+        """Continue from another rank's, or an earlier run's, `solution_state`.
+
+        Raises:
+            ValueError: it is of a model with other sites.
+        """
+        if different := sorted(state["alignment"].keys() ^ self._exponents.keys()):
+            raise ValueError(
+                f"the state is of a model with other sites: {', '.join(different[:8])}"
+            )
+        self.c, self.targets = dict(state["c"]), dict(state["targets"])
+        self._exponents = {
+            name: replace(e, alignment=Alignment(*state["alignment"][name]))
+            for name, e in self._exponents.items()
+        }
+        self.measured = {name: tuple(values) for name, values in state["measured"].items()}
+        self._averaged = {(name, i) for name, i in state["averaged"]}
+        self.refused, self.zero_terms = +Counter(state["refused"]), +Counter(state["zero_terms"])
+        self.infeasible = state["infeasible"]
+        self._set_r()
