@@ -109,7 +109,7 @@ def main() -> int:
 
         def tampered(self: TrainerParametrization) -> Any:
             values = measure(self)
-            self._take_up("lm_head", (0.9, 0.9, 0.9))
+            self.set_measured({**values, "lm_head": (0.9, 0.9, 0.9)})
             return values
 
         TrainerParametrization.measure = tampered  # type: ignore[method-assign]
