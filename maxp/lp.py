@@ -4,12 +4,21 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+import highspy
+import numpy as np
 import pulp
 
 from maxp.exponents import Exponents, OptimizerType, Term, gradient_terms, terms
 from maxp.graph import Graph, JoinNode
 
 Row = list[tuple[pulp.LpVariable, float]]
+
+
+class _SilentHighs(highspy.Highs):
+    def enableCallbacks(self) -> None:
+        # The constructor calls this, and from highspy 1.16 on it prints a banner.
+        self.silent()
+        super().enableCallbacks()
 
 
 class HiGHS(pulp.HiGHS):
@@ -23,9 +32,19 @@ class HiGHS(pulp.HiGHS):
         # Presolving costs more than it saves on a program of this size.
         super().__init__(msg=False, threads=1, **{"presolve": "off", **options})
 
-    def actualSolve(self, lp: pulp.LpProblem) -> int:
-        import highspy
+    def createAndConfigureSolver(self, lp: pulp.LpProblem) -> None:
+        lp.solverModel = _SilentHighs()
+        limits = {
+            "mip_rel_gap": self.gapRel,
+            "mip_abs_gap": self.gapAbs,
+            "threads": self.threads,
+            "time_limit": self.timeLimit,
+        }
+        for key, value in {**limits, **self.optionsDict}.items():
+            if value is not None:
+                lp.solverModel.setOptionValue(key, value)
 
+    def actualSolve(self, lp: pulp.LpProblem) -> int:
         variables = lp.variables()
         self.createAndConfigureSolver(lp)
         self._load(lp, variables)
@@ -48,9 +67,6 @@ class HiGHS(pulp.HiGHS):
         return int(status)
 
     def _load(self, lp: pulp.LpProblem, variables: list[pulp.LpVariable]) -> None:
-        import highspy
-        import numpy as np  # highspy's own requirement
-
         model, infinity = lp.solverModel, highspy.kHighsInf
         for index, variable in enumerate(variables):
             variable.index = index
@@ -231,8 +247,6 @@ class Model:
         Raises:
             RuntimeError: the solver ended without an answer.
         """
-        import numpy as np  # highspy's own requirement
-
         highs = self.problem.solverModel
         right = np.array(self._right_sides(exponents))
         rows = np.arange(len(right), dtype=np.int32)

@@ -4,10 +4,14 @@ Random exponents come in steps of 1/512 (`milp_oracle.GRID`), so that the oracle
 """
 
 import math
+import os
 import random
+import subprocess
+import sys
 from collections.abc import Mapping
 from dataclasses import replace
 
+import highspy
 import pulp
 import pytest
 from milp_oracle import (
@@ -641,3 +645,38 @@ def test_a_warm_start_is_a_cold_one_once_qk_asks_for_more_than_its_inputs() -> N
     program = Program(graph, warm_start=True)
     program.solve(before)
     assert program.solve(after).c == solve(graph, after).c
+
+
+# What the solver prints
+
+
+def test_solving_prints_nothing(
+    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    enable = highspy.Highs.enableCallbacks
+
+    def with_banner(self: highspy.Highs) -> None:
+        # As highspy 1.16 does, once per process.
+        if self.getOptionValue("output_flag")[1]:
+            os.write(1, b"Running HiGHS\n")
+        enable(self)
+
+    monkeypatch.setattr(highspy.Highs, "enableCallbacks", with_banner)
+    end = ("embedding", Alignment(0.5, 0.5, 1.0), None)
+    last = ("embedding", Alignment(1.0, 0.6, 1.0), 2.0)
+    readout = ("last", FULL, None)
+    graph, exponents = feature_case(
+        {"embedding": (None, FULL, None), "last": last, "end": end, "readout": readout}
+    )
+    solve(graph, exponents, feature_learning=True)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_fresh_process_that_solves_prints_nothing() -> None:
+    script = """
+from maxp import Parametrization, ParametrizedModule
+from torch import nn
+Parametrization(nn.Sequential(ParametrizedModule(nn.Linear(4, 4), 4)))
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
