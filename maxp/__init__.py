@@ -5,12 +5,15 @@ Mark a model's layers with `ParametrizedModule`, build a `Parametrization` and g
 the learning rates follow the alignment that is measured during training.
 """
 
+import importlib
+
 from maxp.alignment import compute_alignment
+from maxp.exponents import Alignment
 from maxp.graph import Graph
 from maxp.module import ParametrizedModule, Site
 from maxp.overrides import PARAMETRIZATIONS
 from maxp.parametrization import Parametrization
-from maxp.solver import Alignment, InfeasibleProgramError, solve
+from maxp.solver import InfeasibleProgramError, solve
 from maxp.trace import trace
 
 __all__ = [
@@ -30,10 +33,12 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> object:
-    # numpy and matplotlib are needed for these alone.
-    if name in {"diagnose_axis", "plot_axis", "print_axis"}:
-        from maxp import diagnose
+# They need numpy and matplotlib.
+_OF_DIAGNOSE = {"diagnose_axis": "check", "plot_axis": "report", "print_axis": "report"}
 
-        return getattr(diagnose, name)
+
+def __getattr__(name: str) -> object:
+    if name in _OF_DIAGNOSE:
+        module = importlib.import_module(f"maxp.diagnose.{_OF_DIAGNOSE[name]}")
+        return getattr(module, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

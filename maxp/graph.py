@@ -72,21 +72,6 @@ class Graph:
         """The sites that have a weight, and so a c."""
         return tuple(site for site in self._sites if site.has_weight)
 
-    def sources(self, node: str | None) -> frozenset[str]:
-        """The names of the sites whose outputs reach ``node``'s value without passing another."""
-        if node is None:
-            return frozenset()
-        found: set[str] = set()
-        stack, seen = [node], {node}
-        while stack:
-            current = self.nodes[stack.pop()]
-            if isinstance(current, SiteNode):
-                found.add(current.name)
-                continue
-            stack.extend(parent for parent in current.parents if parent not in seen)
-            seen.update(current.parents)
-        return frozenset(found)
-
 
 def chain(sites: Iterable[tuple[str, LayerType, bool]]) -> Graph:
     """The graph in which each site feeds the next.

@@ -1,13 +1,7 @@
 """The program: the largest learning rates at which nothing grows with width.
 
 Minimise the sum of c subject to r >= 0 at every site, with r the min of the terms of
-`maxp.exponents`:
-
-    embedding       r = u                                            (Adam: u = a + c)
-    other           r = min( u - align_z0_dW,  u + r_in - align_dZ_dW,  a + b + r_in - align_dZ_w0 )
-    no weight       r = min( a + r_k - align_z0_dW,  a + r_q - align_dZ_w0,
-                             a + r_q + r_k - align_dZ_dW )
-    join            r = min( r of what is joined )
+`maxp.exponents`, and at a join the min of the r of what is joined.
 
 Every r enters later constraints with a positive sign and is otherwise free, so ``r = min(terms)``
 is relaxed to ``r <= each term`` without changing the optimum: a linear program, `maxp.lp.Model`.
@@ -23,33 +17,9 @@ from typing import Any
 
 import pulp
 
-from maxp.exponents import (
-    OPTIMIZER_TYPES,
-    PRESETS,
-    Alignment,
-    Exponents,
-    OptimizerType,
-    bias_exponent,
-    change_exponents,
-    gradient_exponent,
-)
+from maxp.exponents import OPTIMIZER_TYPES, Exponents, OptimizerType, change_exponents
 from maxp.graph import Graph
 from maxp.lp import HiGHS, Model
-
-__all__ = [
-    "OPTIMIZER_TYPES",
-    "PRESETS",
-    "Alignment",
-    "Exponents",
-    "InfeasibleProgramError",
-    "OptimizerType",
-    "Program",
-    "Solution",
-    "bias_exponent",
-    "change_exponents",
-    "gradient_exponent",
-    "solve",
-]
 
 # c to nine decimals: whatever path the simplex method took, on whichever rank, gives one answer.
 _DECIMALS = 9

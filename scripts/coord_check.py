@@ -23,7 +23,9 @@ from torch import nn
 from torch.nn import functional as F
 
 from maxp import Parametrization
-from maxp.diagnose import SiteStats, diagnose_axis, plot_axis, print_axis
+from maxp.diagnose.check import diagnose_axis
+from maxp.diagnose.report import plot_axis, print_axis
+from maxp.diagnose.slopes import SiteStats
 from scripts.coord_derived import HeadSplit, derived_slopes, footnotes, with_derived
 from train import cpu
 from train.alignment_table import kind

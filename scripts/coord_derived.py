@@ -14,8 +14,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from maxp import Graph
-from maxp.diagnose import SiteStats
-from maxp.graph import JoinNode
+from maxp.diagnose.slopes import SiteStats, fit, init_slopes
+from maxp.exponents import Alignment, Exponents, change_exponents
 from maxp.overrides import AB
 
 # A change above this part of what it changes is not small: it is no longer linear in the lr.
@@ -46,23 +46,18 @@ def derived_slopes(
         ab: (a, b) by layer type.
         c: by site.
     """
-    at_init: dict[str, float] = {}
-    change: dict[str, float] = {}
-    for name, node in graph.nodes.items():
-        if isinstance(node, JoinNode):
-            change[name] = max(change[parent] for parent in node.parents)
-            continue
-        s_in = max((change[o] for o in node.operands if o is not None), default=-math.inf)
-        if not node.has_weight:  # what it contracts, head_dim, is the same at every n
-            at_init[name], change[name] = 0.0, s_in
-            continue
-        a, b = ab[node.layer_type]
-        if node.layer_type == "embedding":
-            at_init[name], change[name] = -a - b, -a - c[name]
-        else:
-            at_init[name] = 0.5 - a - b
-            change[name] = max(1 - a - c[name], at_init[name] + s_in)
-    return {name: (s, change[name]) for name, s in at_init.items()}
+    exponents = {}
+    for site in graph.sites:
+        if site.has_weight:
+            exponents[site.name] = Exponents(*ab[site.layer_type], Alignment(1.0, 0.5, -math.inf))
+        else:  # what it contracts, head_dim, is the same at every n
+            exponents[site.name] = Exponents(0.0, 0.0, Alignment(0.0, 0.0, -math.inf))
+    # Each site by itself, as if it read data: of slope 0 at init.
+    apart = {s.name: replace(s, operands=(None,) * len(s.operands)) for s in graph.sites}
+    contracted = {site.name: float(site.has_weight) for site in graph.sites}
+    at_init, _ = init_slopes(Graph(apart), exponents, contracted)
+    r = change_exponents(graph, exponents, c)
+    return {name: (s, -r[name]) for name, s in at_init.items()}
 
 
 def with_derived(stats: SiteStats, at_init: float, change: float) -> SiteStats:
@@ -106,12 +101,8 @@ class HeadSplit:
 
     def slopes(self) -> tuple[tuple[float, float], tuple[float, float]]:
         """(mean over seeds, standard error) of the slope of each part; NaN where one is zero."""
-        logs = np.log(np.array([self.rms[width] for width in self.rms]))
-        x = np.log(list(self.rms))
-        x -= x.mean()
-        slopes = np.tensordot(x, logs, 1) / (x @ x)  # (seeds, parts)
-        mean, error = slopes.mean(0), slopes.std(0, ddof=1) / math.sqrt(len(slopes))
-        return (float(mean[0]), float(error[0])), (float(mean[1]), float(error[1]))
+        own, read = np.array(list(self.rms.values())).T  # (seeds, widths)
+        return fit(list(self.rms), own), fit(list(self.rms), read)
 
     def ratio(self, width: int) -> float:
         """How many times the second part is the first, as a geometric mean over seeds."""

@@ -13,9 +13,9 @@ from typing import Any
 
 import pulp
 
+from maxp.exponents import Alignment, Exponents, OptimizerType
 from maxp.graph import Graph, JoinNode, Node, SiteNode, chain
 from maxp.module import LayerType
-from maxp.solver import Alignment, Exponents, OptimizerType
 
 # a, b of embedding, hidden and readout.
 PARAMETRIZATIONS: dict[str, dict[str, tuple[float, float]]] = {

@@ -4,9 +4,20 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from maxp import ParametrizedModule
+from maxp import Graph, ParametrizedModule
+from maxp.graph import SiteNode
 
 CLASSES, FEATURES, VOCABULARY = 4, 6, 11
+
+
+def sources(graph: Graph, name: str | None) -> set[str]:
+    """The sites whose outputs reach a node's value through joins alone; none reach data."""
+    if name is None:
+        return set()
+    node = graph.nodes[name]
+    if isinstance(node, SiteNode):
+        return {name}
+    return set().union(*(sources(graph, parent) for parent in node.parents))
 
 
 def linear(fan_in: int, fan_out: int, *, bias: bool = False) -> ParametrizedModule:

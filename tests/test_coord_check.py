@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from maxp import ParametrizedModule
-from maxp.diagnose import SiteStats, Slope
+from maxp.diagnose.slopes import SiteStats, Slope
 from scripts import coord_check
 from scripts.coord_check import build_model, draw_batch, next_token_loss, worst_by_kind
 from scripts.coord_derived import HeadSplit, derived_slopes, footnotes

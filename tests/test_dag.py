@@ -1,4 +1,4 @@
-"""The graph of sites and joins: what it refuses, and what reaches a node."""
+"""The graph of sites and joins: what it refuses, and what it holds."""
 
 import pytest
 
@@ -61,18 +61,6 @@ def test_sites_without_a_weight_are_sites_but_not_weighted() -> None:
     graph = Graph({"embedding": EMBEDDING, "product": product})
     assert [s.name for s in graph.sites] == ["embedding", "product"]
     assert [s.name for s in graph.weighted] == ["embedding"]
-
-
-def test_sources_pass_through_joins_and_stop_at_sites() -> None:
-    assert two_branches().sources("outer") == {"embedding", "deep", "right"}
-
-
-def test_a_site_is_its_own_source() -> None:
-    assert two_branches().sources("deep") == {"deep"}
-
-
-def test_data_has_no_sources() -> None:
-    assert two_branches().sources(None) == frozenset()
 
 
 def test_in_a_chain_each_site_feeds_the_next() -> None:

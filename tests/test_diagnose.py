@@ -13,16 +13,11 @@ import torch
 from torch import nn
 
 from maxp import PARAMETRIZATIONS, Alignment, Graph, Parametrization, ParametrizedModule
-from maxp.diagnose import (
-    SiteStats,
-    Slope,
-    diagnose_axis,
-    plot_axis,
-    print_axis,
-)
-from maxp.diagnose.slopes import init_slopes
+from maxp.diagnose.check import diagnose_axis
+from maxp.diagnose.report import plot_axis, print_axis
+from maxp.diagnose.slopes import SiteStats, Slope, init_slopes
+from maxp.exponents import Exponents
 from maxp.graph import JoinNode, Node, SiteNode, chain
-from maxp.solver import Exponents
 
 WIDTHS = [128, 256, 512]
 WIDE = [128, 256, 512, 1024, 2048]

@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+from models import sources as sources_of
 
 from maxp import Parametrization
 from maxp.graph import Graph
@@ -119,7 +120,7 @@ def test_each_layer_has_seven_sites_with_a_weight_and_one_without(
 def sources(graph: Graph, name: str) -> list[set[str]]:
     """For each operand of a site, the sites that reach it, without the common ``layers.``"""
     node = next(site for site in graph.sites if site.name == name)
-    return [{s.removeprefix("layers.") for s in graph.sources(feed)} for feed in node.operands]
+    return [{s.removeprefix("layers.") for s in sources_of(graph, feed)} for feed in node.operands]
 
 
 # By hand from the residual stream x0 = embedding, x1 = x0 + wo, x2 = x1 + w2: the norms pass on

@@ -25,18 +25,11 @@ from milp_oracle import (
     random_graph,
     solve_big_m,
 )
+from models import sources
 
+from maxp.exponents import PRESETS, Alignment, Exponents, OptimizerType, change_exponents
 from maxp.graph import Graph, JoinNode, Node, SiteNode
-from maxp.solver import (
-    PRESETS,
-    Alignment,
-    Exponents,
-    InfeasibleProgramError,
-    OptimizerType,
-    Program,
-    change_exponents,
-    solve,
-)
+from maxp.solver import InfeasibleProgramError, Program, solve
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:pulp")
 
@@ -366,7 +359,7 @@ def test_features_that_sgd_cannot_learn_are_infeasible() -> None:
 def heads(rng: random.Random, blocks: int) -> Graph:
     """A random graph with dead ends beside a site before the readout, that share its input."""
     graph = random_graph(rng, blocks)
-    before = graph.sources(feed(graph))
+    before = sources(graph, feed(graph))
     shared = rng.choice([site.operands for site in graph.sites if site.name in before])
     ends = [SiteNode(f"end{i}", "hidden", shared) for i in range(rng.randint(2, 4))]
     return Graph({**graph.nodes, **{end.name: end for end in ends}})
@@ -387,7 +380,7 @@ def held_before_the_readout(
             exponents[name] = replace(exponents[name], alignment=Alignment(0.5, 0.5, 1.0))
     free = solve_big_m(graph, exponents, kind, relaxed=True)
     assert free is not None
-    for name in sorted(graph.sources(feed(graph)) & free.c.keys()):
+    for name in sorted(sources(graph, feed(graph)) & free.c.keys()):
         exponents[name] = replace(
             exponents[name],
             c=math.ceil(free.c[name] / GRID) * GRID + 0.125,

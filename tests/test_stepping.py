@@ -13,7 +13,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from maxp import Alignment, Parametrization, solve
-from maxp.solver import Exponents
+from maxp.exponents import Exponents
 
 PROBE = batch(99)[0]
 

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
+import models
 import pytest
 import torch
 import torch.nn.functional as F
@@ -18,7 +19,7 @@ DEVICES = ["cpu", "meta"]
 
 def sources(graph: Graph) -> Sources:
     """For each site the sources of each of its operands."""
-    return {s.name: [set(graph.sources(o)) for o in s.operands] for s in graph.sites}
+    return {s.name: [models.sources(graph, o) for o in s.operands] for s in graph.sites}
 
 
 class Wired(nn.Module):

@@ -20,21 +20,16 @@ from torch import nn
 from torch.optim import SGD, Adam, Optimizer
 from torch.utils._pytree import tree_leaves
 
-from maxp.diagnose.report import plot_axis, print_axis
-from maxp.diagnose.slopes import Array, SiteStats, Slope, fit_exponent, fit_slope, init_slopes
+from maxp.diagnose.slopes import Array, SiteStats, fit_exponent, fit_slope, init_slopes
+from maxp.exponents import Alignment, Exponents, OptimizerType, change_exponents
 from maxp.graph import Graph
 from maxp.module import Site, find_sites
-from maxp.overrides import check_used, resolve
-from maxp.solver import PRESETS, Alignment, Exponents, OptimizerType, change_exponents
+from maxp.overrides import check_used, resolve_alignment
 from maxp.trace import call_model, trace
-
-__all__ = ["SiteStats", "Slope", "diagnose_axis", "init_slopes", "plot_axis", "print_axis"]
 
 LossFn = Callable[[Any, Any], torch.Tensor]
 
 _OPTIMIZERS: dict[str, Callable[[Any], Optimizer]] = {"adam": Adam, "sgd": SGD}
-# A site without a weight does not align, as in both presets of `Parametrization`.
-_BILINEAR = Alignment(0.5, 0.5, 0.5)
 
 
 class _Observed(NamedTuple):
@@ -177,11 +172,7 @@ def _alignments(
     sites: Mapping[str, Site], overrides: Mapping[str, tuple[float, float, float]]
 ) -> dict[str, Alignment]:
     check_used("alignment_overrides", overrides, sites)
-    found = {}
-    for name, site in sites.items():
-        default = _BILINEAR if site.weight is None else PRESETS["full"]
-        found[name] = Alignment(*(resolve(name, site, overrides) or default))
-    return found
+    return {name: resolve_alignment(name, site, overrides) for name, site in sites.items()}
 
 
 class _Distance:

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from maxp.exponents import Exponents
 from maxp.graph import Graph, JoinNode
-from maxp.solver import Exponents
 
 Array = npt.NDArray[np.float64]
 

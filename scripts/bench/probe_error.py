@@ -27,8 +27,9 @@ import tyro
 from tqdm import tqdm
 
 from maxp.capture import Capture
+from maxp.exponents import PRESETS, Alignment
 from maxp.shards import local
-from maxp.solver import PRESETS, Alignment, Program
+from maxp.solver import Program
 from maxp.trace import evaluating
 from train.method.probe import draw_probe
 from train.model.scales import get_scale

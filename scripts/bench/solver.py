@@ -23,8 +23,9 @@ import pulp
 import tyro
 from tqdm import tqdm
 
+from maxp.exponents import PRESETS, Alignment, Exponents
 from maxp.graph import Graph
-from maxp.solver import PRESETS, Alignment, Exponents, Program, solve
+from maxp.solver import Program, solve
 from tests.milp_oracle import chain_of, preset_exponents, solve_big_m
 
 TARGET_SITES = 226

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import torch
 
-from maxp.solver import PRESETS
+from maxp.exponents import PRESETS
 from scripts.study.plan import Optimizer
 
 
