@@ -11,6 +11,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 from maxp.alignment import Measured, SiteState, bilinear_alignment, measure
 from maxp.capture import Capture, Inputs
 from maxp.module import Site
+from maxp.shards import whole_columns
 from maxp.trace import evaluating
 from maxp.w0 import InitialWeights
 
@@ -112,9 +113,13 @@ class Measurement:
         return self._complete(seen)
 
     def _complete(self, seen: Inputs) -> Inputs:
+        """The inputs of every site, with all of their columns on every rank."""
         missed = [name for name in self._sites if name not in seen]
         if missed:
             raise ValueError(f"a forward pass on the probe does not reach {', '.join(missed)}")
+        # By the weights given here: in a forward pass FSDP has others in their place.
+        for name, weight in self._weights.items():
+            seen[name] = (whole_columns(*seen[name], weight),)
         return seen
 
     def _watch_training(self) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch.distributed.tensor import DTensor
+from torch.distributed.tensor import DTensor, Replicate, Shard
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
 
@@ -47,6 +47,26 @@ def splits_columns(weight: torch.Tensor) -> bool:
     return isinstance(weight, DTensor) and any(
         _split_dim(weight, axis) == 1 for axis in range(weight.device_mesh.ndim)
     )
+
+
+def whole_columns(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """All columns of a plain input, (tokens, in), on every rank.
+
+    Under row-wise tensor parallelism a framework may pass a layer only the columns that the rank's
+    part of the weight contracts, as a plain tensor; they are gathered (a collective).
+    """
+    if x.shape[1] == weight.shape[1] or not splits_columns(weight):
+        return x
+    assert isinstance(weight, DTensor)
+    placements = [
+        Shard(1) if _split_dim(weight, axis) == 1 else Replicate()
+        for axis in range(weight.device_mesh.ndim)
+    ]
+    shape = torch.Size((x.shape[0], weight.shape[1]))
+    part = DTensor.from_local(
+        x, weight.device_mesh, placements, run_check=False, shape=shape, stride=(shape[1], 1)
+    )
+    return part.full_tensor()
 
 
 def _axes(weights: list[torch.Tensor]) -> list[tuple[Any, int]]:

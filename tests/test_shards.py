@@ -8,11 +8,15 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 from test_alignment import IN, random_site
+from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import Replicate, Shard, distribute_tensor
 
-from maxp import compute_alignment
+from maxp import ParametrizedModule, compute_alignment
 from maxp.alignment import SiteState, measure
+from maxp.measurement import Measurement
+from maxp.shards import region
+from maxp.w0 import InitialWeights
 
 PLACEMENTS: list[list[Any]] = [
     [Shard(0), Replicate()],
@@ -58,3 +62,36 @@ def _compare(rank: int, store: str) -> None:
 @pytest.mark.slow
 def test_shards_give_what_whole_weights_give(tmp_path: Path) -> None:
     mp.spawn(_compare, (str(tmp_path / "store"),), nprocs=4)
+
+
+def _capture(rank: int, store: str) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=4)
+    mesh = init_device_mesh("cpu", (2, 2))
+    generator = torch.Generator().manual_seed(0)
+    weight, x = torch.randn(6, 9, generator=generator), torch.randn(3, 5, 9, generator=generator)
+    for placements in PLACEMENTS:
+        sharded = distribute_tensor(weight, mesh, placements)
+        # What FSDP and a framework's own tensor parallelism make of it: a plain, local product.
+        local = nn.Linear(sharded.to_local().shape[1], 6, bias=False)
+        local.forward = torch.clone  # type: ignore[method-assign]
+        site = ParametrizedModule(local, 9)
+        for given in (x[..., region(sharded)[1]], x):
+            measurement = Measurement(
+                site,
+                {"site": site},
+                {"site": sharded},
+                initial_weights=lambda: InitialWeights({}, {}, {}, resample=False),
+                forward=site,
+                sample_size=15,
+                from_training=False,
+            )
+            measurement.capture(given)
+            assert measurement.z0 is not None
+            assert torch.equal(measurement.z0["site"][0], x.reshape(15, 9))
+    dist.destroy_process_group()
+
+
+@pytest.mark.slow
+def test_an_input_that_is_a_ranks_columns_is_gathered(tmp_path: Path) -> None:
+    mp.spawn(_capture, (str(tmp_path / "store"),), nprocs=4)

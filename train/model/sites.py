@@ -9,6 +9,8 @@ from functools import cache
 from typing import Any
 
 import torch
+from torch.distributed.tensor import DTensor, Shard
+from torchtitan.distributed.spmd_types import current_spmd_mesh, spmd_mesh_size
 from torchtitan.models.common.attention import ScaledDotProductAttention
 from torchtitan.models.common.param_init import skip_param_init
 from torchtitan.protocols.module import Module
@@ -69,9 +71,21 @@ def attention_site_class(parent: Any) -> type:
             """(batch, tokens, heads, head_dim) as (batch, heads, tokens, head_dim)."""
             q, k = (x.transpose(1, 2) for x in operands)
             # Grouped queries: every key head serves several query heads.
-            return q, k.repeat_interleave(q.shape[1] // k.shape[1], dim=1)
+            k = k.repeat_interleave(q.shape[1] // k.shape[1], dim=1)
+            return _sharded_heads(q), _sharded_heads(k)
 
     return _renamed(AttentionSite, parent)
+
+
+def _sharded_heads(x: torch.Tensor) -> torch.Tensor:
+    """This rank's heads, (batch, heads, tokens, head_dim), as the DTensor that they are a part of.
+
+    Under torchtitan's ``spmd_types`` backend, tensor parallelism passes them as plain tensors.
+    """
+    mesh = current_spmd_mesh()
+    if mesh is None or spmd_mesh_size("tp") == 1:
+        return x
+    return DTensor.from_local(x, mesh["tp"], [Shard(1)], run_check=False)
 
 
 def _renamed(cls: type, parent: type) -> type:
