@@ -16,13 +16,16 @@ AB = tuple[float, float]
 # Both presets of a site without a weight: with a = 1/2 it then asks nothing beyond r >= 0.
 _BILINEAR = Alignment(0.5, 0.5, 0.5)
 
-# (a, b) by layer type: values for ``ab_overrides``. Everett et al. 2024, table of parametrizations.
 PARAMETRIZATIONS: dict[str, dict[str, AB]] = {
     "mup": dict(MUP_AB),
     "standard": {"embedding": (0.0, 0.0), "hidden": (0.0, 0.5), "readout": (0.0, 0.5)},
     "ntk": {"embedding": (0.0, 0.0), "hidden": (0.5, 0.0), "readout": (0.5, 0.0)},
     "mean-field": {"embedding": (0.0, 0.0), "hidden": (0.5, 0.0), "readout": (1.0, 0.0)},
 }
+"""Parametrizations by name: (a, b) by layer type, to pass as ``ab_overrides``.
+
+Source: Everett et al. 2024 (arXiv 2407.05872), table of parametrizations.
+"""
 
 
 def by_name(name: str, overrides: Mapping[str, T]) -> T | None:
