@@ -600,3 +600,24 @@ def test_the_plot_draws_sites_that_are_zero_or_not_finite_only_in_the_legend(
 def test_the_module_is_imported_without_matplotlib() -> None:
     code = "import sys; sys.modules['matplotlib'] = None; from maxp import diagnose_axis"
     assert subprocess.run([sys.executable, "-c", code], timeout=120).returncode == 0
+
+
+def test_every_module_is_in_its_own_mode_afterwards() -> None:
+    models = []
+
+    class Frozen(nn.Module):
+        """An MLP that trains behind a Dropout that does not."""
+
+        def __init__(self, width: int) -> None:
+            super().__init__()
+            self.drop, self.mlp = nn.Dropout().eval(), MLP(width)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.mlp(self.drop(x))
+
+    def make_model(width: int) -> Any:
+        models.append(Frozen(width))
+        return models[-1], Parametrization(models[-1]).param_groups
+
+    check(make_model, [8, 16], steps=1, seeds=2)
+    assert [(m.drop.training, m.mlp.training) for m in models] == [(False, True)] * 4

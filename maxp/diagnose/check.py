@@ -25,7 +25,7 @@ from maxp.exponents import Alignment, Exponents, OptimizerType, change_exponents
 from maxp.graph import Graph
 from maxp.module import Site, find_sites
 from maxp.overrides import check_used, resolve_alignment
-from maxp.trace import call_model, trace
+from maxp.trace import call_model, evaluating, trace
 
 LossFn = Callable[[Any, Any], torch.Tensor]
 
@@ -224,13 +224,10 @@ def _outputs(model: nn.Module, sites: Mapping[str, Site], x: Any) -> dict[str, t
             found[name] = tree_leaves(out)[0].detach().to("cpu", torch.float64, copy=True)
 
         hooks.append(site.register_forward_hook(after))
-    training = model.training
     try:
-        model.eval()
-        with torch.no_grad():
+        with evaluating(model), torch.no_grad():
             call_model(model, x)
     finally:
-        model.train(training)
         for hook in hooks:
             hook.remove()
     return found
