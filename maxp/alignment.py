@@ -1,4 +1,4 @@
-"""Alignment: how coherently a site's updates and changed inputs add up, measured.
+"""Measures alignment: how coherently a site's update and changed input add up.
 
 With z = z0 + dZ and W = W0 + dW,
 
@@ -8,9 +8,9 @@ and each of the last three terms x M^T has the log-alignment exponent
 
     align(x, M) = mean over tokens of (log rms(x M^T) - log rms(x) - log rms(M)) / log n,
 
-1 if the products add up coherently (the largest value there is, by Cauchy-Schwarz) and 1/2 if they
-add up like random signs. Source: Everett et al. 2024 (arXiv 2407.05872), "alignment ratio"; Kilian
-and Wojnar 2025.
+It is 1 if the products add up coherently, the maximum by Cauchy-Schwarz, and 1/2 if they add up
+like random signs. Source: Everett et al. 2024 (arXiv 2407.05872), "alignment ratio"; Kilian and
+Wojnar 2025.
 """
 
 import math
@@ -29,7 +29,7 @@ from maxp.shards import (
     whole,
 )
 
-# (align_z0_dW, align_dZ_w0, align_dZ_dW); None where the term is exactly zero.
+# (align_z0_dW, align_dZ_w0, align_dZ_dW); None for a term that is exactly zero.
 Measured = tuple[float | None, float | None, float | None]
 
 # Weights are read in chunks of about this many entries, so that no whole copy is made.
@@ -40,9 +40,10 @@ class SiteState(NamedTuple):
     """What a measurement needs of one site.
 
     Attributes:
-        z0, z: its inputs with the initial and the current weights, (tokens, in), the same tokens.
+        z0: its input with the initial weights, (tokens, in).
+        z: its input with the current weights, (tokens, in), for the same tokens.
         weight: the current weight, (out, in), possibly sharded.
-        w0: gives rows ``start:stop`` of this rank's part of the initial weight.
+        w0: returns rows ``start:stop`` of this rank's part of the initial weight.
         fan_in: n.
     """
 
@@ -59,21 +60,22 @@ def compute_alignment(
     """The three exponents of one site.
 
     Args:
-        z0: inputs with the initial weights, (..., in), the same on every rank (a DTensor is
-            gathered).
-        w0: initial weight, (out, in): a whole tensor, or a DTensor placed as ``w``.
-        z: inputs with the current weights, (..., in), of the same tokens as ``z0``.
+        z0: inputs with the initial weights, (..., in): a plain tensor that is the same on every
+            rank, or a DTensor, which is gathered.
+        w0: initial weight, (out, in): a whole tensor, or a DTensor with the placement of ``w``.
+        z: inputs with the current weights, (..., in), for the same tokens as ``z0``.
         w: current weight, (out, in).
         fan_in: n, the base of the exponent.
 
     Returns:
-        (align_z0_dW, align_dZ_w0, align_dZ_dW). A term that is exactly zero (no update yet, frozen
-        input) has no exponent and is None; a token for which a term is zero is left out.
+        (align_z0_dW, align_dZ_w0, align_dZ_dW). A term that is exactly zero (before the first
+            update, or with a frozen input) has no exponent and is None. Tokens for which a term is
+            zero are left out of its mean.
 
     Raises:
-        ValueError: shapes that do not fit, integer inputs (a table look-up contracts nothing, so an
-            embedding has no alignment), ``fan_in`` under 2, or a ``w0`` that is sharded in
-            another way than ``w``.
+        ValueError: the shapes do not match; the inputs are integers (an embedding contracts
+            nothing, so it has no alignment); ``fan_in`` is less than 2; or ``w0`` and ``w`` are
+            sharded differently.
     """
     if not (z0.is_floating_point() and z.is_floating_point()):
         raise ValueError("an embedding look-up contracts nothing and has no alignment")
@@ -88,7 +90,7 @@ def compute_alignment(
         raise ValueError(f"fan_in must be at least 2, got {fan_in}")
     if isinstance(w0, DTensor):
         if not isinstance(w, DTensor) or _placed(w0) != _placed(w):
-            raise ValueError("w0 is a DTensor, and w is not one that is placed as it is")
+            raise ValueError("w0 is a DTensor: w must be one with the same mesh and placements")
         initial = w0.to_local()
     else:
         initial = w0[region(w)]
@@ -106,10 +108,10 @@ def _placed(tensor: DTensor) -> tuple[object, ...]:
 
 @torch.no_grad()
 def measure(sites: Sequence[SiteState]) -> list[Measured]:
-    """The exponents of many sites; under sharding, with one small collective a mesh axis.
+    """The exponents of many sites. Under sharding, it takes one small collective per mesh axis.
 
-    Each rank multiplies by its own rows and only sums of squares are exchanged. Columns that are
-    split as well (row-wise tensor parallelism) cost one more collective, of the products.
+    Each rank multiplies by its own rows, and ranks exchange sums of squares only. If columns are
+    split as well (row-wise tensor parallelism), one more collective sums the products.
     """
     weights = [site.weight for site in sites]
     inputs = [_inputs(site) for site in sites]
@@ -133,7 +135,7 @@ def measure(sites: Sequence[SiteState]) -> list[Measured]:
 
 
 def _inputs(site: SiteState) -> torch.Tensor:
-    """z0 and dZ, (2, tokens, in), in float32, or float64 where they already are."""
+    """z0 and dZ, (2, tokens, in), in float32, or in float64 if z is."""
     dtype = torch.promote_types(site.z.dtype, torch.float32)
     z0 = site.z0.to(dtype)
     return torch.stack([z0, site.z.to(dtype) - z0])
@@ -142,8 +144,10 @@ def _inputs(site: SiteState) -> torch.Tensor:
 def _products(
     site: SiteState, x: torch.Tensor
 ) -> tuple[torch.Tensor | None, torch.Tensor, torch.Tensor]:
-    """From this rank's rows and columns: x M^T, only where columns are split, (3, tokens, rows);
-    sums of squares of dW and W0, (2,); sums of squares of x M^T over rows, (3, tokens).
+    """Of this rank's rows and columns, three tensors:
+
+    x M^T, (3, tokens, rows), if columns are split, else None; the sums of squares of dW and W0,
+    (2,); and the sums of squares of x M^T over rows, (3, tokens).
     """
     weight = local(site.weight)
     x = x[..., region(site.weight)[1]]
@@ -174,7 +178,7 @@ def _sum_of_squares(m: torch.Tensor) -> torch.Tensor:
 def _exponents(
     x: torch.Tensor, outputs: torch.Tensor, squares: torch.Tensor, fan_in: int
 ) -> Measured:
-    """The mean over tokens of the definition; the root mean squares' counts cancel to ``in``."""
+    """The exponents from sums of squares; the counts in the three rms leave a factor of ``in``."""
     inputs = x.double().square().sum(-1)
     z0, dz = inputs[0], inputs[1]
     dw, w0 = squares[0], squares[1]
@@ -200,12 +204,15 @@ def bilinear_alignment(
     """The exponents of q0 dK, dQ k0 and dQ dK for an operation without a weight.
 
     Args:
-        q0, q: (..., tokens, width), with the initial and the current weights.
-        k0, k: (..., keys, width); the leading dimensions (batch, heads) are as those of q.
+        q0: queries with the initial weights, (..., tokens, width).
+        k0: keys with the initial weights, (..., keys, width), with the leading dimensions (batch,
+            heads) of q0.
+        q: queries with the current weights.
+        k: keys with the current weights.
         width: n.
 
     Returns:
-        As `compute_alignment`, with K as the matrix; the mean is also over leading dimensions.
+        As `compute_alignment`, with K as the matrix. The mean is also over the leading dimensions.
     """
     dtype = torch.promote_types(q.dtype, torch.float32)
     q0, k0, q, k = (t.to(dtype) for t in (q0, k0, q, k))

@@ -1,4 +1,4 @@
-"""Catch what goes into each site in a forward pass, at a fixed, seeded choice of tokens."""
+"""Records the input of each site in a forward pass, at a fixed, seeded choice of tokens."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -10,14 +10,14 @@ from torch import nn
 from maxp.module import Site
 from maxp.shards import whole
 
-# Per site one tensor (tokens, fan_in), or two, (..., tokens, width), for a site without a weight.
+# One tensor (tokens, fan_in) per site, or two, (..., tokens, width), for a site without a weight.
 Inputs = dict[str, tuple[torch.Tensor, ...]]
 
 _POSITIONS_SEED = 0x6D617850
 
 
 def token_positions(tokens: int, sample_size: int) -> torch.Tensor:
-    """At most ``sample_size`` of ``tokens`` positions, the same at every call, in order."""
+    """At most ``sample_size`` of ``tokens`` positions, sorted; the same ones in every call."""
     if tokens <= sample_size:
         return torch.arange(tokens)
     generator = torch.Generator().manual_seed(_POSITIONS_SEED)
@@ -25,23 +25,23 @@ def token_positions(tokens: int, sample_size: int) -> torch.Tensor:
 
 
 class Capture:
-    """Collects `Inputs` of the sites that contract something (embeddings do not).
+    """Records the `Inputs` of all sites but embeddings, which contract nothing.
 
     Args:
         sites: by name.
-        sample_size: how many tokens to keep of each input.
+        sample_size: how many tokens of each input to keep.
     """
 
     def __init__(self, sites: Mapping[str, Site], sample_size: int) -> None:
         self._sites = {n: s for n, s in sites.items() if s.layer_type != "embedding"}
         self._sample_size = sample_size
         self.seen: Inputs = {}
-        # Sites often share an input (q, k and v): they then share the sample too.
+        # Sites that share an input, such as q, k and v, share the sample.
         self._last: tuple[torch.Tensor | None, int, torch.Tensor | None] = (None, 0, None)
 
     @contextmanager
     def watching(self) -> Iterator[Inputs]:
-        """Collect during the block; what was seen is in the yielded dict."""
+        """Record into the yielded dict during the block."""
         self.seen = {}
         hooks = [self._watch(name, site) for name, site in self._sites.items()]
         try:
@@ -64,7 +64,7 @@ class Capture:
         return site.register_forward_pre_hook(before, with_kwargs=True)
 
     def _tokens(self, x: torch.Tensor) -> torch.Tensor:
-        # The same tensor holds other values once it is written in place.
+        # An in-place write changes the values of the same tensor.
         version = 0 if x.is_inference() else x._version
         last, seen, sample = self._last
         if last is x and seen == version and sample is not None and not x.is_inference():
@@ -76,7 +76,7 @@ class Capture:
         return sample
 
     def _sequence(self, x: torch.Tensor) -> torch.Tensor:
-        # As many tokens as of other sites, over all sequences.
+        # As many tokens over all sequences as for other sites.
         each = max(1, self._sample_size // x.shape[:-3].numel())
         chosen = token_positions(x.shape[-2], each).to(x.device)
         return whole(x).index_select(-2, chosen).detach()

@@ -1,6 +1,6 @@
-"""The method's formulas: which exponents make up r, the exponent by which a site's output changes.
+"""The method's formulas for r, the exponent of the change of a site's output.
 
-With ``r_in`` from what feeds a site, and ``u`` the exponent of the update's direct contribution,
+``r_in`` is the r of the site's input, and ``u`` the exponent of the update's direct contribution:
 
     Adam      u = a + c
     SGD       u = 2 a + c + g,   g = min(a_L + b_L, 2 a_L + c_L)     (L the readout)
@@ -45,7 +45,7 @@ PRESETS: dict[str, Alignment] = {
 
 @dataclass(frozen=True)
 class Exponents:
-    """What the program knows of a site. ``c`` is None where the program chooses it."""
+    """The exponents of a site. ``c`` is None if the program chooses it."""
 
     a: float
     b: float
@@ -54,7 +54,7 @@ class Exponents:
 
 
 class Term(NamedTuple):
-    """``constant + own_c * c + sum of r over operands + own_g * g``, one branch of a min."""
+    """One branch of a min: ``constant + own_c * c + sum of r over operands + own_g * g``."""
 
     label: str
     constant: float
@@ -64,26 +64,26 @@ class Term(NamedTuple):
 
 
 def terms(site: SiteNode, e: Exponents, optimizer_type: OptimizerType) -> list[Term]:
-    """The branches whose minimum is the site's r: the formulas of the module's docstring.
+    """The branches whose minimum is the site's r, as in the formulas above.
 
-    A branch with an operand that is data is left out: data does not change, its r is infinite.
+    Branches with data as an operand are left out, since data does not change: its r is infinite.
     """
     a, b = e.a, e.b
     align_z0_dw, align_dz_w0, align_dz_dw = e.alignment
     if not site.has_weight:
         q, k = site.operands
-        branches = [
+        products = [
             ("a + r_k - align_q0_dK", a - align_z0_dw, (k,)),
             ("a + r_q - align_dQ_k0", a - align_dz_w0, (q,)),
             ("a + r_q + r_k - align_dQ_dK", a - align_dz_dw, (q, k)),
         ]
         return [
             Term(label, const, operands=tuple(o for o in ops if o))
-            for label, const, ops in branches
+            for label, const, ops in products
             if all(ops)
         ]
 
-    # The update's contribution: (its name in messages, its constant part, whether g is in it).
+    # The update's contribution: its name in messages, its constant part, and whether it contains g.
     if optimizer_type == "adam":
         name, u, g = "a + c", a, 0
     elif site.layer_type == "readout":
@@ -93,35 +93,35 @@ def terms(site: SiteNode, e: Exponents, optimizer_type: OptimizerType) -> list[T
     if site.layer_type == "embedding":
         return [Term(name, u, own_c=1, own_g=g)]
     (source,) = site.operands
-    found = [Term(f"{name} - align_z0_dW", u - align_z0_dw, own_c=1, own_g=g)]
+    branches = [Term(f"{name} - align_z0_dW", u - align_z0_dw, own_c=1, own_g=g)]
     if source is not None:
         r_in = (source,)
-        found += [
+        branches += [
             Term(f"{name} + r_in - align_dZ_dW", u - align_dz_dw, 1, r_in, g),
             Term("a + b + r_in - align_dZ_w0", a + b - align_dz_w0, operands=r_in),
         ]
-    return found
+    return branches
 
 
 def gradient_terms(
     graph: Graph, exponents: Mapping[str, Exponents], optimizer_type: OptimizerType
 ) -> list[tuple[Term, str]]:
-    """The branches of g, each with the readout whose c it contains; none for Adam.
+    """The branches of g, each with the readout that it belongs to; none for Adam.
 
     Raises:
-        ValueError: SGD on a graph without a readout, where g is not defined.
+        ValueError: SGD on a graph without a readout, so that g is undefined.
     """
     if optimizer_type == "adam":
         return []
     readouts = [site.name for site in graph.weighted if site.layer_type == "readout"]
     if not readouts:
         raise ValueError("SGD's exponents need a site of layer_type 'readout'; none was found")
-    found = []
+    branches = []
     for name in readouts:
         e = exponents[name]
-        found.append((Term("a_L + b_L", e.a + e.b), name))
-        found.append((Term("2 a_L + c_L", 2 * e.a, own_c=1), name))
-    return found
+        branches.append((Term("a_L + b_L", e.a + e.b), name))
+        branches.append((Term("2 a_L + c_L", 2 * e.a, own_c=1), name))
+    return branches
 
 
 def gradient_exponent(
@@ -146,9 +146,9 @@ def change_exponents(
     c: Mapping[str, float],
     optimizer_type: OptimizerType = "adam",
 ) -> dict[str, float]:
-    """r of every node for given c, by the formulas themselves (no program is solved).
+    """r of every node for given c, by the formulas; no program is solved.
 
-    A node that nothing changes (data only) has r = inf.
+    A node that reads only data has r = inf.
     """
     g = gradient_exponent(graph, exponents, c, optimizer_type)
     r: dict[str, float] = {}
@@ -167,9 +167,9 @@ def change_exponents(
 def bias_exponent(
     site: SiteNode, e: Exponents, optimizer_type: OptimizerType, g: float = 0.0
 ) -> float:
-    """c of a site's bias: a bias is an embedding of the constant 1, behind the site's multiplier.
+    """c of a site's bias, which acts as an embedding of the constant 1 before the site's multiplier.
 
-    So its r is u, and r = 0 gives the c.
+    Its r is therefore u, and r = 0 gives c.
     """
     if optimizer_type == "adam":
         return -e.a

@@ -1,8 +1,8 @@
-"""The graph on which the program is solved: which sites feed which.
+"""The graph of the program: which sites feed which.
 
-A node is a site or a *join*: the place where several values are summed, multiplied or mixed.
-What matters of a value is ``r``, the exponent by which it changes with training (change =
-width^-r), and a join's ``r`` is the smallest of its parents'.
+A node is a site or a *join*, where several values are summed, multiplied or mixed. The program
+follows one number per value: ``r``, the exponent of its change in training (change = width^-r). A
+join's ``r`` is the smallest ``r`` of its parents.
 """
 
 from collections.abc import Iterable, Mapping
@@ -17,8 +17,8 @@ class SiteNode:
 
     Attributes:
         operands: for each tensor that the operation contracts, the node that it comes from, or
-            None where it is data, which no update changes. One operand for a site with a weight,
-            two for one without.
+            None for data, which no update changes. A site with a weight has one operand, a site
+            without a weight has two.
     """
 
     name: str
@@ -40,10 +40,10 @@ Node = SiteNode | JoinNode
 
 @dataclass(frozen=True)
 class Graph:
-    """Nodes by name, each after those that feed it.
+    """The nodes by name, each after the nodes that feed it.
 
     Raises:
-        ValueError: a node is fed by one that does not come before it.
+        ValueError: a node comes before one that feeds it.
     """
 
     nodes: Mapping[str, Node]
@@ -69,7 +69,7 @@ class Graph:
 
     @property
     def weighted(self) -> tuple[SiteNode, ...]:
-        """The sites that have a weight, and so a c."""
+        """The sites with a weight, which have a c."""
         return tuple(site for site in self._sites if site.has_weight)
 
 
@@ -77,8 +77,8 @@ def chain(sites: Iterable[tuple[str, LayerType, bool]]) -> Graph:
     """The graph in which each site feeds the next.
 
     Args:
-        sites: (name, layer_type, has_weight) in order. An embedding reads data; a site without a
-            weight takes both of its operands from the site before it.
+        sites: (name, layer_type, has_weight) in order. An embedding reads data. A site without a
+            weight takes both operands from the site before it.
     """
     nodes: dict[str, Node] = {}
     previous: str | None = None

@@ -4,12 +4,16 @@ from collections.abc import Container, Iterable, Mapping
 from typing import Any
 
 import torch
+from torch import nn
+
+from maxp.exponents import Exponents, OptimizerType
+from maxp.module import Site, bias_of
 
 
 def group_name(name: str, sites: Container[str]) -> str:
-    """The name of a param group that is no site's: ``name``, or ``.name`` where a site has it.
+    """A unique name for a param group that is not a site's: ``name``, or ``.name`` if it is taken.
 
-    The name of a module never starts with a dot, so group names are unique.
+    A site's name never starts with a dot.
 
     Args:
         name: ``"rest"``, or ``"SITE.bias"``.
@@ -18,21 +22,37 @@ def group_name(name: str, sites: Container[str]) -> str:
     return f".{name}" if name in sites else name
 
 
+def own_biases(
+    sites: Mapping[str, Site], exponents: Mapping[str, Exponents], optimizer_type: OptimizerType
+) -> dict[str, tuple[str, nn.Parameter]]:
+    """(site, bias) by group name, for the biases that have a learning rate of their own.
+
+    These are the biases with a c other than 0: with SGD all, with Adam those of sites whose
+    multiplier is not 1.
+    """
+    return {
+        group_name(f"{name}.bias", sites): (name, bias)
+        for name, site in sites.items()
+        if isinstance(bias := bias_of(site), nn.Parameter)
+        and (exponents[name].a != 0 or optimizer_type == "sgd")
+    }
+
+
 def split_group(
     group: Mapping[str, Any], own: Mapping[str, torch.Tensor], rest: str
 ) -> list[dict[str, Any]]:
     """Split a param group: one group per parameter of ``own``, and a last one for the others.
 
     Args:
-        group: as optimizers take it: ``params``, maybe ``param_names`` (one per parameter), and
-            settings, which every new group keeps.
+        group: ``params``, optionally ``param_names`` (one per parameter), and settings, which every
+            new group keeps.
         own: the parameters with a learning rate of their own, by group name
-            (`Parametrization.own_parameters`). Those that ``group`` does not hold are left out.
+            (`Parametrization.own_parameters`). They may include parameters of other groups.
         rest: the name of the last group (`Parametrization.rest`).
 
     Returns:
-        The groups, each with its ``name``: those of ``own`` in its order, then the rest, which is
-        left out where it is empty.
+        The groups, each with its ``name``, in the order of ``own`` and then the rest. Empty groups
+        are left out.
     """
     name_of = {id(parameter): name for name, parameter in own.items()}
     members: dict[str, list[int]] = {name: [] for name in (*own, rest)}

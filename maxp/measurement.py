@@ -1,5 +1,4 @@
-"""A probe followed through training: its initial activations, the initial weights, and what is
-measured against them."""
+"""Measures alignment on a fixed probe, against its initial activations and the initial weights."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -17,15 +16,15 @@ from maxp.w0 import InitialWeights
 
 
 class Measurement:
-    """Measures the alignment of the sites that contract something, on one fixed probe.
+    """Measures the alignment of sites on one fixed probe.
 
     Args:
-        model: the model that holds the sites.
-        sites: those to measure, by name; without embeddings.
-        weights: their weights, where they have one.
-        initial_weights: makes the `InitialWeights` of the present weights; called by `capture`.
+        model: the model that contains the sites.
+        sites: the sites to measure, by name. An embedding has no alignment.
+        weights: the weights of those sites that have one, by name.
+        initial_weights: returns the `InitialWeights` of the present weights; `capture` calls it.
         forward: runs the model on the probe.
-        sample_size: tokens of the probe that are looked at.
+        sample_size: the number of tokens of the probe that are measured.
         from_training: take activations from training's own forward passes on the probe.
     """
 
@@ -52,10 +51,10 @@ class Measurement:
         self.w0: InitialWeights | None = None
 
     def capture(self, x: Any) -> None:
-        """Take ``x`` as the probe, and the present activations and weights as the initial ones.
+        """Make ``x`` the probe, and the present activations and weights the initial ones.
 
         Raises:
-            ValueError: W0 is to be drawn again, and the weights are no longer as they were drawn.
+            ValueError: W0 is drawn again when needed, and a weight has changed since it was drawn.
         """
         w0 = self._make_initial_weights()
         w0.check_redrawn()
@@ -66,19 +65,19 @@ class Measurement:
         self._watch_training()
 
     def check_probe(self, x: Any) -> None:
-        """Raise ValueError if ``x`` is not the probe; None stands for it."""
+        """Raise ValueError if ``x`` is neither the probe nor None."""
         if x is not None and x is not self._given and not _same(x, self.probe):
             raise ValueError(
-                "x is not the probe that capture_initial saw: alignment compares the same tokens "
-                "before and after training. Pass that x, or None"
+                "x is not the probe that capture_initial received: alignment compares the same "
+                "tokens before and after training. Pass the same x, or None"
             )
 
     def exponents(self) -> dict[str, Measured]:
         """The measured exponents of every site.
 
         Raises:
-            RuntimeError: before `capture`; or when activations come from training and it has not
-                run the model on the probe since the last call.
+            RuntimeError: `capture` has not been called; or activations come from training, which
+                has not run the model on the probe since the last call.
         """
         if self.z0 is None or self.w0 is None:
             raise RuntimeError("call capture_initial(x) before training, and step(x, ...) after")
@@ -89,12 +88,12 @@ class Measurement:
             (x0,), (x,) = z0[name], z[name]
             width = self._sites[name].width_dim
             states.append(SiteState(x0, x, self._weights[name], self.w0.rows(name), width))
-        found = dict(zip(weighted, measure(states), strict=True)) if states else {}
+        exponents = dict(zip(weighted, measure(states), strict=True)) if states else {}
         for name, site in self._sites.items():
             if name not in self._weights:
                 (q0, k0), (q, k) = z0[name], z[name]
-                found[name] = bilinear_alignment(q0, k0, q, k, site.width_dim)
-        return found
+                exponents[name] = bilinear_alignment(q0, k0, q, k, site.width_dim)
+        return exponents
 
     def _present_inputs(self) -> Inputs:
         if not self._from_training:
@@ -113,17 +112,18 @@ class Measurement:
         return self._complete(seen)
 
     def _complete(self, seen: Inputs) -> Inputs:
-        """The inputs of every site, with all of their columns on every rank."""
+        """Check that every site was reached, and gather the columns that ranks split."""
         missed = [name for name in self._sites if name not in seen]
         if missed:
             raise ValueError(f"a forward pass on the probe does not reach {', '.join(missed)}")
-        # By the weights given here: in a forward pass FSDP has others in their place.
+        # Not site.weight: during a forward pass FSDP replaces it.
         for name, weight in self._weights.items():
-            seen[name] = (whole_columns(*seen[name], weight),)
+            (z,) = seen[name]
+            seen[name] = (whole_columns(z, weight),)
         return seen
 
     def _watch_training(self) -> None:
-        """Catch the sites' inputs whenever training runs the model on the probe."""
+        """Record the sites' inputs whenever training runs the model on the probe."""
         if not self._from_training or self._watching:
             return
         self._watching = True
@@ -145,7 +145,7 @@ class Measurement:
         self._model.register_forward_hook(after, always_call=True)
 
     def state_dict(self) -> dict[str, Any]:
-        """Probe, z0, the kept W0, and what was seen in training but not measured yet."""
+        """The probe, z0, the stored W0, and training's activations that are not measured yet."""
         assert self.z0 is not None
         assert self.w0 is not None
         seen = self._seen_in_training
@@ -157,10 +157,10 @@ class Measurement:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue from `state_dict`; tensors go to the device of the weights.
+        """Continue from `state_dict`; tensors are moved to the device of the weights.
 
         Raises:
-            ValueError: W0 is to be drawn again, but the earlier run's was not drawn.
+            ValueError: W0 is drawn again when needed, and the earlier run's W0 was not drawn.
         """
         device = next(iter(self._model.parameters()), torch.empty(0)).device
         state = tree_map_only(torch.Tensor, lambda t: t.to(device), dict(state))
@@ -173,15 +173,15 @@ class Measurement:
 
 
 def _pack(inputs: Inputs) -> dict[str, Any]:
-    """`Inputs` with each tensor that sites share once."""
+    """`Inputs` in which a tensor that several sites share is stored once."""
     tensors: list[torch.Tensor] = []
     index: dict[str, list[int]] = {}
     for name, group in inputs.items():
         index[name] = []
         for z in group:
-            found = [i for i, known in enumerate(tensors) if known is z]
-            index[name].append(found[0] if found else len(tensors))
-            if not found:
+            known = [i for i, tensor in enumerate(tensors) if tensor is z]
+            index[name].append(known[0] if known else len(tensors))
+            if not known:
                 tensors.append(z)
     return {"tensors": tensors, "index": index}
 
@@ -194,7 +194,7 @@ def _unpack(packed: Mapping[str, Any]) -> Inputs:
 
 
 def _same(x: Any, probe: Any) -> bool:
-    """Whether two nests of arguments hold equal tensors, in order."""
+    """Whether two nested structures contain equal tensors, in order."""
     mine, theirs = (
         [leaf for leaf in tree_leaves(value) if isinstance(leaf, torch.Tensor)]
         for value in (x, probe)

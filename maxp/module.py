@@ -1,4 +1,4 @@
-"""A site: a width-sensitive operation ``y = n^-a * op(z)`` of a model, marked where it stands.
+"""A site: an operation ``y = n^-a * op(z)`` of a model whose size depends on the width n.
 
 Source: abc-parametrization, Everett et al. 2024 (arXiv 2407.05872), section 2.
 """
@@ -12,7 +12,7 @@ from torch import nn
 LayerType = Literal["embedding", "hidden", "readout"]
 LAYER_TYPES: tuple[str, ...] = get_args(LayerType)
 
-# muP's (a, b) by layer type: what a site has unless told otherwise.
+# muP's (a, b) by layer type, the default of every site.
 MUP_AB: dict[str, tuple[float, float]] = {
     "embedding": (-0.5, 0.5),
     "hidden": (0.0, 0.5),
@@ -21,15 +21,17 @@ MUP_AB: dict[str, tuple[float, float]] = {
 
 
 class Site:
-    """What the library reads off a site; mix it into a module class, or use `ParametrizedModule`.
+    """The interface of a site. Mix it into a module class, or use `ParametrizedModule`.
 
     Attributes:
         width_dim: n, the dimension of the operation that grows with the model's width.
         layer_type: ``"embedding"`` (only the fan-out grows), ``"hidden"`` (both grow) or
             ``"readout"`` (only the fan-in grows).
-        a, b, c: exponents given at this site, or None to leave them to `Parametrization`.
-        scale: the output multiplier ``n^-a``; set by `mark`, and again by `Parametrization`.
-        weight: the parameter of the operation, or None where it has none.
+        a: exponent of the multiplier set at this site; None leaves it to `Parametrization`.
+        b: the same, for the initial weight.
+        c: the same, for the learning rate.
+        scale: the output multiplier ``n^-a``, which `mark` and `Parametrization` set.
+        weight: the parameter of the operation, or None if it has none.
     """
 
     width_dim: int
@@ -51,8 +53,8 @@ class Site:
         """Make this module a site.
 
         Raises:
-            ValueError: an unknown ``layer_type``, or a ``width_dim`` under 2 (no exponent can be
-                read off a width of 1).
+            ValueError: an unknown ``layer_type``, or a ``width_dim`` less than 2, since a width of
+                1 has no exponent.
         """
         if layer_type not in LAYER_TYPES:
             raise ValueError(
@@ -71,9 +73,10 @@ class Site:
     def site_operands(
         self, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[torch.Tensor, ...]:
-        """The tensors that the operation contracts, out of a call's arguments.
+        """The arguments of a call that the operation contracts.
 
-        One for an operation with a weight, of shape (..., fan_in); two for one without.
+        They are one tensor, (..., fan_in), for an operation with a weight, and two for one without.
+        Plain tensors are the same on every rank; a part of a tensor is given as a DTensor.
         """
         tensors = tuple(t for t in (*args, *kwargs.values()) if isinstance(t, torch.Tensor))
         return tensors[:1] if self.weight is not None else tensors[:2]
@@ -81,27 +84,29 @@ class Site:
     def site_layout(self, operands: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
         """The two operands of an operation without a weight as (..., tokens, width_dim).
 
-        Override where the operation takes them laid out in another way.
+        Override it if the operation takes another layout.
         """
         return operands
 
 
 class ParametrizedModule(Site, nn.Module):
-    """Wraps a module, or a bare callable, as a site: ``forward`` returns ``scale * op(*args)``.
+    """Wraps a module or a function as a site: ``forward`` returns ``scale * op(*args)``.
 
     Args:
         module_or_fn: a module with a ``weight`` of shape (fan_out, fan_in, ...), or (rows, width)
-            for an embedding table; or a callable without parameters that contracts its first two
-            arguments over their last dimension, such as ``lambda q, k: q @ k.T``, a ``"readout"``
-            of width head_dim (a = 1/2 is the usual ``1/sqrt(head_dim)``). Tensor arguments
-            after these two are taken to be mixed into the result (the values of an attention).
+            for an embedding table; or a function without parameters that contracts its first two
+            arguments over their last dimension, such as ``lambda q, k: q @ k.T``. That one is a
+            ``"readout"`` of width head_dim, and a = 1/2 gives the usual ``1/sqrt(head_dim)``. Further
+            tensor arguments count as mixed into the result, like the values of an attention.
         width_dim: n, the width that the exponents refer to.
         layer_type: ``"embedding"``, ``"hidden"`` or ``"readout"``.
-        a, b, c: exponents of this site; None leaves them to `Parametrization`.
+        a: exponent of this site's multiplier; None leaves it to `Parametrization`.
+        b: the same, for the initial weight.
+        c: the same, for the learning rate.
 
     Raises:
-        ValueError: an unknown ``layer_type``, or ``width_dim`` under 2.
-        TypeError: a module without a ``weight``, or something that cannot be called.
+        ValueError: an unknown ``layer_type``, or ``width_dim`` less than 2.
+        TypeError: a module without a ``weight``, or an object that is not callable.
     """
 
     def __init__(
@@ -127,7 +132,7 @@ class ParametrizedModule(Site, nn.Module):
 
     @property
     def weight(self) -> torch.Tensor | None:
-        """The wrapped module's weight; None for a callable."""
+        """The wrapped module's weight; None for a function."""
         weight = getattr(self.op, "weight", None) if isinstance(self.op, nn.Module) else None
         return weight if isinstance(weight, torch.Tensor) else None
 
@@ -140,20 +145,20 @@ class ParametrizedModule(Site, nn.Module):
 
 
 def bias_of(site: Site) -> torch.Tensor | None:
-    """The bias of a site's operation; None where it has none."""
+    """The bias of a site's operation; None if it has none."""
     bias = getattr(getattr(site, "op", site), "bias", None)
     return bias if isinstance(bias, torch.Tensor) else None
 
 
-# Segments that wrappers (activation checkpointing, torch.compile) put into a module's name.
+# Parts that wrappers (activation checkpointing, torch.compile, FSDP) add to a module's name.
 _WRAPPERS = frozenset({"_checkpoint_wrapped_module", "_orig_mod", "_fsdp_wrapped_module"})
 
 
 def find_sites(model: nn.Module) -> dict[str, Site]:
-    """The sites of a model by module name, in order of definition, wrappers' segments left out.
+    """The sites of a model by module name, without wrappers' parts, in order of definition.
 
     Raises:
-        ValueError: two sites share one weight, which can have only one learning rate.
+        ValueError: two sites share one weight.
     """
     sites: dict[str, Site] = {}
     owner: dict[int, str] = {}

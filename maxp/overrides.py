@@ -1,9 +1,10 @@
-"""What a site is given: by its name, a suffix of its name, itself, or its layer type.
+"""Resolves what applies to a site: by its name, a suffix of its name, itself, or its layer type.
 
-The most specific wins: an override for the name, then for the longest suffix of it, then what was
-given at the site, then an override for its layer type, then the default.
+The most specific value wins: an override for the name, then for its longest suffix, then the value
+set at the site, then an override for its layer type, then the default.
 """
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TypeVar
 
@@ -13,7 +14,7 @@ from maxp.module import LAYER_TYPES, MUP_AB, Site
 T = TypeVar("T")
 AB = tuple[float, float]
 
-# Both presets of a site without a weight: with a = 1/2 it then asks nothing beyond r >= 0.
+# Both presets of a site without a weight. With a = 1/2, it then only requires r >= 0 of its inputs.
 _BILINEAR = Alignment(0.5, 0.5, 0.5)
 
 PARAMETRIZATIONS: dict[str, dict[str, AB]] = {
@@ -29,7 +30,7 @@ Source: Everett et al. 2024 (arXiv 2407.05872), table of parametrizations.
 
 
 def by_name(name: str, overrides: Mapping[str, T]) -> T | None:
-    """The override for a site's name, or else for the longest suffix of it, on dots.
+    """The override for a site's name, or else for its longest suffix, split at dots.
 
     ``"fc"`` and ``"ff.fc"`` match ``"blocks.0.ff.fc"``; ``"c"`` does not.
     """
@@ -42,10 +43,10 @@ def by_name(name: str, overrides: Mapping[str, T]) -> T | None:
 
 
 def check_used(what: str, overrides: Mapping[str, object], names: Iterable[str]) -> None:
-    """Raise unless every key is a layer type, or the name or a suffix of the name of some site.
+    """Raise unless every key is a layer type, a site's name, or a suffix of a site's name.
 
     Raises:
-        ValueError: names the keys that match nothing.
+        ValueError: a key matches no site; the message names it.
     """
     names = list(names)
     unused = [
@@ -61,7 +62,7 @@ def check_used(what: str, overrides: Mapping[str, object], names: Iterable[str])
 
 
 def resolve(name: str, site: Site, overrides: Mapping[str, T], given: T | None = None) -> T | None:
-    """The most specific value for a site, ``given`` being what was given at the site itself."""
+    """The most specific value for a site; ``given`` is the value set at the site itself."""
     value = by_name(name, overrides)
     if value is None:
         value = given
@@ -69,10 +70,10 @@ def resolve(name: str, site: Site, overrides: Mapping[str, T], given: T | None =
 
 
 def ab_by_key(overrides: Mapping[str, AB] | Sequence[AB] | None) -> dict[str, AB]:
-    """``ab_overrides`` as a mapping; three pairs are those of embedding, hidden and readout.
+    """``ab_overrides`` as a mapping; three pairs are for embedding, hidden and readout.
 
     Raises:
-        ValueError: a sequence of another length.
+        ValueError: a sequence that is not of length 3.
     """
     if overrides is None or isinstance(overrides, Mapping):
         return dict(overrides or {})
@@ -84,19 +85,19 @@ def ab_by_key(overrides: Mapping[str, AB] | Sequence[AB] | None) -> dict[str, AB
 
 
 def resolve_ab(name: str, site: Site, overrides: Mapping[str, AB]) -> AB:
-    """(a, b) of a site, checked against what its layer type must satisfy at init.
+    """(a, b) of a site, checked against its layer type's condition at init.
 
     Raises:
-        ValueError: names the site and the condition that its (a, b) breaks.
+        ValueError: the (a, b) breaks the condition; the message names the site and the condition.
     """
     a, b = MUP_AB[site.layer_type]
-    # A layer type's pair is meant for layers; QK^T keeps 1/sqrt(head_dim) in every parametrization.
+    # A pair for a layer type is for layers; QK^T keeps 1/sqrt(head_dim) in every parametrization.
     if site.layer_type in overrides and site.weight is not None:
         a, b = overrides[site.layer_type]
     a, b = (a if site.a is None else site.a), (b if site.b is None else site.b)
     a, b = by_name(name, overrides) or (a, b)
     if site.weight is None:
-        return a, b  # nothing is drawn, so nothing must hold at init
+        return a, b  # no weight is drawn, so there is no condition at init
     holds, condition = {
         "embedding": (abs(a + b) < 1e-9, "a + b = 0"),
         "hidden": (abs(a + b - 0.5) < 1e-9, "a + b = 1/2"),
@@ -116,7 +117,7 @@ def resolve_alignment(
     overrides: Mapping[str, tuple[float, float, float]],
     preset: Alignment = PRESETS["full"],
 ) -> Alignment:
-    """A site's alignment before anything is measured: an override, or the preset."""
+    """A site's alignment before it is measured: an override, or the preset."""
     default = preset if site.weight is not None else _BILINEAR
     return Alignment(*(resolve(name, site, overrides) or default))
 
@@ -145,3 +146,22 @@ def resolve_exponents(
         )
         for name, site in sites.items()
     }
+
+
+def check_arguments(alignment: str, **numbers: float) -> None:
+    """Check the arguments of `Parametrization` that need no model.
+
+    Raises:
+        ValueError: names the argument and its allowed values.
+    """
+    if alignment not in PRESETS:
+        raise ValueError(f"alignment must be one of {', '.join(PRESETS)}, got {alignment!r}")
+    for name, value in numbers.items():
+        if name.endswith("_ema"):
+            right, rule = 0 <= value < 1, "must be in [0, 1)"
+        elif name == "warmup_steps":
+            right, rule = value >= 0, "must not be negative"
+        else:
+            right, rule = value > 0 and math.isfinite(value), "must be positive"
+        if not right:
+            raise ValueError(f"{name} {rule}, got {value}")

@@ -1,8 +1,8 @@
-"""`Parametrization`: a model's sites initialised, scaled and given learning rates that transfer.
+"""`Parametrization`: initialises and scales a model's sites, and sets their learning rates.
 
-Built once before training; with measurement it then follows the alignment of the run and solves the
-program again (`Parametrization.step`). Source: Kilian and Wojnar 2025, on the program of Everett et
-al. 2024 (arXiv 2407.05872).
+It is built once before training. `Parametrization.step` then measures the alignment of the run and
+solves the program again. Source: Kilian and Wojnar 2025, on the program of Everett et al. 2024
+(arXiv 2407.05872).
 """
 
 import logging
@@ -17,10 +17,10 @@ from torch.optim import Optimizer
 from maxp.alignment import Measured
 from maxp.exponents import PRESETS, OptimizerType, bias_exponent, gradient_exponent
 from maxp.graph import SiteNode
-from maxp.groups import group_name, set_lrs, split_group
+from maxp.groups import group_name, own_biases, set_lrs, split_group
 from maxp.measurement import Measurement
 from maxp.module import bias_of, find_sites
-from maxp.overrides import AB, resolve, resolve_exponents
+from maxp.overrides import AB, check_arguments, resolve, resolve_exponents
 from maxp.shards import local
 from maxp.site_exponents import SiteExponents
 from maxp.trace import call_model, graph_of
@@ -32,53 +32,61 @@ logger = logging.getLogger(__name__)
 class Parametrization(SiteExponents):
     """Initialises a model's sites and holds their exponents and learning rates.
 
-    At construction: find the sites, draw their weights, set their multipliers, solve the program,
-    and build ``param_groups``: one a site with its ``lr`` and ``name``; one for the bias of a site
-    whose multiplier is not 1, and with SGD of any site (with the c at which a bias moves the output
-    by a constant); and last, at ``lr_prefactor``, one for all that is not a site.
+    The constructor finds the sites, draws their weights, zeroes their biases, sets their
+    multipliers, solves the program and builds ``param_groups``. These are, in order:
+
+    - one group per site, with its learning rate ``lr`` and the site's ``name``;
+    - one group, called ``"SITE.bias"``, per bias with a learning rate of its own: an update of it
+      moves the output by the same amount at every width. With Adam, only the biases of sites whose
+      multiplier is not 1 have such a group; with SGD, all biases of sites;
+    - one group, called ``"rest"``, for every other parameter, at ``lr_prefactor``.
 
     Args:
-        model: holds `ParametrizedModule` or other `Site` modules; may be on the meta device, or
-            sharded (DTensor weights).
+        model: contains `ParametrizedModule` or other `Site` modules. It may be on the meta device,
+            or sharded (DTensor weights).
         optimizer_type: ``"adam"`` or ``"sgd"``.
-        alignment: the preset that holds until something is measured: ``"full"`` (which gives muP's
-            learning rates) or ``"no"``.
-        lr_prefactor: the learning rate that n^-c multiplies. Setting the attribute of this name
-            between steps applies a schedule.
+        alignment: the preset that is used until alignment is measured: ``"full"``, which gives
+            muP's learning rates, or ``"no"``.
+        lr_prefactor: the learning rate that n^-c multiplies. To apply a schedule, set the attribute
+            of this name between steps.
         std_prefactor: multiplies every initial standard deviation n^-b.
-        ab_overrides: (a, b) by site name, suffix of a name or layer type; or three pairs, of
-            embedding, hidden and readout. `PARAMETRIZATIONS` has the usual ones.
-        c_overrides: c by the same keys; such a site's c is held.
-        alignment_overrides: (z0_dW, dZ_w0, dZ_dW) by the same keys; such a site is never measured.
-        sample_input: trace the flow between sites in one forward pass on this and solve on that
-            graph (a ready `Graph` is taken as it is); without it, a chain in order of definition.
-        warmup_steps: `step` does nothing for so many calls.
-        solve_interval: after these, measure and solve at every so manieth call.
+        ab_overrides: (a, b) by site name, suffix of a site name, or layer type; or three pairs, for
+            embedding, hidden and readout. `PARAMETRIZATIONS` contains the usual ones.
+        c_overrides: c by the same keys. The c of these sites is fixed.
+        alignment_overrides: (z0_dW, dZ_w0, dZ_dW) by the same keys. These sites are not measured.
+        sample_input: an input for one forward pass, in which the graph of the sites is traced; or a
+            `Graph`. None assumes a chain of the sites in order of definition.
+        warmup_steps: the number of calls in which `step` does not measure.
+        solve_interval: `step` measures and solves every ``solve_interval`` calls after the warm-up.
         sample_size: how many tokens of the probe are measured.
-        c_ema, alignment_ema: weight of the previous value of c, and of the previous measured
-            alignment, when a new one arrives; 0 follows at once.
-        resample_w0: keep no copy of the initial weights; draw them again when they are needed.
+        c_ema: weight of the previous c in the average with a newly solved one.
+        alignment_ema: the same, for measured alignment.
+        resample_w0: do not store the initial weights; draw them again when they are needed.
         use_training_activations: take activations from training's own forward passes on the probe
-            instead of running another (for full-batch training, or where the probe is one of the
-            batches). They are those of just before the last update.
-        solver: any PuLP solver; None is HiGHS in process.
+            instead of running another one: for full-batch training, or if the probe is one of the
+            batches. The activations are then those before the last update.
+        solver: any PuLP solver; None is HiGHS, in process.
         warm_start: start each solve from the previous solution.
         seed: seeds the initial weights; None draws a seed from torch's global generator.
-        measure_bilinear: let the measured exponents of sites without a weight enter the program
-            (the logarithm of their width is small, so they are noisy); they are always reported.
+        measure_bilinear: let the measured exponents of sites without a weight enter the program.
+            They are noisy, because the logarithm of the width is small. They are always reported.
 
     Attributes:
-        c: the exponent in use by site; ``targets``: the program's last answer (they differ under
-            ``c_ema``); ``alignment``: what the program is given; ``measured``: the last measured
-            exponents, None where a term was zero or nothing is measured yet; ``r``: by which
-            exponent each site's output changes, for the c in use.
-        refused, zero_terms, infeasible: counts of measurements that were NaN or infinite, of terms
-            that were exactly zero, and of programs without a solution. In each case the previous
-            value is kept.
+        c: the c in use, by site.
+        targets: the c of the last solution, by site; differs from ``c`` if ``c_ema`` is not 0.
+        r: by site or join, the exponent of the output's change for the c in use.
+        measured: the last measured exponents by site. None where a term was zero, or before the
+            first measurement.
+        refused: by site, how many measured exponents were NaN or infinite. The previous value was
+            kept.
+        zero_terms: by site, how many measured terms were exactly zero. The previous value was kept.
+        infeasible: how many programs had no solution. The previous c was kept.
+        own_parameters: the parameters with a learning rate of their own, by group name.
+        rest: the name of the last group: ``"rest"``, or ``".rest"`` if a site is called ``rest``.
 
     Raises:
-        ValueError: no site; an unknown alignment, optimizer_type or override; an (a, b) that breaks
-            its layer type's condition at init (named); a weight that two sites share.
+        ValueError: no site found; an unknown alignment, optimizer_type or override; an (a, b) that
+            breaks its layer type's condition at init; a weight that two sites share.
         InfeasibleProgramError: no c keeps every r >= 0 (possible with ``c_overrides``).
     """
 
@@ -106,7 +114,7 @@ class Parametrization(SiteExponents):
         seed: int | None = None,
         measure_bilinear: bool = False,
     ) -> None:
-        _check_arguments(
+        check_arguments(
             alignment, c_ema=c_ema, alignment_ema=alignment_ema, warmup_steps=warmup_steps,
             lr_prefactor=lr_prefactor, std_prefactor=std_prefactor, solve_interval=solve_interval,
             sample_size=sample_size,
@@ -163,7 +171,9 @@ class Parametrization(SiteExponents):
         )
         self._lr_prefactor = lr_prefactor
         self.rest = group_name("rest", self.sites)
-        self.own_parameters = {**self.weights, **self._biases()}
+        biases = own_biases(self.sites, exponents, optimizer_type)
+        self._bias_groups = {group: site for group, (site, _) in biases.items()}
+        self.own_parameters = {**self.weights, **{group: b for group, (_, b) in biases.items()}}
         parameters = {id(p): p for p in (*self.own_parameters.values(), *model.parameters())}
         whole = {"params": list(parameters.values())}
         self.param_groups = split_group(whole, self.own_parameters, self.rest)
@@ -172,7 +182,7 @@ class Parametrization(SiteExponents):
 
     @torch.no_grad()
     def _initialise(self) -> None:
-        """Draw every site's weight, zero its bias; on the meta device there is nothing to draw."""
+        """Draw every weight that is not on the meta device, and zero its site's bias."""
         for name, weight in self.weights.items():
             if weight.is_meta:
                 continue
@@ -181,36 +191,23 @@ class Parametrization(SiteExponents):
             if bias is not None:
                 bias.zero_()
 
-    def _bias_group(self, name: str) -> str:
-        return group_name(f"{name}.bias", self.sites)
-
-    def _biases(self) -> dict[str, torch.Tensor]:
-        """By group name, biases whose c is not 0: all with SGD, else those behind a multiplier."""
-        biases = {name: bias_of(self.sites[name]) for name in self.weights}
-        return {
-            self._bias_group(name): bias
-            for name, bias in biases.items()
-            if isinstance(bias, nn.Parameter)
-            and (self._exponents[name].a != 0 or self._optimizer_type == "sgd")
-        }
-
     # Learning rates
 
     def lr_factors(self) -> dict[str, float]:
-        """n^-c by param group name; 1 for the group of the rest."""
+        """n^-c by param group name; 1 for the rest."""
         g = gradient_exponent(self.graph, self._exponents, self.c, self._optimizer_type)
         factors = {self.rest: 1.0}
-        for name in self.weights:
-            node, e = self.graph.nodes[name], self._exponents[name]
+        for name, c in self.c.items():
+            factors[name] = self.sites[name].width_dim ** -c
+        for group, name in self._bias_groups.items():
+            node = self.graph.nodes[name]
             assert isinstance(node, SiteNode)
-            n = self.sites[name].width_dim
-            factors[name] = n ** -self.c[name]
-            if (bias := self._bias_group(name)) in self.own_parameters:
-                factors[bias] = n ** -bias_exponent(node, e, self._optimizer_type, g)
+            c = bias_exponent(node, self._exponents[name], self._optimizer_type, g)
+            factors[group] = self.sites[name].width_dim ** -c
         return factors
 
     def lrs(self) -> dict[str, float]:
-        """lr_prefactor n^-c by param group name."""
+        """The learning rates, lr_prefactor * n^-c, by param group name."""
         return {name: self._lr_prefactor * f for name, f in self.lr_factors().items()}
 
     @property
@@ -256,32 +253,33 @@ class Parametrization(SiteExponents):
     # Measuring and solving
 
     def forward(self, x: Any) -> Any:
-        """One forward pass on the probe; override where a model needs more than a call."""
+        """Run the model on the probe; override it if the model needs more than a call."""
         return call_model(self.model, x)
 
     def capture_initial(self, x: Any) -> None:
-        """Note the sites' inputs on the probe, and the weights, before training.
+        """Store the initial weights and the sites' inputs on the probe. Call it before training.
 
         Args:
-            x: the probe: a tensor, or a tuple or dict of the model's arguments. It is kept, and
-                every measurement is on it.
+            x: the probe: a tensor, or a tuple or dict of the model's arguments. A copy is kept, and
+                every measurement uses it.
 
         Raises:
-            ValueError: with ``resample_w0``, when the weights are no longer those that were drawn.
+            ValueError: with ``resample_w0``, if the weights have changed since they were drawn.
         """
         self._measurement.capture(x)
 
     def step(self, x: Any, optimizer: Optimizer) -> None:
-        """Call after every ``optimizer.step()``: measures and solves when due, and sets the lr.
+        """Measure and solve if due, and set the learning rates. Call it after ``optimizer.step()``.
 
         Args:
-            x: the probe given to `capture_initial`; None stands for it.
-            optimizer: built on ``param_groups``; its groups are found by ``name``.
+            x: the probe that `capture_initial` received, or None.
+            optimizer: an optimizer built on ``param_groups``; its groups are matched by ``name``.
 
         Raises:
-            RuntimeError: before `capture_initial`; or with ``use_training_activations``, when
-                training has not run the model on the probe since the last measurement.
-            ValueError: another ``x`` than the probe, whose initial activations are not known.
+            RuntimeError: `capture_initial` has not been called; or with
+                ``use_training_activations``, training has not run the model on the probe since the
+                last measurement.
+            ValueError: ``x`` is not the probe, so its initial activations are unknown.
         """
         if self._measurement.z0 is None:
             raise RuntimeError("call capture_initial(x) before training, then step(x, optimizer)")
@@ -302,22 +300,22 @@ class Parametrization(SiteExponents):
         return any(g["lr"] != lrs.get(g.get("name"), g["lr"]) for g in optimizer.param_groups)
 
     def due(self, step: int) -> bool:
-        """Whether the ``step``-th call of `step` measures and solves."""
+        """Whether call number ``step`` of `step` measures and solves."""
         after = step - self.warmup_steps
         return after > 0 and after % self.solve_interval == 0
 
     def measure(self) -> dict[str, Measured]:
-        """Measure every site's alignment on the probe, and take it up for the next `solve`."""
+        """Measure every site's alignment on the probe; the next `solve` uses it."""
         self.set_measured(self._measurement.exponents())
         return self.measured
 
     # Resuming
 
     def state_dict(self) -> dict[str, Any]:
-        """All that a resumed run needs to continue exactly.
+        """Everything that a resumed run needs to continue exactly.
 
-        Its keys are those of any other state of the same model, so that it can be loaded in place
-        (`torch.distributed.checkpoint`).
+        The keys do not depend on what has been measured, so that `torch.distributed.checkpoint` can
+        load a state in place.
         """
         measuring = self._measurement.z0 is not None
         return {
@@ -329,7 +327,10 @@ class Parametrization(SiteExponents):
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue from `state_dict`; the model's and optimizer's states are loaded by themselves.
+        """Continue from `state_dict`. Load the states of the model and the optimizer separately.
+
+        An optimizer that loads a state after ``lr_prefactor`` has been set keeps the learning rates
+        of that state until `apply` or `step`.
 
         Raises:
             ValueError: the state is of a model with other sites.
@@ -341,17 +342,3 @@ class Parametrization(SiteExponents):
         if state["measurement"] is not None:
             self._measurement.load_state_dict(state["measurement"])
         self.apply()
-
-
-def _check_arguments(alignment: str, **numbers: float) -> None:
-    if alignment not in PRESETS:
-        raise ValueError(f"alignment must be one of {', '.join(PRESETS)}, got {alignment!r}")
-    for name, value in numbers.items():
-        if name.endswith("_ema"):
-            right, rule = 0 <= value < 1, "must be in [0, 1)"
-        elif name == "warmup_steps":
-            right, rule = value >= 0, "must not be negative"
-        else:
-            right, rule = value > 0 and math.isfinite(value), "must be positive"
-        if not right:
-            raise ValueError(f"{name} {rule}, got {value}")

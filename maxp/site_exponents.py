@@ -16,16 +16,18 @@ logger = logging.getLogger(__name__)
 
 
 class SiteExponents:
-    """Exponents by site, and what solving and measuring made of them.
+    """The exponents of every site, the solution of the program, and counts of what went wrong.
 
     Args:
         graph: of the sites.
-        exponents: by site; their alignment holds until another is measured.
+        exponents: by site; their alignment is used until it is measured.
         optimizer_type: ``"adam"`` or ``"sgd"``.
         measured: the names of the sites that are measured.
-        c_ema, alignment_ema: weight of the previous value in the average with a new one.
+        c_ema: weight of the previous c in the average with the newly solved one.
+        alignment_ema: the same, for measured alignment.
         measure_bilinear: let the measured exponents of sites without a weight enter the program.
-        solver, warm_start: as in `maxp.solver.Program`.
+        solver: as in `maxp.solver.Program`.
+        warm_start: as in `maxp.solver.Program`.
 
     Raises:
         ValueError: an unknown ``optimizer_type``; SGD without a readout.
@@ -60,7 +62,7 @@ class SiteExponents:
 
     @property
     def alignment(self) -> dict[str, Alignment]:
-        """The alignment that the program is given, by site; embeddings have none."""
+        """The alignment that the program uses, by site; embeddings have none."""
         embeddings = {site.name for site in self.graph.sites if site.layer_type == "embedding"}
         return {n: e.alignment for n, e in self._exponents.items() if n not in embeddings}
 
@@ -83,15 +85,15 @@ class SiteExponents:
             self.refused[name] += 1
             logger.warning("%s: refused a measured alignment of %s", name, new)
             return previous
-        # The first measurement replaces the preset: the average is of measurements only.
+        # The first measurement replaces the preset, so that only measurements are averaged.
         keep = self.alignment_ema if (name, term) in self._averaged else 0.0
         self._averaged.add((name, term))
         return keep * previous + (1 - keep) * new
 
     def solve(self) -> None:
-        """Solve with the present alignment, and move c towards the solution.
+        """Solve with the present alignment and move c towards the solution.
 
-        A program without a solution is logged and counted, and leaves c as it is.
+        If the program has no solution, log and count it, and keep c.
         """
         try:
             self.targets = self._program.solve(self._exponents).c
@@ -107,7 +109,7 @@ class SiteExponents:
         self.r = change_exponents(self.graph, self._exponents, self.c, self._optimizer_type)
 
     def solution_state(self) -> dict[str, Any]:
-        """What measuring and solving left, without tensors: for other ranks, or a resumed run."""
+        """The state of measuring and solving, without tensors; for other ranks or a resumed run."""
         return {
             "c": dict(self.c),
             "targets": dict(self.targets),
@@ -123,7 +125,7 @@ class SiteExponents:
         """Continue from another rank's, or an earlier run's, `solution_state`.
 
         Raises:
-            ValueError: it is of a model with other sites.
+            ValueError: the state is of a model with other sites.
         """
         if different := sorted(state["alignment"].keys() ^ self._exponents.keys()):
             raise ValueError(
