@@ -90,7 +90,7 @@ def compute_alignment(
         raise ValueError(f"fan_in must be at least 2, got {fan_in}")
     if isinstance(w0, DTensor):
         if not isinstance(w, DTensor) or _placed(w0) != _placed(w):
-            raise ValueError("w0 is a DTensor: w must be one with the same mesh and placements")
+            raise ValueError("w0 is a DTensor: w must be placed on the same mesh in the same way")
         initial = w0.to_local()
     else:
         initial = w0[region(w)]

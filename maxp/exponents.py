@@ -167,7 +167,7 @@ def change_exponents(
 def bias_exponent(
     site: SiteNode, e: Exponents, optimizer_type: OptimizerType, g: float = 0.0
 ) -> float:
-    """c of a site's bias, which acts as an embedding of the constant 1 before the site's multiplier.
+    """c of a site's bias, which is an embedding of the constant 1 before the site's multiplier.
 
     Its r is therefore u, and r = 0 gives c.
     """

@@ -96,7 +96,7 @@ class ParametrizedModule(Site, nn.Module):
         module_or_fn: a module with a ``weight`` of shape (fan_out, fan_in, ...), or (rows, width)
             for an embedding table; or a function without parameters that contracts its first two
             arguments over their last dimension, such as ``lambda q, k: q @ k.T``. That one is a
-            ``"readout"`` of width head_dim, and a = 1/2 gives the usual ``1/sqrt(head_dim)``. Further
+            ``"readout"`` of width head_dim; a = 1/2 gives the usual ``1/sqrt(head_dim)``. Further
             tensor arguments count as mixed into the result, like the values of an attention.
         width_dim: n, the width that the exponents refer to.
         layer_type: ``"embedding"``, ``"hidden"`` or ``"readout"``.

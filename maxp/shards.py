@@ -1,7 +1,7 @@
-"""What measuring and drawing weights need to know of shards; plain tensors are whole.
+"""Shards of weights, for measuring and for drawing weights. Plain tensors count as whole.
 
-Only `torch.distributed.tensor`'s placements are used: rows (dim 0) are what FSDP2 and column-wise
-tensor parallelism split, columns (dim 1) what row-wise tensor parallelism splits.
+Placements are those of `torch.distributed.tensor`. FSDP2 and column-wise tensor parallelism split
+rows (dim 0), and row-wise tensor parallelism splits columns (dim 1).
 """
 
 from typing import Any
@@ -13,17 +13,17 @@ from torch.distributed.tensor._utils import compute_local_shape_and_global_offse
 
 
 def local(tensor: torch.Tensor) -> torch.Tensor:
-    """This rank's part of a weight, of shape (rows, ...); the tensor itself if it is whole."""
+    """This rank's part of a weight, (rows, ...); a plain tensor is returned as it is."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 def whole(tensor: torch.Tensor) -> torch.Tensor:
-    """All of a tensor on every rank (a collective, if it is a DTensor); itself if it is whole."""
+    """The whole of a DTensor on every rank (a collective); a plain tensor is returned as it is."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 def region(weight: torch.Tensor) -> tuple[slice, slice]:
-    """Which rows and columns of the whole weight, seen as (dim 0, rest), `local` holds."""
+    """The rows and columns of the weight, seen as (dim 0, others), that `local` returns."""
     rows, columns = weight.shape[0], weight.shape[1:].numel()
     if not isinstance(weight, DTensor):
         return slice(0, rows), slice(0, columns)
@@ -37,7 +37,7 @@ def region(weight: torch.Tensor) -> tuple[slice, slice]:
 
 
 def _split_dim(weight: torch.Tensor, axis: int) -> int | None:
-    """The tensor dimension that mesh axis ``axis`` splits; None where it replicates."""
+    """The tensor dimension that mesh axis ``axis`` splits; None if it splits none."""
     assert isinstance(weight, DTensor)
     return getattr(weight.placements[axis], "dim", None)
 
@@ -70,23 +70,23 @@ def whole_columns(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
 
 
 def _axes(weights: list[torch.Tensor]) -> list[tuple[Any, int]]:
-    """(mesh, axis) of every mesh axis that splits any of the weights, each once."""
-    found: list[tuple[Any, int]] = []
+    """(mesh, axis) of every mesh axis that splits any of the weights, without duplicates."""
+    axes: list[tuple[Any, int]] = []
     for weight in weights:
         if isinstance(weight, DTensor):
             for axis in range(weight.device_mesh.ndim):
                 key = (weight.device_mesh, axis)
-                if _split_dim(weight, axis) is not None and key not in found:
-                    found.append(key)
-    return found
+                if _split_dim(weight, axis) is not None and key not in axes:
+                    axes.append(key)
+    return axes
 
 
 def sum_partial_products(products: list[torch.Tensor], weights: list[torch.Tensor]) -> None:
-    """Sum in place what each rank got from its own columns: one collective a mesh axis.
+    """Sum products over columns that ranks split, in place: one collective per mesh axis.
 
     Args:
-        products: x M^T over this rank's columns, one a weight, of one dtype and device.
-        weights: the weights, in the same order.
+        products: x M^T over this rank's columns, one per weight, of one dtype and device.
+        weights: the weights in the same order.
     """
     for mesh, axis in _axes(weights):
         mine = [
@@ -103,12 +103,12 @@ def sum_partial_products(products: list[torch.Tensor], weights: list[torch.Tenso
 def sum_over_shards(
     outputs: list[torch.Tensor], squares: list[torch.Tensor], weights: list[torch.Tensor]
 ) -> None:
-    """Sum in place what each rank got from its own shard: one collective a mesh axis.
+    """Sum over shards, in place: one collective per mesh axis.
 
     Args:
-        outputs: per weight, sums over the rows that a rank holds (the same on ranks that hold the
-            same rows, whatever their columns).
-        squares: per weight, sums over all entries that a rank holds.
+        outputs: per weight, sums over the rows of a rank. Ranks with the same rows have the same
+            sums, whatever their columns.
+        squares: per weight, sums over all entries of a rank.
         weights: the weights, in the same order.
     """
     for mesh, axis in _axes(weights):
@@ -119,7 +119,7 @@ def sum_over_shards(
             if not isinstance(weight, DTensor) or weight.device_mesh != mesh:
                 continue
             split = _split_dim(weight, axis)
-            # Ranks that hold the same count once.
+            # Only the first of several ranks with the same part counts.
             if split != 0 and not first:
                 output.zero_()
             if split is None and not first:

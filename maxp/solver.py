@@ -1,4 +1,4 @@
-"""The program: the largest learning rates at which nothing grows with width.
+"""The program: the largest learning rates at which no change grows with width.
 
 Minimise the sum of c subject to r >= 0 at every site, with r the min of the terms of
 `maxp.exponents`, and at a join the min of the r of what is joined.
@@ -7,7 +7,7 @@ Every r enters later constraints with a positive sign and is otherwise free, so 
 is relaxed to ``r <= each term`` without changing the optimum: a linear program, `maxp.lp.Model`.
 
 Sources: Everett et al. 2024 (arXiv 2407.05872), the exponents; Kilian and Wojnar 2025, the program.
-``docs/theory.md`` has the derivation, and why ties are broken as here.
+``docs/theory.md`` has the derivation, and explains how ties are broken.
 """
 
 import math
@@ -21,7 +21,7 @@ from maxp.exponents import OPTIMIZER_TYPES, Exponents, OptimizerType, change_exp
 from maxp.graph import Graph
 from maxp.lp import HiGHS, Model
 
-# c to nine decimals: whatever path the simplex method took, on whichever rank, gives one answer.
+# c has nine decimals, so that it does not depend on the path of the simplex method or on the rank.
 _DECIMALS = 9
 _TOLERANCE = 1e-7
 
@@ -35,7 +35,7 @@ class Solution:
 
 
 class InfeasibleProgramError(ValueError):
-    """No c keeps every r >= 0. ``binding`` names the constraints that cannot be met."""
+    """No c keeps every r >= 0. ``binding`` lists the constraints that cannot be met."""
 
     def __init__(self, binding: list[str]) -> None:
         self.binding = binding
@@ -43,17 +43,17 @@ class InfeasibleProgramError(ValueError):
 
 
 class Program:
-    """The program of one graph, built once and solved for any exponents.
+    """The program of one graph, to be solved for any exponents.
 
     Args:
         graph: the sites and what feeds them.
-        optimizer_type: ``"adam"`` (any optimizer whose update's entries do not depend on the
-            gradient's scale) or ``"sgd"``.
-        feature_learning: also require that the input of every readout changes by a constant,
-            r = 0, not merely r >= 0.
-        solver: a PuLP solver; None is HiGHS in process.
-        warm_start: start from the previous solution when only alignments changed. Only HiGHS in
-            process can; with another solver each solve is a cold one.
+        optimizer_type: ``"adam"``, for any optimizer whose updates do not depend on the gradient's
+            scale, or ``"sgd"``.
+        feature_learning: also require that the input of every readout changes by a constant: r = 0
+            instead of r >= 0.
+        solver: a PuLP solver; None is HiGHS, in process.
+        warm_start: start from the previous solution if only alignment has changed. It has no effect
+            with solvers other than HiGHS in process.
 
     Raises:
         ValueError: an unknown ``optimizer_type``.
@@ -87,15 +87,15 @@ class Program:
         self._model: Model | None = None
 
     def solve(self, exponents: Mapping[str, Exponents]) -> Solution:
-        """The optimal c, ties broken towards the smallest r, to nine decimals.
+        """The optimal c to nine decimals; ties are broken towards the smallest r.
 
-        Where every c is given there is nothing to choose, and r is what it is.
+        If every c is fixed, nothing is solved, and an r may be negative.
 
         Args:
-            exponents: of every site, by name; a site with ``c`` set is held there.
+            exponents: of every site, by name. A site's ``c`` is fixed if it is set.
 
         Raises:
-            InfeasibleProgramError: no c keeps every r >= 0; names the binding constraints.
+            InfeasibleProgramError: no c keeps every r >= 0; it lists the binding constraints.
         """
         if all(exponents[site.name].c is not None for site in self.graph.weighted):
             return self._solution(exponents, {})
@@ -104,7 +104,7 @@ class Program:
             raise InfeasibleProgramError(self._binding(exponents))
         solution = self._solution(exponents, values)
         if any(abs(solution.r[node]) > _TOLERANCE for node in self._pinned):
-            # Pinning a relaxed r at 0 does not pin the min that it stands for: make it exact.
+            # Fixing a relaxed r at 0 does not fix the min that bounds it: solve exactly.
             values = Model(self.graph, exponents, self.optimizer_type, self._pinned).solve_exact()
             if values is None:
                 raise InfeasibleProgramError([f"r = 0 at {', '.join(sorted(self._pinned))}"])
@@ -118,7 +118,7 @@ class Program:
         return self._model.solve(self.solver)
 
     def _binding(self, exponents: Mapping[str, Exponents]) -> list[str]:
-        """Which constraints fail when each may be broken at a price."""
+        """The constraints that are violated if each may be, at a price."""
         model = Model(self.graph, exponents, self.optimizer_type, self._pinned)
         return [f"{label} >= r (short by {short:.3g})" for label, short in model.shortfalls()] or [
             "unknown: the solver found no solution"
@@ -131,7 +131,7 @@ class Program:
 
 
 def _rounded(c: float) -> float:
-    """Up to the next of nine decimals, or r could fall below 0; past the solver's own noise."""
+    """Rounded up to nine decimals, so that r does not fall below 0; solver noise is dropped."""
     return math.ceil(round(c * 10**_DECIMALS, 3)) / 10**_DECIMALS + 0.0  # + 0.0: no -0.0
 
 

@@ -1,10 +1,10 @@
 """Trace which sites feed which, in one forward pass; works on the meta device.
 
-Every tensor is known by the node that its value comes from: the site that made it, or the join of
-the nodes that an operation mixed. This looks at every aten operation, so sums, products, views and
-in-place writes are all seen; what an operation computes does not matter, since a sum, an
-elementwise product and an attention-weighted mean all take the smallest r of what they mix
-(docs/theory.md). Parts of one storage count as one value.
+Every tensor is labelled with the node that its value comes from: the site that computed it, or the
+join of the nodes that an operation mixed. The tracer sees every aten operation, including views and
+in-place writes. It does not matter what an operation computes, since a sum, an elementwise product
+and an attention-weighted mean all have the smallest r of their inputs (docs/theory.md). All views
+of one storage count as one value.
 """
 
 import weakref
@@ -21,7 +21,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 from maxp.graph import Graph, JoinNode, Node, SiteNode, chain
 from maxp.module import Site, find_sites
 
-# Writes that do not read what was there.
+# In-place operations that do not read the old values.
 _OVERWRITES = frozenset({torch.ops.aten.copy_, torch.ops.aten.fill_, torch.ops.aten.zero_})
 
 
@@ -34,7 +34,7 @@ def call_model(model: Callable[..., Any], x: Any) -> Any:
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode in the block; then every module's own mode again."""
+    """Put the model in evaluation mode during the block; then restore the mode of every module."""
     modes = [(module, module.training) for module in model.modules()]
     try:
         model.eval()
@@ -48,13 +48,12 @@ def trace(model: nn.Module, sample_input: Any) -> Graph:
     """The graph of a model's sites.
 
     Args:
-        model: holds sites; may be on the meta device.
-        sample_input: a tensor, or a tuple or dict of arguments; its values do not matter, and it
-            is moved to the meta device if the model is there.
+        model: contains sites; may be on the meta device.
+        sample_input: a tensor, or a tuple or dict of arguments. Its values do not matter. It is
+            moved to the meta device if the model is there.
 
     Raises:
-        ValueError: no site in the model, a site that the forward pass does not reach, or one that
-            it reaches twice.
+        ValueError: the model has no site, or the forward pass reaches a site never or twice.
     """
     sites = find_sites(model)
     if not sites:
@@ -79,7 +78,7 @@ def trace(model: nn.Module, sample_input: Any) -> Graph:
 
 
 def graph_of(model: nn.Module, sites: Mapping[str, Site], sample_input: Any) -> Graph:
-    """The graph to solve on: traced on an input, given, or a chain where ``sample_input`` is None.
+    """The graph to solve on: ``sample_input`` if it is one, traced on it, or a chain if it is None.
 
     Raises:
         ValueError: a given graph has other sites than the model.
@@ -94,7 +93,7 @@ def graph_of(model: nn.Module, sites: Mapping[str, Site], sample_input: Any) -> 
 
 
 class _Tracer(TorchDispatchMode):
-    """Keeps the node of each tensor, by storage, so that views and in-place writes agree."""
+    """Stores the node of each tensor, by storage, so that views and in-place writes agree."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -119,7 +118,7 @@ class _Tracer(TorchDispatchMode):
         return out
 
     def watch(self, name: str, site: Site) -> list[Any]:
-        """Hooks that note a site's operands and make its output the site's own."""
+        """Hooks that store a site's operands and label its output with the site."""
 
         def before(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             if name in self.nodes:
@@ -147,8 +146,8 @@ class _Tracer(TorchDispatchMode):
         return self._node_of.get(tensor.untyped_storage())
 
     def _nodes(self, values: Iterable[Any]) -> frozenset[str]:
-        found = (self._node(v) for v in values if isinstance(v, torch.Tensor))
-        return frozenset(node for node in found if node is not None)
+        nodes = (self._node(v) for v in values if isinstance(v, torch.Tensor))
+        return frozenset(node for node in nodes if node is not None)
 
     def _set(self, values: Iterable[Any], node: str | None) -> None:
         for value in values:
@@ -170,5 +169,5 @@ class _Tracer(TorchDispatchMode):
 
 
 def _is_whole(tensor: torch.Tensor) -> bool:
-    """Whether a tensor covers all of its storage."""
+    """Whether a tensor covers its whole storage."""
     return tensor.numel() * tensor.element_size() == tensor.untyped_storage().nbytes()

@@ -1,7 +1,7 @@
-"""Initial weights: drawn from seeds, kept or drawn again, and the same whoever holds them.
+"""Initial weights: drawn from seeds, then stored or drawn again, the same for any sharding.
 
-A weight is drawn in blocks of rows, each from its own seed, so that a rank that holds only some
-rows draws only those, and the whole weight does not depend on how many ranks share it.
+A weight is drawn in blocks of rows, each from its own seed. So a rank draws only the blocks of its
+own rows, and the weight does not depend on the number of ranks.
 """
 
 import hashlib
@@ -11,7 +11,7 @@ import torch
 
 from maxp.shards import local, region
 
-# Entries a block; part of what defines a weight, so never change it.
+# Entries per block. Changing it would change every weight that a seed gives.
 _BLOCK = 1 << 18
 
 
@@ -39,13 +39,14 @@ def draw_rows(
 def draw_like(
     weight: torch.Tensor, seed: int, std: float, start: int = 0, stop: int | None = None
 ) -> torch.Tensor:
-    """Rows ``start:stop`` of this rank's part of a freshly drawn weight, in the weight's dtype.
+    """Rows ``start:stop`` of this rank's part of a newly drawn weight, in the weight's dtype.
 
     Args:
-        weight: gives shape, placement, device and dtype; its values are not read.
+        weight: defines shape, placement, device and dtype; its values are not read.
         seed: the site's seed.
         std: standard deviation of the entries.
-        start, stop: rows of the local part.
+        start: the first row of the local part.
+        stop: the row after the last one; None is the end of the local part.
     """
     rows, columns = region(weight)
     mine = local(weight)
@@ -56,12 +57,13 @@ def draw_like(
 
 
 class InitialWeights:
-    """W0 of every site: kept as copies of this rank's parts, or drawn again when asked for.
+    """W0 of every site: copies of this rank's parts, or drawn again when needed.
 
     Args:
-        weights: the sites' weights, as `initialise` left them.
-        seeds, stds: what each was drawn with.
-        resample: keep nothing, draw again.
+        weights: the initial weights, by site.
+        seeds: the seed of each weight.
+        stds: the standard deviation of each weight.
+        resample: store no copies; draw again.
     """
 
     def __init__(
@@ -73,11 +75,11 @@ class InitialWeights:
         resample: bool,
     ) -> None:
         self._weights, self._seeds, self._stds = weights, seeds, stds
-        # Of a DTensor a DTensor: in a checkpoint, ranks' parts must not pass for one another's.
+        # The copy of a DTensor is a DTensor: a checkpoint must keep the parts of ranks apart.
         self._kept = None if resample else {n: w.detach().clone() for n, w in weights.items()}
 
     def rows(self, name: str) -> Callable[[int, int], torch.Tensor]:
-        """A function that gives rows ``start:stop`` of this rank's part of W0."""
+        """A function that returns rows ``start:stop`` of this rank's part of W0."""
         if self._kept is not None:
             kept = local(self._kept[name])
             return lambda start, stop: kept[start:stop]
@@ -85,10 +87,10 @@ class InitialWeights:
         return lambda start, stop: draw_like(weight, seed, std, start, stop)
 
     def check_redrawn(self) -> None:
-        """Raise unless what ``resample`` draws again is what the weights hold now.
+        """With ``resample``, check that the weights are still those that are drawn again.
 
         Raises:
-            ValueError: names the weight that has changed since it was drawn.
+            ValueError: a weight has changed since it was drawn; the message names it.
         """
         for name, weight in self._weights.items() if self._kept is None else ():
             mine = local(weight)
@@ -99,10 +101,10 @@ class InitialWeights:
                 )
 
     def restore(self, kept: dict[str, torch.Tensor] | None) -> None:
-        """Take up the W0 of an earlier run: its copies, or None if it drew W0 again.
+        """Continue with the W0 of an earlier run: its copies, or None if it drew W0 again.
 
         Raises:
-            ValueError: W0 is to be drawn again, and the copies are not what was drawn.
+            ValueError: with ``resample``, if the copies differ from what is drawn again.
         """
         if kept is None or self._kept is not None:
             self._kept = kept
@@ -116,5 +118,5 @@ class InitialWeights:
                 )
 
     def kept(self) -> dict[str, torch.Tensor] | None:
-        """The copies, by site, placed as the weights; None when W0 is drawn again."""
+        """The copies, by site, with the placement of the weights; None if W0 is drawn again."""
         return self._kept
