@@ -1,10 +1,10 @@
-"""The coordinate check of the parametrized LLaMA-3 over widths, as a table and a PNG.
+"""The coordinate check of the parametrized LLaMA-3 over widths, as a table and a figure.
 
     python -m scripts.coord_check --method mup-full --widths 64 128 256 512
 
-A few updates are made at each width, on one batch, with the method's own learning rates; then the
-slopes of log rms against log width are fitted, of each site's output at init and of its change.
-What is measured at ``inner_attention`` is what attention gives: the values, mixed by softmax(QK^T).
+It makes a few updates on one batch at each width, with the method's learning rates. Then it fits
+the slopes of log rms against log width, of each site's output at init and of the output's change.
+The output of ``inner_attention`` is that of attention: the values, mixed by softmax(QK^T).
 """
 
 import json
@@ -36,50 +36,50 @@ from train.model.sites import plain_attention_config
 from train.run.files import write_whole
 
 FAMILIES = ("cpu", "w")
-# Those that hold c: a few steps from init there is no alignment to follow.
+# Methods with a fixed c: a few steps after init there is no alignment to follow.
 CHECKED = tuple(name for name, m in METHODS.items() if not (m.follows or m.needs_table))
 
 
 @dataclass
 class Options:
-    """Check what grows with width in LLaMA-3, at init and after a few updates."""
+    """Check whether anything in LLaMA-3 grows with width, at init and after a few updates."""
 
     method: str = "mup-full"
-    """mup-full, mup-no or sp."""
+    """Method: mup-full, mup-no or sp."""
 
     family: str = "cpu"
-    """cpu (cpu64 to cpu512) or w (w256 to w4096): scales in which width alone varies."""
+    """Family of scales that differ in width only: cpu (cpu64 to cpu512) or w (w256 to w4096)."""
 
     widths: tuple[int, ...] = (64, 128, 256, 512)
-    """Widths of that family, at least two."""
+    """At least two widths of that family."""
 
     steps: int = 3
     """Updates before the change is measured."""
 
     seeds: int = 4
-    """Models a width, at least 2: their spread gives the standard errors."""
+    """Models per width, at least 2. Their spread gives the standard errors."""
 
     lr: float = 1e-2
-    """Learning rate that n^-c multiplies at each site."""
+    """Learning rate, which n^-c multiplies at each site."""
 
     sequences: int = 4
-    """Sequences in the batch, of the embedded corpus; each seed draws others."""
+    """Sequences per batch, from the embedded corpus. Each seed draws other sequences."""
 
     seq_len: int = 32
-    """Tokens a sequence."""
+    """Tokens per sequence."""
 
     png: Path | None = None
-    """The figure; by default coord_check_METHOD.png in the current folder."""
+    """File of the figure; the default is coord_check_METHOD.png in the current folder."""
 
     json: Path | None = None
-    """Also write every slope and rms to this file."""
+    """Also write every slope and rms to this JSON file."""
 
     all_sites: bool = False
-    """A row for every site, not only for each kind's layer furthest from what is wanted."""
+    """Show every site. Otherwise show the layer furthest from the wanted slopes of each kind."""
 
 
 def check(options: Options) -> None:
-    """Refuse what cannot be run, before anything is.
+    """Check the options before anything runs.
 
     Raises:
         ValueError: one line that names the flag and the remedy.
@@ -87,7 +87,7 @@ def check(options: Options) -> None:
     get_method(options.method)
     if options.method not in CHECKED:
         choices = ", ".join(CHECKED)
-        raise ValueError(f"--method {options.method}: has no c of its own; choose one of {choices}")
+        raise ValueError(f"--method {options.method}: has no fixed c; choose one of {choices}")
     if options.family not in FAMILIES:
         raise ValueError(f"--family {options.family}: choose one of {', '.join(FAMILIES)}")
     known = [s.dim for s in SCALES.values() if s.name == f"{options.family}{s.dim}"]
@@ -104,23 +104,23 @@ def check(options: Options) -> None:
         raise ValueError(f"--lr {options.lr}: must be positive")
     for flag, path in (("png", options.png), ("json", options.json)):
         if path is not None and not path.absolute().parent.is_dir():
-            raise ValueError(f"--{flag} {path}: there is no folder {path.parent}; make it first")
+            raise ValueError(f"--{flag} {path}: no folder {path.parent}; create it first")
         if path is not None and path.suffix != f".{flag}":
             raise ValueError(f"--{flag} {path}: the name must end in .{flag}")
 
 
 def device() -> torch.device:
     """The accelerator, if there is one."""
-    found = torch.accelerator.current_accelerator() if cpu.has_accelerator() else None
-    return found or torch.device("cpu")
+    accelerator = torch.accelerator.current_accelerator() if cpu.has_accelerator() else None
+    return accelerator or torch.device("cpu")
 
 
 def build_model(scale: str, method: Method, lr: float, seq_len: int) -> tuple[Any, Parametrization]:
-    """The scale's model as training parametrizes it; drawn from torch's global generator."""
+    """The model of a scale, parametrized as in training; drawn from torch's global generator."""
     config = model_config(get_scale(scale), VOCAB_SIZE)
     for layer in config.layers:
         attention = layer.attention
-        # On every device: it needs no masks.
+        # The same on every device; it needs no masks.
         attention.inner_attention = plain_attention_config(attention.inner_attention)
         attention.rope = replace(attention.rope, max_seq_len=seq_len)
     with torch.device("meta"):
@@ -147,12 +147,12 @@ def draw_batch(tokens: np.ndarray, sequences: int, seq_len: int) -> torch.Tensor
 
 
 def next_token_loss(logits: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
-    """Mean cross entropy of each token given those before it; logits (batch, tokens, words)."""
+    """Mean cross entropy of each token given those before it; logits: (batch, tokens, words)."""
     return F.cross_entropy(logits[:, :-1].flatten(0, 1), tokens[:, 1:].flatten())
 
 
 def worst_by_kind(stats: Mapping[str, SiteStats]) -> list[str]:
-    """Of each kind of site the one whose slopes are furthest from what is wanted."""
+    """The site of each kind whose slopes are furthest from the wanted ones."""
     worst: dict[str, tuple[float, str]] = {}
     for name, site in stats.items():
         off = max(_distance(s.mean, s.wanted) for s in (site.init, site.change))

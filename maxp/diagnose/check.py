@@ -1,14 +1,14 @@
-"""The coordinate check: how outputs, and their changes with training, scale with width.
+"""The coordinate check: how outputs, and their changes in training, scale with width.
 
-For every site, the root mean square of its output at init, and of the output's change since init
-after a few steps, is measured over widths and seeds. The slopes of their logarithms stand beside
-those that the method derives for the model's own exponents, which are read off it: a off the
-multipliers, b off the initial weights, c off the learning rates of the param groups, and how many
-entries a site contracts off its ``width_dim``, each as a slope against the checked width. So param
-groups made by hand, and sites that grow unlike the width or not at all, are checked alike.
+For every site, two values are measured over widths and seeds: the root mean square of its output at
+init, and that of the output's change after a few steps. The slopes of their logarithms are compared
+with the slopes that the method derives for the model's exponents. These are fitted to the model
+itself, as slopes against the checked width: a to the multipliers, b to the initial weights, c to
+the learning rates of the param groups, and the number of contracted entries to ``width_dim``. The
+check therefore also covers param groups made by hand, and sites of another width.
 
-Sources: Yang et al. 2022 (arXiv 2203.03466), appendix on coordinate checks; the derived slopes are
-those of `maxp.solver`, whose r has the opposite sign.
+Sources: Yang et al. 2022 (arXiv 2203.03466), appendix on coordinate checks. The derived slopes of
+changes are -r of `maxp.exponents`.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -33,8 +33,8 @@ _OPTIMIZERS: dict[str, Callable[[Any], Optimizer]] = {"adam": Adam, "sgd": SGD}
 
 
 class _Observed(NamedTuple):
-    """A site in one model: rms of its output, of its change and of its initial weight, and what
-    its exponents are read off. A weight that no param group holds has an lr of 0."""
+    """One site of one model: the rms of its output, of the output's change and of its initial
+    weight, and the values that its exponents are fitted to. The lr of a weight in no group is 0."""
 
     init: float
     change: float
@@ -57,41 +57,41 @@ def diagnose_axis(
     tolerance: float = 0.05,
     progress: bool = True,
 ) -> tuple[list[str], list[str], dict[str, SiteStats]]:
-    """Train a model at each width for a few steps, and see what depends on the width.
+    """Train a model for a few steps at each width, and fit how outputs and changes depend on it.
 
-    Wanted are a change of slope 0 at every site, and at init a slope of 0; a readout, or a site
-    without a weight, may start smaller if that is derived (muP's readout: -1/2). The derived
-    slopes hold at large widths: where tokens times outputs are not few against the width, the part
-    of an update that adds up at random still counts, and changes fall, the readout's first.
+    The wanted slope is 0, at init and for changes, at every site. At init, a readout or a site
+    without a weight may have a negative slope if it is derived (muP's readout: -1/2). The derived
+    slopes hold at large widths. If the width is not much larger than tokens times outputs, the
+    random part of an update still counts, and changes fall with width, the readout's first.
 
     Args:
-        make_model: from a width, a model and the param groups of its optimizer
-            (`Parametrization.param_groups`, say). Torch's generator is seeded before; a model that
-            has a seed of its own is the same every time, and its error bars say nothing.
-        make_input: from a width, the probe: a tensor, or a tuple or dict of the model's arguments,
-            with entries of order 1. The model is trained on it and measured on it. A seed draws the
-            same probe at every width where the shape is the same.
-        widths: at least two different ones.
-        steps: updates before the change is measured.
-        seeds: models a width, from which the standard errors come; at least 2.
-        optimizer: ``"adam"``, ``"sgd"``, or what builds an optimizer from param groups. SGD's
-            derived slopes are for `torch.optim.SGD` and its subclasses, all others count as Adam.
-        loss_fn: from the model's output and the probe, the loss. None is half the mean squared
-            distance to a target that is N(0, 1), drawn once a seed.
-        alignment_overrides: (z0_dW, dZ_w0, dZ_dW) that the derived slopes assume, by the keys of
-            `Parametrization`; otherwise (1, 1/2, 1), or 1/2 at sites without a weight.
-        tolerance: how far a slope may lie from what is wanted, or three standard errors if more.
-        progress: show a bar, if tqdm is installed.
+        make_model: takes a width and returns a model and the param groups of its optimizer, such
+            as `Parametrization.param_groups`. Torch's generator is seeded before each call. A model
+            with a fixed seed of its own makes the standard errors meaningless.
+        make_input: takes a width and returns the probe: a tensor, or a tuple or dict of the model's
+            arguments, with entries of order 1. The model is trained and measured on it. For one
+            seed and shape, the probe is the same at every width.
+        widths: at least two different widths.
+        steps: the number of updates before the change is measured.
+        seeds: the number of models per width, at least 2, for the standard errors.
+        optimizer: ``"adam"``, ``"sgd"``, or a function from param groups to an optimizer.
+            `torch.optim.SGD` and its subclasses have SGD's derived slopes, all others Adam's.
+        loss_fn: takes the model's output and the probe and returns the loss. None is half the mean
+            squared distance to an N(0, 1) target, drawn once per seed.
+        alignment_overrides: (z0_dW, dZ_w0, dZ_dW) that derived slopes assume, by the keys of
+            `Parametrization`. The default is (1, 1/2, 1), or 1/2 at sites without a weight.
+        tolerance: how far a slope may be from the wanted one, if three standard errors are less.
+        progress: show a progress bar, if tqdm is installed.
 
     Returns:
-        all_ops, the sites' names in order of definition; affected, those whose slopes are not as
-        wanted; act_stats, what was measured, by name.
+        (all_ops, affected, act_stats): the names of the sites in order of definition, the names of
+            those whose slopes are not as wanted, and the measurements by name.
 
     Raises:
         ValueError: too few widths, steps or seeds; an unknown optimizer or override; sites that
-            differ between widths, or that have no weight or lr at some widths only; SGD without a
+            differ between widths; a weight or lr that is zero at some widths only; or SGD without a
             readout.
-        TypeError: a model that does not return a tensor, without a ``loss_fn``.
+        TypeError: the model does not return a tensor, and there is no ``loss_fn``.
     """
     _check_arguments(widths, steps, seeds, optimizer)
     build = _OPTIMIZERS[optimizer] if isinstance(optimizer, str) else optimizer
@@ -99,16 +99,16 @@ def diagnose_axis(
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         for seed, width in _bar([(s, w) for s in range(seeds) for w in widths], progress):
             torch.manual_seed(seed)
-            x = make_input(width)  # first, since how much the model draws depends on the width
+            x = make_input(width)  # before the model, whose number of draws depends on the width
             model, groups = make_model(width)
-            found, built = find_sites(model), build(groups)
+            these, built = find_sites(model), build(groups)
             if not runs:
-                sites, graph = found, trace(model, x)
+                sites, graph = these, trace(model, x)
                 rule: OptimizerType = "sgd" if isinstance(built, SGD) else "adam"
                 alignments = _alignments(sites, alignment_overrides or {})
-            if list(found) != list(sites):
+            if list(these) != list(sites):
                 raise ValueError(f"make_model: other sites at width {width} than at {widths[0]}")
-            runs.append(_train(model, found, built, x, loss_fn or _Distance(seed), steps))
+            runs.append(_train(model, these, built, x, loss_fn or _Distance(seed), steps))
 
     observed = {}
     for name in sites:
@@ -126,14 +126,14 @@ def _judge(
     widths: Sequence[int],
     tolerance: float,
 ) -> dict[str, SiteStats]:
-    """Fit the slopes, and derive what they should be; arrays are `_Observed`, (seeds, widths)."""
+    """Fit the slopes and derive the expected ones; arrays are `_Observed`, (seeds, widths)."""
     exponents, contracted, c = {}, {}, {}
     for name, seen in observed.items():
         n, a, b, c[name] = (
             sign * fit_exponent(name, what, widths, seen[what])
             for what, sign in (("width_dim", 1), ("scale", -1), ("weight", -1), ("lr", -1))
         )
-        # The program is in powers of width_dim, and what is checked in powers of the width.
+        # The program uses powers of width_dim, the check powers of the width.
         alignment = Alignment(*(n * exponent for exponent in alignments[name]))
         contracted[name], exponents[name] = n, Exponents(a, b, alignment, c[name])
     at_init, wanted = init_slopes(graph, exponents, contracted)
@@ -155,8 +155,8 @@ def _check_arguments(widths: Sequence[int], steps: int, seeds: int, optimizer: o
         raise ValueError(f"seeds must be at least 2, for a standard error, got {seeds}")
     if isinstance(optimizer, str) and optimizer not in _OPTIMIZERS:
         raise ValueError(
-            f"optimizer must be one of {', '.join(_OPTIMIZERS)}, or build an optimizer from param "
-            f"groups; got {optimizer!r}"
+            f"optimizer must be one of {', '.join(_OPTIMIZERS)}, or a function from param groups "
+            f"to an optimizer; got {optimizer!r}"
         )
 
 
@@ -214,14 +214,14 @@ def _train(
 
 def _outputs(model: nn.Module, sites: Mapping[str, Site], x: Any) -> dict[str, torch.Tensor]:
     """The sites' outputs on the probe, in evaluation mode."""
-    found: dict[str, torch.Tensor] = {}
+    outputs: dict[str, torch.Tensor] = {}
     hooks = []
     for name, site in sites.items():
         assert isinstance(site, nn.Module)
 
         def after(_: nn.Module, args: Any, out: Any, name: str = name) -> None:
-            # A copy, since what follows may write into it; on the CPU, since MPS has no float64.
-            found[name] = tree_leaves(out)[0].detach().to("cpu", torch.float64, copy=True)
+            # A copy, as later operations may write into it; on the CPU, as MPS has no float64.
+            outputs[name] = tree_leaves(out)[0].detach().to("cpu", torch.float64, copy=True)
 
         hooks.append(site.register_forward_hook(after))
     try:
@@ -230,7 +230,7 @@ def _outputs(model: nn.Module, sites: Mapping[str, Site], x: Any) -> dict[str, t
     finally:
         for hook in hooks:
             hook.remove()
-    return found
+    return outputs
 
 
 def _rms(x: torch.Tensor) -> float:

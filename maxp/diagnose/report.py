@@ -1,4 +1,4 @@
-"""A coordinate check's result, as a table and as a picture."""
+"""Shows the result of a coordinate check as a table and as a figure."""
 
 import math
 import os
@@ -10,7 +10,7 @@ import numpy as np
 
 from maxp.diagnose.slopes import Array, SiteStats, Slope
 
-# So many sites at most are named in the last sentence, and in a plot.
+# The largest number of sites that the summary and the legend of a figure name.
 _NAMED = 16
 
 
@@ -21,11 +21,14 @@ def print_axis(
     act_stats: Mapping[str, SiteStats],
     widths: Sequence[int],
 ) -> None:
-    """Print a table, one line a site, and a sentence that sums it up.
+    """Print a table with one line per site, and a summary.
 
     Args:
-        name: what was checked; the table's title.
-        all_ops, affected, act_stats, widths: as `diagnose_axis` returned them, or was given.
+        name: the title.
+        all_ops: the sites to show, as `diagnose_axis` returned them.
+        affected: as `diagnose_axis` returned it.
+        act_stats: as `diagnose_axis` returned it.
+        widths: as passed to `diagnose_axis`.
     """
     rows = [("site", "init", "derived", "change", "derived", "verdict")]
     for op in all_ops:
@@ -64,21 +67,24 @@ def plot_axis(
     *,
     filename: str | os.PathLike[str],
 ) -> None:
-    """Draw rms against width, at init and of the change, and write it to ``filename``.
+    """Plot rms against width, at init and of the change, and write the figure to ``filename``.
 
-    One line a site, the geometric mean over seeds in a band of one standard error, dashed where the
-    slope is not as wanted. A dotted line through the first point has the derived slope. Of more
-    than 16 sites, the legend names affected ones only.
+    There is one line per site: the geometric mean over seeds, with a band of one standard error. It
+    is dashed if the slope is not as wanted. A dotted line through the first point has the derived
+    slope. If there are more than 16 sites, the legend names affected ones only.
 
     Args:
-        name: what was checked; the title.
-        all_ops, affected, act_stats, widths: as `diagnose_axis` returned them, or was given.
+        name: the title.
+        all_ops: the sites to show, as `diagnose_axis` returned them.
+        affected: as `diagnose_axis` returned it.
+        act_stats: as `diagnose_axis` returned it.
+        widths: as passed to `diagnose_axis`.
         filename: its extension (png, pdf, svg) sets the format.
 
     Raises:
-        ValueError: an extension that matplotlib cannot write.
+        ValueError: matplotlib cannot write files with this extension.
     """
-    # Not pyplot: it would choose a backend for the whole process.
+    # Not pyplot, which would choose a backend for the whole process.
     from matplotlib import colormaps
     from matplotlib.figure import Figure
 
@@ -110,7 +116,7 @@ def _draw(
 ) -> None:
     style = "-" if slope.near(slope.wanted) else "--"
     if not math.isfinite(slope.mean):
-        axes.plot([], [], style, color=color, label=label)  # what has no logarithm is only named
+        axes.plot([], [], style, color=color, label=label)  # no logarithm to plot
         return
     order = np.argsort(widths)
     x, logs = np.asarray(widths, dtype=np.float64)[order], np.log(rms[:, order])

@@ -1,4 +1,4 @@
-"""Slopes of log rms against log width: fitted, derived, and judged."""
+"""Slopes of log rms against log width: fitted, derived and judged."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -13,7 +13,7 @@ from maxp.graph import Graph, JoinNode
 
 Array = npt.NDArray[np.float64]
 
-# An infinite b (zero weight) or c (frozen weight), in sums where 0 * inf would be NaN.
+# Stands for an infinite b (zero weight) or c (frozen weight), since 0 * inf would be NaN.
 NEVER = 1e9
 
 
@@ -22,11 +22,12 @@ class Slope:
     """A slope of log rms against log width.
 
     Attributes:
-        mean, error: over seeds, and its standard error. The mean is -inf where the rms is zero
-            throughout, and NaN where it is zero or not finite at some widths or seeds only.
-        derived: what the method expects of the model's exponents, at large widths.
-        wanted: what a parametrization that transfers across width has here.
-        tolerance: how far from these the mean may lie, where three standard errors are less.
+        mean: over seeds. It is -inf if the rms is always zero, and NaN if the rms is zero or not
+            finite at some widths or seeds only.
+        error: the standard error of the mean.
+        derived: the slope that follows from the model's exponents, at large widths.
+        wanted: the slope in a parametrization that transfers across width.
+        tolerance: how far the mean may be from these, if three standard errors are less.
     """
 
     mean: float
@@ -36,7 +37,7 @@ class Slope:
     tolerance: float
 
     def near(self, value: float) -> bool:
-        """Whether the mean is ``value``, within tolerance; nothing is said of what is zero."""
+        """Whether the mean is ``value`` within tolerance; always true if the rms is always zero."""
         bound = max(self.tolerance, 3 * self.error)
         return self.mean == -math.inf or abs(self.mean - value) <= bound
 
@@ -48,13 +49,13 @@ class Slope:
         if not self.near(self.wanted):
             return f"{'GROWS' if self.mean > self.wanted else 'falls'} n^{self.mean:.2f}"
         shape = "flat" if self.wanted == 0 else f"n^{self.mean:.2f}"
-        # Else it is the error alone that lets it pass.
+        # Otherwise only the standard error lets it pass.
         return shape if abs(self.mean - self.wanted) <= self.tolerance else f"{shape}, but noisy"
 
 
 @dataclass(frozen=True)
 class SiteStats:
-    """What was measured at a site; ``init_rms`` and ``change_rms`` have shape (seeds, widths)."""
+    """The measurements of a site; ``init_rms`` and ``change_rms`` have shape (seeds, widths)."""
 
     init_rms: Array
     change_rms: Array
@@ -63,17 +64,17 @@ class SiteStats:
 
     @property
     def affected(self) -> bool:
-        """Whether the output at init, or its change, has another slope than it should have."""
+        """Whether the output at init or its change has a slope other than the wanted one."""
         return not (self.init.near(self.init.wanted) and self.change.near(self.change.wanted))
 
     @property
     def verdict(self) -> str:
-        """What became of the change, after what is wrong or zero at init."""
+        """Describes the change, and before it the output at init if that is wrong or zero."""
         right = self.init.near(self.init.wanted) and self.init.mean != -math.inf
         return str(self.change) if right else f"init {self.init}, {self.change}"
 
     def as_dict(self) -> dict[str, Any]:
-        """Lists and numbers for JSON; None for a number that is not finite."""
+        """Lists and numbers for JSON; numbers that are not finite become None."""
         slopes = {"init": vars(self.init), "change": vars(self.change)}
         rms = {"init_rms": self.init_rms.tolist(), "change_rms": self.change_rms.tolist()}
         return {"verdict": self.verdict, **_for_json(slopes), **_for_json(rms)}
@@ -82,20 +83,20 @@ class SiteStats:
 def init_slopes(
     graph: Graph, exponents: Mapping[str, Exponents], contracted: Mapping[str, float]
 ) -> tuple[dict[str, float], dict[str, float]]:
-    """The slopes s of the nodes' rms at init, as derived and as wanted.
+    """The derived and the wanted slopes s of the rms at init, by site.
 
         embedding    s = s_in - a - b
         other        s = s_in - a - b + n / 2          (a random sum; n is 1 if its terms are width)
         no weight    s = s_q + s_k - a + n / 2
 
-    with s = 0 for data, and the largest s of what a join mixes (a product of values of different
-    sizes, and a normalisation between sites, are not seen). No more than 0 is wanted; at an
-    embedding or hidden site also no less than s_in.
+    with s = 0 for data, and the largest s of its parents for a join. Products of values of
+    different sizes, and normalisation between sites, are not modelled. The wanted slope is at most
+    0, and at an embedding or hidden site at least s_in.
 
     Args:
-        graph: the sites.
+        graph: of the sites.
         exponents: a and b of each site.
-        contracted: n of each site, the exponent of how many entries it contracts.
+        contracted: n of each site: the number of entries that it contracts is width^n.
     """
     s: dict[str, float] = {}
     wanted: dict[str, float] = {}
@@ -113,8 +114,8 @@ def init_slopes(
 
 
 def fit(widths: Sequence[int], values: Array) -> tuple[float, float]:
-    """Least-squares slope of log values (seeds, widths) against log width: mean over seeds, and
-    its standard error; NaN where there is no logarithm."""
+    """Least-squares slope of log values (seeds, widths) against log width: its mean over seeds and
+    standard error; NaN if a value has no logarithm."""
     if not (np.isfinite(values) & (values > 0)).all():
         return math.nan, math.nan
     x = np.log(np.asarray(widths, dtype=np.float64))
@@ -124,16 +125,16 @@ def fit(widths: Sequence[int], values: Array) -> tuple[float, float]:
 
 
 def fit_exponent(name: str, what: str, widths: Sequence[int], values: Array) -> float:
-    """The slope of what a model is made with; -NEVER where that is zero."""
+    """The slope of a property of the model; -NEVER if it is always zero."""
     if not values.any():
         return -NEVER
     mean, error = fit(widths, values)
     if math.isnan(mean):
         raise ValueError(
             f"make_model: the {what} of {name} must be positive and finite at every width and "
-            "seed, or else zero at all"
+            "seed, or zero at all of them"
         )
-    # What is read off random weights has an error: the nearest quarter is taken if it lies in it.
+    # Random weights have an error: take the nearest quarter if it is within three of them.
     quarter = round(4 * mean) / 4
     return quarter if abs(mean - quarter) <= 3 * error else mean
 
