@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 import tyro
 
 from slurm.sweep import Overrides
-from train.results.options import Format, Metric
+from train.results.names import Format, Metric
 
 RUNS = "runs"
 

@@ -45,8 +45,7 @@ from slurm.flags import Flags, arguments, parse_setting, read_flags
 from slurm.resources import Resources
 from train.method.methods import METHODS
 from train.model.scales import SCALES, compute_steps
-from train.run.identity import identity
-from train.run.names import run_name
+from train.run.identity import identity, run_name
 
 __all__ = ["Overrides", "Resources", "RunSpec", "Sweep", "expand", "load_sweep"]
 

@@ -15,8 +15,7 @@ import pytest
 from fake_runs import write_run, write_sweep
 
 from train.results.collect import collect
-from train.results.formats import render
-from train.results.latex import escape
+from train.results.formats import escape, render
 from train.table import main
 
 LOSS = 3.1234567890123457  # has no shorter decimal form

@@ -10,9 +10,10 @@ import pandas as pd
 import pytest
 from fake_runs import write_run
 
-from train.results.cells import Metric, loss_table
+from train.results.analysis import loss_table
 from train.results.collect import collect
 from train.results.formats import render
+from train.results.names import Metric
 from train.table import main
 
 

@@ -23,7 +23,7 @@ from train.data.loader import TextDataLoader
 from train.method.settings import MaxPSettings
 from train.metrics import HeldOutValidator, RunMetrics
 from train.model.llama3 import LLAMA3_VOCABULARY, Scale, compute_steps, get_scale, model_config
-from train.run.names import run_name
+from train.run.identity import run_name
 from train.trainer import MaxPTrainer
 
 LLAMA3_TOKENIZER = "assets/hf/Llama-3.1-8B"

@@ -11,10 +11,10 @@ from typing import Annotated
 
 import tyro
 
-from train.results.cells import Metric, loss_table
+from train.results.analysis import loss_table
 from train.results.collect import UNREADABLE, collect
-from train.results.formats import Format, render
-from train.results.names import named, natural
+from train.results.formats import render
+from train.results.names import Format, Metric, named, natural
 from train.run.files import write_whole
 from train.run.folder import CONFIG
 

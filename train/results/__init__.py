@@ -1,5 +1,5 @@
 """What a folder of runs says.
 
-Reading: ``collect``, ``summary``. Numbers: ``cells``, ``analysis``. Their forms: ``formats``,
-``latex``, ``plots``, ``report``, ``hparams``. No torch anywhere.
+Reading: ``collect``. Numbers: ``analysis``, ``basin``. Their forms: ``formats``, ``plots``,
+``report``. No torch anywhere.
 """

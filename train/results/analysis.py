@@ -9,9 +9,14 @@ from typing import Any
 import pandas as pd
 
 from train.results.basin import basin
-from train.results.cells import Metric, loss_table
 from train.results.collect import UNREADABLE
-from train.results.names import in_order, scales_in_order
+from train.results.names import Metric, in_order, scales_in_order
+from train.run.tail import TRAIN_STEPS
+
+TITLES: dict[Metric, str] = {
+    "validation": "validation loss at the end",
+    "train": f"training loss, mean of the last {TRAIN_STEPS} steps",
+}
 
 REFERENCES = ("mup-full", "mup-no", "sp")
 """The first of these that was run is what the other methods are compared with."""
@@ -35,7 +40,7 @@ class Results:
 
     Attributes:
         runs: as from `collect`.
-        cells: as from `cells.loss_table`.
+        cells: as from `loss_table`.
         methods: a row for each scale and method: best loss, its standard deviation over seeds and
             their number, its lr; whether a lower mean exists where a seed diverged; the basin.
         transfer: a row for each method and scale that is larger than the method's smallest with a
@@ -69,6 +74,33 @@ class Results:
         transfer = _transfer(cells, methods, scales, order)
         gaps = _gaps(methods, reference)
         return cls(runs, metric, cells, methods, transfer, gaps, scales, order, reference)
+
+
+def loss_table(runs: pd.DataFrame, metric: Metric) -> pd.DataFrame:
+    """The table's cells, one row for each scale, lr and method that has runs.
+
+    Columns: scale, lr, method, mean and std (sample standard deviation over seeds, NaN for one
+    seed) of ``metric`` in nats a token, finished (runs in the mean), seeds (different ones of
+    those), diverged, runs, and best: True at the lowest mean of a scale and method. An lr at which
+    a seed diverged is never best, however good the seeds that survived.
+    """
+    readable = runs[runs["state"] != UNREADABLE]
+    counted = readable["seed"].astype(str).where(readable[metric].notna())
+    cells = (
+        readable.assign(diverged=readable["state"] == "diverged", counted=counted)
+        .groupby(["scale", "lr", "method"], as_index=False)
+        .agg(
+            mean=(metric, "mean"),
+            std=(metric, "std"),
+            finished=(metric, "count"),
+            seeds=("counted", "nunique"),
+            diverged=("diverged", "sum"),
+            runs=("diverged", "size"),
+        )
+    )
+    candidates = cells[(cells["diverged"] == 0) & cells["mean"].notna()]
+    best = candidates.groupby(["scale", "method"])["mean"].idxmin()
+    return cells.assign(best=cells.index.isin(best))
 
 
 def _frame(rows: list[Any], columns: tuple[str, ...]) -> pd.DataFrame:

@@ -1,4 +1,4 @@
-"""A sweep's results as text, Markdown, CSV and JSON (LaTeX is in ``latex``)."""
+"""A sweep's results as text, Markdown, CSV, JSON and LaTeX."""
 
 from __future__ import annotations
 
@@ -10,14 +10,20 @@ from typing import Any, get_args
 import pandas as pd
 
 from train.results import notes
-from train.results.analysis import Results
+from train.results.analysis import TITLES, Results
 from train.results.basin import TOLERANCE
-from train.results.cells import TITLES, Metric
-from train.results.latex import latex
-from train.results.names import in_order, lr_text
-from train.results.options import Format
+from train.results.names import Format, Metric, in_order, lr_parts, lr_text
 
 FORMATS: tuple[Format, ...] = get_args(Format)
+
+_SPECIAL = {
+    **{character: f"\\{character}" for character in "&%$#_{}"},
+    "\\": r"\textbackslash{}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+}
 
 
 def render(runs: pd.DataFrame, metric: Metric, style: Format = "text") -> str:
@@ -159,3 +165,84 @@ def _grid(texts: pd.DataFrame, markdown: bool) -> list[str]:
     if markdown:
         return [f"| {' | '.join(row)} |" for row in padded]
     return ["   ".join(row).rstrip() for row in padded]
+
+
+def latex(results: Results) -> str:
+    """The tables of all scales and that of the transfer, for a document with ``booktabs``."""
+    tables = [_latex_scale(results, scale) for scale in results.scales]
+    if len(results.transfer):
+        tables.append(_latex_transfer(results))
+    return "\n\n".join(["% needs \\usepackage{booktabs}", *tables])
+
+
+def escape(text: str) -> str:
+    """``text`` such that LaTeX prints it as it is."""
+    return "".join(_SPECIAL.get(character, character) for character in text)
+
+
+def _latex_scale(results: Results, scale: str) -> str:
+    cells = results.cells[results.cells["scale"] == scale]
+    methods = in_order(cells["method"].unique())
+    grid = cells.set_index(["lr", "method"])
+    rows = []
+    for lr in sorted(cells["lr"].unique()):
+        line = [_latex_lr(lr)]
+        for method in methods:
+            line.append(_latex_cell(grid.loc[(lr, method)]) if (lr, method) in grid.index else "--")
+        rows.append(line)
+    here = results.methods[results.methods["scale"] == scale].set_index("method").to_dict("index")
+    basin = ["basin"]
+    for method in methods:
+        row = here[method]
+        bound = r"$\geq$" if row["basin_lower_bound"] else ""
+        basin.append(
+            "--" if math.isnan(row["basin_decades"]) else f"{bound}{row['basin_decades']:.2f}"
+        )
+    spread = notes.seeds_legend(cells).replace("±", r"$\pm$")
+    caption = (
+        f"{escape(scale)}: {TITLES[results.metric]}; {spread}. Bold: best learning rate of a "
+        f"method. Basin: decades of learning rate within {TOLERANCE:g} nat of the best."
+    )
+    return _latex_table(["lr", *map(escape, methods)], [*rows, basin], caption, rules={len(rows)})
+
+
+def _latex_transfer(results: Results) -> str:
+    rows = []
+    for _, row in results.transfer.iterrows():
+        measured = row["outcome"] == "measured" and not math.isnan(row["regret"])
+        regret = f"{row['regret']:.4f}" if measured else notes.regret_text(row)
+        names = [escape(row[key]) for key in ("method", "from_scale", "scale")]
+        rows.append([*names, _latex_lr(row["lr"]), regret])
+    caption = (
+        "Transfer regret: the loss at the best learning rate of the smallest scale, less the best "
+        "loss at this scale."
+    )
+    return _latex_table(["method", "from", "to", "lr", "regret"], rows, caption)
+
+
+def _latex_table(
+    header: list[str], rows: list[list[str]], caption: str, rules: set[int] | None = None
+) -> str:
+    lines = [r"\begin{table}[t]", r"\centering", f"\\caption{{{caption}}}"]
+    lines += [f"\\begin{{tabular}}{{l{'r' * (len(header) - 1)}}}", r"\toprule"]
+    lines += [" & ".join(header) + r" \\", r"\midrule"]
+    for position, row in enumerate(rows):
+        lines += [r"\midrule"] if position in (rules or ()) else []
+        lines.append(" & ".join(row) + r" \\")
+    return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", r"\end{table}"])
+
+
+def _latex_cell(cell: pd.Series) -> str:
+    diverged = f"diverged {cell['diverged']}/{cell['runs']}" if cell["diverged"] else ""
+    if cell["finished"] == 0:
+        return diverged or "--"
+    loss = f"{cell['mean']:.4f}"
+    text = f"\\textbf{{{loss}}}" if cell["best"] else loss
+    text += f" $\\pm$ {cell['std']:.4f}" if pd.notna(cell["std"]) else ""
+    return f"{text} ({diverged})" if diverged else text
+
+
+def _latex_lr(lr: float) -> str:
+    digits, exponent = lr_parts(lr)
+    power = f"10^{{{exponent}}}"
+    return f"${power}$" if digits == "1" else f"${digits} \\times {power}$"

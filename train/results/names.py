@@ -4,8 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from typing import TYPE_CHECKING, Literal
 
-import pandas as pd
+if TYPE_CHECKING:  # a command line names metrics and formats without waiting for pandas
+    import pandas as pd
+
+Metric = Literal["validation", "train"]
+Format = Literal["text", "markdown", "csv", "json", "latex"]
 
 METHODS = ("maxP", "mup-full", "mup-no", "maxP-frozen", "sp")
 """Order of the columns; methods of other names follow alphabetically."""

@@ -8,9 +8,8 @@ import pandas as pd
 
 from train.results.analysis import Results
 from train.results.basin import TOLERANCE
-from train.results.cells import Metric
 from train.results.collect import UNREADABLE
-from train.results.names import lr_text, named
+from train.results.names import Metric, lr_text, named
 from train.run.folder import FINISHED
 
 

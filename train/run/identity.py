@@ -41,6 +41,12 @@ def differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
     ]
 
 
+def run_name(scale: str, method: str, lr: float, seed: int) -> str:
+    """``s3_maxP_lr1e-02_seed1``; an lr of more digits keeps them."""
+    short = f"{lr:.0e}"
+    return f"{scale}_{method}_lr{short if float(short) == lr else lr}_seed{seed}"
+
+
 def _leaves(value: Any, prefix: str = "") -> dict[str, str]:
     """Dotted key -> canonical JSON of every value that is not itself a non-empty object."""
     if not isinstance(value, Mapping) or not value:
