@@ -65,7 +65,7 @@ def measured_speeds(folder: str | os.PathLike[str]) -> dict[str, float]:
         return {}
     from train.results.collect import collect  # pandas, which nothing else here needs
 
-    runs = collect(folder, cache=False)  # a dry run writes nothing
+    runs = collect(folder)
     runs = runs[runs["tokens_per_second"] > 0]
     medians = runs.groupby("scale")["tokens_per_second"].median()
     return {str(scale): float(speed) for scale, speed in medians.items()}

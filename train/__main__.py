@@ -23,7 +23,8 @@ from train.faults import lost_contact, meeting_within, port_taken
 from train.metrics import DivergedError
 from train.preemption import PREEMPTED, PreemptedError
 from train.run.folder import FINISHED, RunFolder, RunFolderError, load_run
-from train.run.summary import finish
+from train.run.hparams import write_hparams
+from train.run.summary import write_summary
 from train.trainer import MaxPTrainer
 
 BAD_INPUT = 2
@@ -121,7 +122,11 @@ def _run(config: MaxPTrainer.Config, folder: RunFolder) -> int:
                     dist.destroy_process_group()
     if first and trainer is not None:
         weights = [weight for part in trainer.model_parts for weight in part.parameters()]
-        finish(folder.path, parameters=sum(weight.numel() for weight in weights))
+        try:
+            summary = write_summary(folder.path, parameters=sum(w.numel() for w in weights))
+            write_hparams(folder.path, summary)
+        except Exception as error:  # the result itself is in the metrics already
+            logger.warning("%s: no summary or no HParams entry (%s)", folder.path, error)
     return 0
 
 

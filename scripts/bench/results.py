@@ -1,4 +1,4 @@
-"""How long a table of many runs takes to read: fresh, from the cache, and without the cache.
+"""How long a table of many runs takes to read, with and without the runs' summaries.
 
 python -m scripts.bench.results --runs 10000
 """
@@ -67,9 +67,9 @@ def make_run(folder: Path, number: int, options: Options) -> None:
     write_summary(folder, parameters=10**7 * (1 + number % 5))
 
 
-def seconds(label: str, folder: Path, *, cache: bool = True) -> None:
+def seconds(label: str, folder: Path) -> None:
     start = time.perf_counter()
-    runs = collect(folder, cache=cache)
+    runs = collect(folder)
     read = time.perf_counter() - start
     text = render(runs, "validation")
     rendered = time.perf_counter() - start - read
@@ -84,10 +84,9 @@ def main(options: Options) -> None:
             make_run(folder / f"run{number:05d}", number, options)
         seconds("first time", folder)
         seconds("second time", folder)
-        seconds("without the cache", folder, cache=False)
         for file in folder.glob("*/summary.json"):
             file.unlink()
-        seconds("no cache, no summaries", folder, cache=False)
+        seconds("without summaries", folder)
 
 
 if __name__ == "__main__":

@@ -6,14 +6,12 @@ import logging
 import math
 import os
 from collections.abc import Iterator
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 from tqdm import tqdm
 
-from train.results.cache import Fingerprint, RowCache
 from train.run import tail
 from train.run.folder import (
     CONFIG,
@@ -42,7 +40,7 @@ COLUMNS = (
 )
 
 
-def collect(folder: str | os.PathLike[str], *, cache: bool = True) -> pd.DataFrame:
+def collect(folder: str | os.PathLike[str]) -> pd.DataFrame:
     """One row for every run below ``folder``, whatever its state.
 
     Columns: path; scale, method, lr, seed, steps; parameters (NaN unless its summary says);
@@ -52,57 +50,28 @@ def collect(folder: str | os.PathLike[str], *, cache: bool = True) -> pd.DataFra
     met; why its summary could not be used, empty where it could; when its status was ``updated``
     (ISO 8601, UTC). A folder whose config.json is not that of a run, or whose status is corrupt,
     has the state "unreadable" and the reason as its description.
-
-    ``cache`` keeps what was read in a file below ``folder`` and reads only what changed since.
     """
-    root = Path(folder)
-    found = list(_runs_below(str(root)))
-    # Nothing is left in a folder that holds no runs, nor in a run itself.
-    rows_cache = RowCache(root) if cache and found and found[0][0] != str(root) else None
-    rows = []
-    for path, fingerprint in tqdm(found, desc="runs", unit="run", delay=1, leave=False):
-        key = path.removeprefix(os.path.join(root, ""))
-        row = rows_cache.get(key, fingerprint) if rows_cache else None
-        if row is None:
-            row = read_run(Path(path))
-            # What made it unreadable may pass without a trace in the files' times.
-            if rows_cache and row["state"] != UNREADABLE and not row["bad_summary"]:
-                rows_cache.put(key, fingerprint, row)
-        rows.append(row | {"path": path})
-    if rows_cache:
-        rows_cache.save()
+    runs = list(_runs_below(folder))
+    progress = tqdm(runs, desc="runs", unit="run", delay=1, leave=False, disable=None)
+    rows = [read_run(Path(path)) | {"path": path} for path in progress]
     types: dict[str, type] = dict.fromkeys(_NUMBERS, float) | {"skipped_lines": int}
     return pd.DataFrame(rows, columns=list(COLUMNS)).astype(types)
 
 
-def _runs_below(folder: str) -> Iterator[tuple[str, Fingerprint]]:
-    """The folders that hold a config.json, in order of their names; a run is not searched."""
-    try:
-        with os.scandir(folder) as listing:
-            entries = {entry.name: entry for entry in listing}
-    except OSError as error:
-        log.warning("%s cannot be listed (%s): skipped", folder, error.strerror)
-        return
-    if CONFIG in entries:
-        files = (entries.get(name) for name in (CONFIG, STATUS, SUMMARY, METRICS))
-        yield folder, [_times(entry) for entry in files]
-        # A config.json alone may be a model's, above the runs; a run's checkpoints hold thousands
-        # of files and no runs.
-        if SUMMARY in entries or STATUS in entries or METRICS in entries:
-            return
-    for name in sorted(entries):
-        if entries[name].is_dir(follow_symlinks=False):
-            yield from _runs_below(os.path.join(folder, name))
+def _runs_below(folder: str | os.PathLike[str]) -> Iterator[str]:
+    """The folders that hold a config.json, in order of their names."""
 
+    def unlisted(error: OSError) -> None:
+        log.warning("%s cannot be listed (%s): skipped", error.filename, error.strerror)
 
-def _times(entry: os.DirEntry[str] | None) -> list[int] | None:
-    if entry is None:
-        return None
-    try:
-        found = entry.stat()
-    except OSError:  # gone meanwhile, or a broken link: reading it will tell
-        return None
-    return [found.st_mtime_ns, found.st_size, found.st_ino]
+    for path, folders, files in os.walk(folder, onerror=unlisted):
+        folders.sort()
+        if CONFIG in files:
+            yield path
+            # A config.json alone may be a model's, above the runs; a run's checkpoints hold
+            # thousands of files and no runs.
+            if not {SUMMARY, STATUS, METRICS}.isdisjoint(files):
+                folders.clear()
 
 
 def read_run(folder: Path) -> dict[str, Any]:
@@ -124,7 +93,7 @@ def read_run(folder: Path) -> dict[str, Any]:
         keys = ", ".join(COORDINATES)
         reason = f"{folder / CONFIG} lacks one of {keys}, or its lr is no positive number"
         return row | {"state": UNREADABLE, "lr": None, "description": reason}
-    row |= asdict(numbers) | {"parameters": parameters}
+    row |= vars(numbers) | {"parameters": parameters}
     if state != "completed":
         row |= {"validation": None, "train": None}
     stopped = run.status.get("step")

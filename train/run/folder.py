@@ -58,8 +58,6 @@ class RunFolder:
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
-        self.tb = self.path / "tb"
-        self.checkpoint = self.path / "checkpoint"
 
     def claim(self, config: Mapping[str, Any]) -> Literal["new", "completed", "resumable"]:
         """Take the folder for the run of ``config``, creating it if needed.

@@ -1,82 +1,41 @@
-"""A run as TensorBoard's HParams sees it: its coordinates and its final losses.
-
-A session of its own under ``tb/hparams``, beside the curves that torchtitan writes. TensorBoard is
-imported here alone; the messages are made from its protobufs: its own helpers need TensorFlow.
-"""
+"""A finished run as TensorBoard's HParams tab shows it: its coordinates and its final losses."""
 
 from __future__ import annotations
 
+import math
 import os
-import time
+import shutil
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
-from tensorboard.compat.proto.event_pb2 import Event
-from tensorboard.compat.proto.summary_pb2 import Summary
-from tensorboard.plugins.hparams import metadata
-from tensorboard.plugins.hparams.api_pb2 import Status
-from tensorboard.plugins.hparams.plugin_data_pb2 import (
-    HParamsPluginData,
-    SessionEndInfo,
-    SessionStartInfo,
-)
-from tensorboard.summary.writer.event_file_writer import EventFileWriter
+from torch.utils.tensorboard import SummaryWriter
 
-from train.results.collect import read_run
-from train.run.folder import FINISHED, RunFolder, RunFolderError
-
-METRICS = {"validation": "final/validation_loss", "train": "final/train_loss"}
-"""Metric -> the tag of its scalar, nats a token."""
+TAGS = {"validation": "final/validation_loss", "train": "final/train_loss"}
+"""Metric -> the tag of its scalar, in nats per token."""
 
 
-def write_hparams(folder: str | os.PathLike[str]) -> Path:
-    """Write the session of a finished run, replacing an earlier one; returns its folder.
+def write_hparams(folder: str | os.PathLike[str], summary: Mapping[str, Any]) -> Path:
+    """Write the HParams entry of a finished run, replacing an earlier one; returns its folder.
 
-    Hyperparameters: lr, method, scale, seed, and the state. A loss that does not exist (all of a
-    run that diverged) is left out, so that HParams shows its field empty.
+    The hyperparameters are scale, method, lr, seed and state. A run that diverged has NaN losses,
+    not missing ones: TensorBoard takes the columns of all runs from the first run that it finds.
+
+    Args:
+        folder: of the run.
+        summary: of the run, as from `summary.write_summary`.
 
     Raises:
-        RunFolderError: the folder holds no run, or one that has no result yet.
-        OSError: it cannot be written.
+        OSError: the entry cannot be written.
     """
-    row = read_run(Path(folder))
-    if row["state"] not in FINISHED:
-        raise RunFolderError(f"{folder} has no result for HParams: {row['description']}")
-    start = SessionStartInfo(group_name=os.fspath(folder))
-    for key in ("scale", "method", "state"):
-        start.hparams[key].string_value = str(row[key])
-    for key in ("lr", "seed"):
-        if isinstance(row[key], int | float):
-            start.hparams[key].number_value = row[key]
-    now = time.time()
-    start.start_time_secs = now
-    ended = "STATUS_SUCCESS" if row["state"] == "completed" else "STATUS_FAILURE"
-    end = SessionEndInfo(status=Status.Value(ended), end_time_secs=now)
-    losses = [
-        Summary.Value(tag=tag, simple_value=row[name])
-        for name, tag in METRICS.items()
-        if row[name] is not None
-    ]
-    target = RunFolder(folder).tb / "hparams"
-    target.mkdir(parents=True, exist_ok=True)
-    earlier = list(target.glob("events.out.tfevents.*"))
-    step = int(row["step"] or 0)
-    writer = EventFileWriter(str(target), filename_suffix=f".{time.time_ns()}")
-    for values in (
-        [_info(metadata.SESSION_START_INFO_TAG, HParamsPluginData(session_start_info=start))],
-        losses,
-        [_info(metadata.SESSION_END_INFO_TAG, HParamsPluginData(session_end_info=end))],
-    ):
-        if values:
-            writer.add_event(Event(wall_time=now, step=step, summary=Summary(value=values)))
-    writer.close()
-    for file in earlier:
-        file.unlink(missing_ok=True)
+    target = Path(folder) / "tb" / "hparams"
+    if target.exists():
+        shutil.rmtree(target)
+    losses = {
+        tag: math.nan if summary["state"] != "completed" or summary[name] is None else summary[name]
+        for name, tag in TAGS.items()
+    }
+    coordinates = {key: summary[key] for key in ("scale", "method", "lr", "seed", "state")}
+    with SummaryWriter(os.fspath(target)) as writer:
+        writer.add_hparams(coordinates, losses, run_name=".", global_step=summary["step"])
     return target
-
-
-def _info(tag: str, data: HParamsPluginData) -> Summary.Value:
-    return Summary.Value(
-        tag=tag,
-        metadata=metadata.create_summary_metadata(data),
-        tensor=metadata.NULL_TENSOR,
-    )

@@ -7,9 +7,7 @@ worked out again from ``metrics.jsonl``.
 from __future__ import annotations
 
 import json
-import logging
 import os
-from collections.abc import Callable
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
@@ -18,8 +16,6 @@ from train.run import tail
 from train.run.files import parse_record, write_whole
 from train.run.folder import FINISHED, METRICS, RunFolderError, load_run
 from train.run.tail import Tail
-
-log = logging.getLogger(__name__)
 
 SUMMARY = "summary.json"
 COORDINATES = ("scale", "method", "lr", "seed", "steps")
@@ -30,25 +26,6 @@ _TAIL = tuple(field.name for field in fields(Tail))
 
 class SummaryError(Exception):
     """summary.json cannot be used; the message is one line that names it and why."""
-
-
-def finish(folder: str | os.PathLike[str], *, parameters: int | None = None) -> None:
-    """What a run leaves behind when it ended: its summary, and its row in TensorBoard's HParams.
-
-    Call it on one process, after the status is written. ``parameters`` is the model's number of
-    parameters. Never raises: the result is in the metrics already, so what goes wrong is logged.
-    """
-    from train.run.hparams import write_hparams  # TensorBoard is slow to import
-
-    steps: dict[str, Callable[[], object]] = {
-        "summary": lambda: write_summary(folder, parameters=parameters),
-        "HParams": lambda: write_hparams(folder),
-    }
-    for name, write in steps.items():
-        try:
-            write()
-        except Exception as error:
-            log.warning("%s: no %s of the finished run (%s)", folder, name, error)
 
 
 def write_summary(
