@@ -13,7 +13,7 @@ import pytest
 from fake_runs import write_run, write_sweep
 
 from train.results.collect import collect
-from train.results.report import main, report, write_report
+from train.results.report import main, report
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 CLICK = "document.querySelector('#runs th:nth-child({}) button').click();"
@@ -138,14 +138,13 @@ def test_a_sweep_that_has_only_begun_has_a_report(tmp_path: Path) -> None:
 
 def test_the_report_is_written_beside_nothing_else(tmp_path: Path) -> None:
     write_run(tmp_path / "runs", validation=3.0)
-    file = write_report(tmp_path / "runs", tmp_path / "out" / "r.html")
+    file = tmp_path / "out" / "r.html"
+    main(tmp_path / "runs", to=file)
     assert [path.name for path in file.parent.iterdir()] == ["r.html"]
     assert "<title>runs</title>" in file.read_text()
 
 
 def test_a_folder_without_runs_is_refused_in_one_line(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"holds no runs: give a folder above some config\.json"):
-        write_report(tmp_path, tmp_path / "r.html")
     with pytest.raises(SystemExit, match=r"RUNS_DIR .* holds no runs"):
         main(tmp_path)
 

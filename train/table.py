@@ -11,14 +11,11 @@ from typing import Annotated
 
 import tyro
 
-from train.results.analysis import loss_table
 from train.results.collect import UNREADABLE, collect
 from train.results.formats import render
 from train.results.names import Format, Metric, named, natural
 from train.run.files import write_whole
 from train.run.folder import CONFIG
-
-__all__ = ["collect", "loss_table", "render"]
 
 
 def main(

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Callable
-from typing import Any, get_args
+from typing import Any
 
 import pandas as pd
 
@@ -13,21 +12,22 @@ from train.results import notes
 from train.results.analysis import TITLES, Results
 from train.results.basin import TOLERANCE
 from train.results.names import Format, Metric, in_order, lr_parts, lr_text
+from train.run.files import plain
 
-FORMATS: tuple[Format, ...] = get_args(Format)
-
-_SPECIAL = {
-    **{character: f"\\{character}" for character in "&%$#_{}"},
-    "\\": r"\textbackslash{}",
-    "~": r"\textasciitilde{}",
-    "^": r"\textasciicircum{}",
-    "<": r"\textless{}",
-    ">": r"\textgreater{}",
-}
+_LATEX = str.maketrans(
+    {
+        **{character: f"\\{character}" for character in "&%$#_{}"},
+        "\\": r"\textbackslash{}",
+        "~": r"\textasciitilde{}",
+        "^": r"\textasciicircum{}",
+        "<": r"\textless{}",
+        ">": r"\textgreater{}",
+    }
+)
 
 
 def render(runs: pd.DataFrame, metric: Metric, style: Format = "text") -> str:
-    """The results of ``runs``, as from `collect.collect`, in one of `FORMATS`."""
+    """The results of ``runs``, as from `collect.collect`, as text."""
     writers: dict[Format, Callable[[Results], str]] = {
         "text": lambda results: prose(results, markdown=False),
         "markdown": lambda results: prose(results, markdown=True),
@@ -140,17 +140,7 @@ def to_json(results: Results) -> str:
         "unreadable": notes.unreadable_note(results.runs),
         "scales": scales,
     }
-    return json.dumps(_plain(content), indent=2, ensure_ascii=False, allow_nan=False)
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_plain(item) for item in value]
-    item = getattr(value, "item", None)  # numpy's scalars
-    value = item() if callable(item) else value
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+    return json.dumps(plain(content), indent=2, ensure_ascii=False, allow_nan=False)
 
 
 def _grid(texts: pd.DataFrame, markdown: bool) -> list[str]:
@@ -169,7 +159,7 @@ def _grid(texts: pd.DataFrame, markdown: bool) -> list[str]:
 
 def latex(results: Results) -> str:
     """The tables of all scales and that of the transfer, for a document with ``booktabs``."""
-    tables = [_latex_scale(results, scale) for scale in results.scales]
+    tables = [_latex_losses(results, scale) for scale in results.scales]
     if len(results.transfer):
         tables.append(_latex_transfer(results))
     return "\n\n".join(["% needs \\usepackage{booktabs}", *tables])
@@ -177,69 +167,53 @@ def latex(results: Results) -> str:
 
 def escape(text: str) -> str:
     """``text`` such that LaTeX prints it as it is."""
-    return "".join(_SPECIAL.get(character, character) for character in text)
+    return text.translate(_LATEX)
 
 
-def _latex_scale(results: Results, scale: str) -> str:
+def _latex_losses(results: Results, scale: str) -> str:
     cells = results.cells[results.cells["scale"] == scale]
-    methods = in_order(cells["method"].unique())
-    grid = cells.set_index(["lr", "method"])
-    rows = []
-    for lr in sorted(cells["lr"].unique()):
-        line = [_latex_lr(lr)]
-        for method in methods:
-            line.append(_latex_cell(grid.loc[(lr, method)]) if (lr, method) in grid.index else "--")
-        rows.append(line)
-    here = results.methods[results.methods["scale"] == scale].set_index("method").to_dict("index")
-    basin = ["basin"]
-    for method in methods:
-        row = here[method]
-        bound = r"$\geq$" if row["basin_lower_bound"] else ""
-        basin.append(
-            "--" if math.isnan(row["basin_decades"]) else f"{bound}{row['basin_decades']:.2f}"
-        )
-    spread = notes.seeds_legend(cells).replace("±", r"$\pm$")
+    table = cell_texts(cells).map(_latex_cell)
+    table.index = table.index.map(_latex_lr)
+    methods = results.methods[results.methods["scale"] == scale].set_index("method")
+    basins = methods["basin_decades"].map("{:.2f}".format, na_action="ignore").fillna("--")
+    basins = basins.where(~methods["basin_lower_bound"].astype(bool), r"$\geq$" + basins)
+    table.loc[r"\midrule basin"] = basins
     caption = (
-        f"{escape(scale)}: {TITLES[results.metric]}; {spread}. Bold: best learning rate of a "
-        f"method. Basin: decades of learning rate within {TOLERANCE:g} nat of the best."
+        f"{scale}: {TITLES[results.metric]}; {notes.seeds_legend(cells)}. Bold: best learning rate "
+        f"of a method. Basin: decades of learning rate within {TOLERANCE:g} nat of the best."
     )
-    return _latex_table(["lr", *map(escape, methods)], [*rows, basin], caption, rules={len(rows)})
+    return _latex_table(table.rename_axis("lr").rename(columns=escape).reset_index(), caption)
 
 
 def _latex_transfer(results: Results) -> str:
-    rows = []
-    for _, row in results.transfer.iterrows():
-        measured = row["outcome"] == "measured" and not math.isnan(row["regret"])
-        regret = f"{row['regret']:.4f}" if measured else notes.regret_text(row)
-        names = [escape(row[key]) for key in ("method", "from_scale", "scale")]
-        rows.append([*names, _latex_lr(row["lr"]), regret])
+    rows = results.transfer
+    table = rows[["method", "from_scale", "scale"]].map(escape)
+    table = table.rename(columns={"from_scale": "from", "scale": "to"})
+    table["lr"] = rows["lr"].map(_latex_lr)
+    table["regret"] = [notes.regret_text(row).removeprefix("regret ") for _, row in rows.iterrows()]
     caption = (
-        "Transfer regret: the loss at the best learning rate of the smallest scale, less the best "
+        "Transfer regret: the loss at the best learning rate of the smallest scale, minus the best "
         "loss at this scale."
     )
-    return _latex_table(["method", "from", "to", "lr", "regret"], rows, caption)
+    return _latex_table(table, caption)
 
 
-def _latex_table(
-    header: list[str], rows: list[list[str]], caption: str, rules: set[int] | None = None
-) -> str:
-    lines = [r"\begin{table}[t]", r"\centering", f"\\caption{{{caption}}}"]
-    lines += [f"\\begin{{tabular}}{{l{'r' * (len(header) - 1)}}}", r"\toprule"]
-    lines += [" & ".join(header) + r" \\", r"\midrule"]
-    for position, row in enumerate(rows):
-        lines += [r"\midrule"] if position in (rules or ()) else []
-        lines.append(" & ".join(row) + r" \\")
-    return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", r"\end{table}"])
+def _latex_table(table: pd.DataFrame, caption: str) -> str:
+    text = table.style.hide(axis="index").to_latex(
+        hrules=True,
+        position="t",
+        position_float="centering",
+        caption=escape(caption),
+        column_format="l" + "r" * (len(table.columns) - 1),
+    )
+    return text.replace("±", r"$\pm$").rstrip()
 
 
-def _latex_cell(cell: pd.Series) -> str:
-    diverged = f"diverged {cell['diverged']}/{cell['runs']}" if cell["diverged"] else ""
-    if cell["finished"] == 0:
-        return diverged or "--"
-    loss = f"{cell['mean']:.4f}"
-    text = f"\\textbf{{{loss}}}" if cell["best"] else loss
-    text += f" $\\pm$ {cell['std']:.4f}" if pd.notna(cell["std"]) else ""
-    return f"{text} ({diverged})" if diverged else text
+def _latex_cell(text: str) -> str:
+    text = text.strip()
+    if text.endswith(" *"):
+        return f"\\textbf{{{text.removesuffix(' *')}}}"
+    return "--" if text == "-" else text
 
 
 def _latex_lr(lr: float) -> str:

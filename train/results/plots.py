@@ -18,6 +18,7 @@ from matplotlib.ticker import NullLocator
 from train.results import style
 from train.results.analysis import Results
 from train.results.names import lr_text
+from train.run.files import write_whole
 
 LOSS_LABELS = {"validation": "validation loss (nats)", "train": "training loss (nats)"}
 
@@ -161,12 +162,7 @@ def write_plots(results: Results, folder: str | os.PathLike[str]) -> list[Path]:
     for name, figure in figures(results).items():
         for kind in ("png", "svg"):
             file = target / f"{name}.{kind}"
-            temporary = target / f".{file.name}.{os.getpid()}"
-            try:
-                temporary.write_bytes(style.to_bytes(figure, kind))
-                os.replace(temporary, file)
-            finally:
-                temporary.unlink(missing_ok=True)
+            write_whole(file, style.to_bytes(figure, kind))
             written.append(file)
     return written
 

@@ -7,7 +7,6 @@ the browser ask for nothing else.
 from __future__ import annotations
 
 import math
-import os
 import sys
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -75,22 +74,6 @@ def report(runs: pd.DataFrame, title: str) -> str:
         .strip()
         + "\n"
     )
-
-
-def write_report(folder: str | os.PathLike[str], target: str | os.PathLike[str]) -> Path:
-    """Write the page about all runs below ``folder``; returns its path.
-
-    Raises:
-        ValueError: there is no run below ``folder``.
-        OSError: ``target`` cannot be written.
-    """
-    runs = collect(folder)
-    if runs.empty:
-        raise ValueError(f"{folder} holds no runs: give a folder above some {CONFIG}")
-    file = Path(target)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(file, report(runs, Path(folder).resolve().name))
-    return file
 
 
 def _section(results: Results, *, explained: bool) -> dict[str, Any]:

@@ -13,20 +13,20 @@ from pathlib import Path
 from typing import Any
 
 
-def write_whole(target: Path, text: str) -> None:
-    """Replace ``target`` in one step: no reader, and no crash, ever sees a part of ``text``."""
-    with temporary(target, text) as file:
+def write_whole(target: Path, content: str | bytes) -> None:
+    """Replace ``target`` in one step: no reader, and no crash, ever sees a part of ``content``."""
+    with temporary(target, content) as file:
         os.replace(file, target)
 
 
 @contextmanager
-def temporary(target: Path, text: str) -> Iterator[Path]:
-    """A file beside ``target`` that holds ``text``, gone at the end unless renamed."""
+def temporary(target: Path, content: str | bytes) -> Iterator[Path]:
+    """A file beside ``target`` that holds ``content``, deleted at the end unless renamed."""
     # Not mkstemp: its mode 0600 would hide a run from the colleagues who share the folder.
     path = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
     try:
-        with path.open("x", encoding="utf-8") as file:
-            file.write(text)
+        with path.open("xb") as file:
+            file.write(content.encode() if isinstance(content, str) else content)
             file.flush()
             os.fsync(file.fileno())
         yield path

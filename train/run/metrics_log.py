@@ -39,7 +39,7 @@ class MetricsLog:
             return 0
         lines = [line for line in self.path.read_bytes().split(b"\n") if line]
         kept = [line for line in lines if _step(line) <= step]
-        write_whole(self.path, b"".join(line + b"\n" for line in kept).decode())
+        write_whole(self.path, b"".join(line + b"\n" for line in kept))
         dropped = len(lines) - len(kept)
         log.info("%s: rewound to step %d, %d lines dropped", self.path, step, dropped)
         return dropped
