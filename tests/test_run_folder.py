@@ -505,11 +505,3 @@ def test_git_commit_is_none_without_git(
 ) -> None:
     monkeypatch.setenv("PATH", "")
     assert git_commit() is None
-
-
-def test_reading_results_does_not_import_torch() -> None:
-    code = "import sys, train.table; print(any(n in sys.modules for n in ('torch', 'torchtitan')))"
-    command = [sys.executable, "-c", code]
-    root = Path(__file__).resolve().parents[1]
-    done = subprocess.run(command, cwd=root, capture_output=True, text=True)
-    assert (done.stdout, done.stderr) == ("False\n", "")

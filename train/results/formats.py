@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from typing import Any
 
 import pandas as pd
@@ -175,9 +175,8 @@ def _latex_losses(results: Results, scale: str) -> str:
     table = cell_texts(cells).map(_latex_cell)
     table.index = table.index.map(_latex_lr)
     methods = results.methods[results.methods["scale"] == scale].set_index("method")
-    basins = methods["basin_decades"].map("{:.2f}".format, na_action="ignore").fillna("--")
-    basins = basins.where(~methods["basin_lower_bound"].astype(bool), r"$\geq$" + basins)
-    table.loc[r"\midrule basin"] = basins
+    rows = methods.to_dict("index")
+    table.loc[r"\midrule basin"] = [_latex_basin(rows[name]) for name in table.columns]
     caption = (
         f"{scale}: {TITLES[results.metric]}; {notes.seeds_legend(cells)}. Bold: best learning rate "
         f"of a method. Basin: decades of learning rate within {TOLERANCE:g} nat of the best."
@@ -214,6 +213,11 @@ def _latex_cell(text: str) -> str:
     if text.endswith(" *"):
         return f"\\textbf{{{text.removesuffix(' *')}}}"
     return "--" if text == "-" else text
+
+
+def _latex_basin(row: dict[Hashable, Any]) -> str:
+    bound = r"$\geq$" if row["basin_lower_bound"] else ""
+    return "--" if pd.isna(row["basin_decades"]) else f"{bound}{row['basin_decades']:.2f}"
 
 
 def _latex_lr(lr: float) -> str:
