@@ -99,7 +99,7 @@ class Table:
     """A sweep's folder, or its file."""
 
     metric: Metric = "validation"
-    """Validation loss at the end, or training loss of the last 200 steps."""
+    """Validation loss at the end, or mean training loss over the last 10% of the steps."""
 
     format: Format = "text"
     """text, markdown, csv, json or latex."""

@@ -17,9 +17,9 @@ from train.run.folder import RunFolderError
 from train.run.summary import SUMMARY, write_summary
 
 RECORDS: list[dict[str, Any]] = [
-    {"step": 100, "loss": 9.0, "tokens": 1000, "tokens_per_second": 1.0},
-    {"step": 201, "loss": 4.0, "tokens": 2010, "tokens_per_second": 10.0},
-    {"step": 300, "loss": 3.0, "tokens": 3000, "tokens_per_second": 50.0},
+    {"step": 360, "loss": 9.0, "tokens": 3600, "tokens_per_second": 1.0},
+    {"step": 361, "loss": 4.0, "tokens": 3610, "tokens_per_second": 10.0},
+    {"step": 380, "loss": 3.0, "tokens": 3800, "tokens_per_second": 50.0},
     {"step": 400, "loss": 2.0, "tokens": 4000, "tokens_per_second": 30.0},
 ]
 
@@ -31,7 +31,7 @@ def test_a_summary_says_which_run_it_is_and_how_it_ended(tmp_path: Path) -> None
     folder = write_run(tmp_path, lr=0.02, seed=3, records=RECORDS, validation=2.5)
     write_summary(folder, parameters=123)
     assert json.loads((folder / SUMMARY).read_text()) == {
-        "version": 1,
+        "version": 2,
         "scale": "s1",
         "method": "maxP",
         "lr": 0.02,
@@ -40,7 +40,7 @@ def test_a_summary_says_which_run_it_is_and_how_it_ended(tmp_path: Path) -> None
         "parameters": 123,
         "state": "completed",
         "validation": 2.5,
-        "train": 3.0,  # (4 + 3 + 2) / 3: steps 201 to 400
+        "train": 3.0,  # (4 + 3 + 2) / 3: steps 361 to 400
         "loss": 2.0,
         "step": 400,
         "tokens": 4000,
@@ -75,6 +75,23 @@ def test_the_table_is_the_same_with_and_without_summaries(tmp_path: Path) -> Non
     assert_frame_equal(collect(tmp_path), before)
 
 
+def test_a_summary_of_an_earlier_version_is_worked_out_again(tmp_path: Path) -> None:
+    """Version 1 held the mean training loss of the last 200 steps."""
+    folder = write_run(tmp_path, records=RECORDS, validation=2.5)
+    content = write_summary(folder) | {"version": 1, "train": 9.0}
+    (folder / SUMMARY).write_text(json.dumps(content))
+    assert collect(tmp_path)["train"].tolist() == [3.0]
+
+
+def test_a_summary_of_an_earlier_version_without_metrics_is_named(tmp_path: Path) -> None:
+    folder = write_run(tmp_path, records=RECORDS, validation=2.5)
+    content = write_summary(folder) | {"version": 1}
+    (folder / SUMMARY).write_text(json.dumps(content))
+    (folder / "metrics.jsonl").unlink()
+    reason = f"{folder / SUMMARY} is of another version, and there is no metrics.jsonl"
+    assert reason in render(collect(tmp_path), "validation")
+
+
 def test_a_summary_older_than_the_metrics_is_not_believed(tmp_path: Path) -> None:
     folder = write_run(tmp_path, validation=2.5)
     write_summary(folder)
@@ -83,7 +100,7 @@ def test_a_summary_older_than_the_metrics_is_not_believed(tmp_path: Path) -> Non
     assert collect(tmp_path)["validation"].tolist() == [2.25]
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", '{"version": 1, "state": "completed"}'])
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"version": 2, "state": "completed"}'])
 def test_a_corrupt_summary_is_named_and_the_metrics_read(tmp_path: Path, text: str) -> None:
     folder = write_run(tmp_path, validation=2.5)
     write_run(tmp_path, seed=1, validation=3.5)
@@ -120,7 +137,7 @@ def test_an_unfinished_run_shows_how_far_it_is(tmp_path: Path) -> None:
     status = json.loads((folder / "status.json").read_text()) | {"step": None}
     (folder / "status.json").write_text(json.dumps(status))
     (row,) = collect(tmp_path).to_dict("records")
-    assert (row["step"], row["loss"], row["tokens"]) == (201, 4.0, 2010)
+    assert (row["step"], row["loss"], row["tokens"]) == (361, 4.0, 3610)
     assert pd.isna(row["train"])
 
 

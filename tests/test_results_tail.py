@@ -23,21 +23,34 @@ def test_the_validation_metric_is_the_last_record_that_has_one(tmp_path: Path) -
     assert collect(tmp_path)["validation"].tolist() == [3.5]
 
 
-def test_the_train_metric_is_the_mean_over_the_last_200_steps(tmp_path: Path) -> None:
-    losses = {100: 9.0, 200: 8.0, 201: 4.0, 300: 3.0, 400: 2.0}  # the window is 201..400
+def test_the_train_metric_is_the_mean_over_the_last_tenth_of_the_steps(tmp_path: Path) -> None:
+    losses = {100: 9.0, 360: 8.0, 361: 4.0, 380: 3.0, 400: 2.0}  # the window is 361..400
     records: list[dict[str, Any]] = [{"step": step, "loss": loss} for step, loss in losses.items()]
-    records.insert(4, {"step": 300, "validation_loss": 7.0})
+    records.insert(4, {"step": 380, "validation_loss": 7.0})
     write_run(tmp_path, records=records)
     assert collect(tmp_path)["train"].tolist() == [3.0]
 
 
-def test_the_train_metric_of_a_short_run_is_the_mean_of_all_its_losses(tmp_path: Path) -> None:
+def test_the_start_of_a_short_run_is_not_in_its_train_metric(tmp_path: Path) -> None:
+    """With a window of 200 steps, a run that learns fast at first had a worse mean."""
+    records = [{"step": step, "loss": 11.0 if step < 100 else 4.0} for step in range(1, 201)]
+    write_run(tmp_path, records=records, steps=200)
+    assert collect(tmp_path)["train"].tolist() == [4.0]
+
+
+def test_the_train_metric_of_a_very_short_run_is_its_last_loss(tmp_path: Path) -> None:
     write_run(tmp_path, records=[{"step": 1, "loss": 4.0}, {"step": 2, "loss": 3.0}], steps=2)
-    assert collect(tmp_path)["train"].tolist() == [3.5]
+    assert collect(tmp_path)["train"].tolist() == [3.0]
+
+
+def test_the_train_metric_of_a_run_that_logs_rarely_is_its_last_loss(tmp_path: Path) -> None:
+    records = [{"step": step, "loss": 5 - step / 100} for step in (100, 200, 300)]
+    write_run(tmp_path, records=records, steps=300)
+    assert collect(tmp_path)["train"].tolist() == [2.0]
 
 
 def test_a_loss_that_was_not_finite_is_not_averaged_away(tmp_path: Path) -> None:
-    write_run(tmp_path, records=[{"step": 1, "loss": None}, {"step": 2, "loss": 3.0}])
+    write_run(tmp_path, records=[{"step": 19, "loss": None}, {"step": 20, "loss": 3.0}])
     assert math.isnan(collect(tmp_path)["train"].item())
 
 
@@ -58,7 +71,7 @@ def test_metrics_are_the_same_however_the_file_is_cut_into_blocks(
     write_run(tmp_path, records=records)
     (row,) = collect(tmp_path).to_dict("records")
     assert row["validation"] == 5.5
-    assert row["train"] == (201 + 400) / 2 / 8
+    assert row["train"] == (361 + 400) / 2 / 8
 
 
 def test_corrupt_lines_of_metrics_are_counted(

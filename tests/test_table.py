@@ -239,7 +239,7 @@ def test_the_command_prints_the_chosen_scale_and_metric(
     main(tmp_path, metric="train", scale="s2")
     printed = capsys.readouterr().out
     assert printed.startswith(
-        "s2: training loss, mean of the last 200 steps (* best lr, one seed)\n"
+        "s2: training loss, mean over the last 10% of the steps (* best lr, one seed)\n"
     )
     assert "2.5000 *" in printed
     assert "s1" not in printed

@@ -29,7 +29,8 @@ def main(
 
     Args:
         runs_dir: Folder below which the runs' folders lie, at any depth.
-        metric: The validation loss at the end, or the training loss of the last 200 steps.
+        metric: The validation loss at the end, or the mean training loss over the
+            last 10% of the steps.
         format: Plain text, Markdown, CSV or JSON (full precision), or LaTeX (booktabs).
         scale: Show this scale only.
         to: Write into this file instead of printing.

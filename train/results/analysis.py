@@ -11,11 +11,10 @@ import pandas as pd
 from train.results.basin import basin
 from train.results.collect import UNREADABLE
 from train.results.names import Metric, in_order, scales_in_order
-from train.run.tail import TRAIN_STEPS
 
 TITLES: dict[Metric, str] = {
     "validation": "validation loss at the end",
-    "train": f"training loss, mean of the last {TRAIN_STEPS} steps",
+    "train": "training loss, mean over the last 10% of the steps",
 }
 
 REFERENCES = ("mup-full", "mup-no", "sp")

@@ -20,7 +20,7 @@ from train.run.tail import Tail
 SUMMARY = "summary.json"
 COORDINATES = ("scale", "method", "lr", "seed", "steps")
 """Keys of a run's configuration that say which cell of which table it is."""
-_VERSION = 1  # of the file's content
+_VERSION = 2  # of the content; 1 had the mean training loss of the last 200 steps
 _TAIL = tuple(field.name for field in fields(Tail))
 
 
@@ -71,9 +71,12 @@ def read_summary(folder: Path, state: str) -> tuple[Tail, int | None] | None:
         raise SummaryError(f"{file} cannot be read ({error.strerror})") from error
     if content is None:
         raise SummaryError(f"{file} is corrupt (not a JSON object)")
-    if content.get("version") != _VERSION or content.get("state") != state:
+    size = _size(folder / METRICS)
+    if content.get("version") != _VERSION:
+        if size is None:
+            raise SummaryError(f"{file} is of another version, and there is no {METRICS}")
         return None
-    if _size(folder / METRICS) not in (None, content.get("metrics_bytes")):
+    if content.get("state") != state or size not in (None, content.get("metrics_bytes")):
         return None
     values = {key: content.get(key) for key in (*_TAIL, "parameters")}
     for key, value in values.items():

@@ -12,8 +12,6 @@ from typing import Any
 
 from train.run.files import parse_record
 
-TRAIN_STEPS = 200
-"""The training metric is the mean of the losses logged in this many last steps."""
 _BLOCK = 1 << 20  # bytes read at a time
 
 
@@ -23,11 +21,11 @@ class Tail:
 
     Attributes:
         validation: the last validation loss, nats a token.
-        train: mean of the losses logged in the last `TRAIN_STEPS` steps, nats a token.
+        train: mean of the losses logged in the last 10% of the steps, at least one.
         loss: the last training loss, nats a token.
         step: the last step logged.
         tokens: tokens seen until then.
-        tokens_per_second: median over the records of the same last steps, a device.
+        tokens_per_second: median over the same records, per device.
         skipped_lines: corrupt lines met.
     """
 
@@ -44,7 +42,7 @@ def final(file: Path) -> Tail:
     """Everything of `Tail`, for a run that ended."""
     validation: dict[str, Any] | None = None
     records: list[dict[str, Any]] = []  # with a training loss, last first
-    start: float | None = None  # the step after which the training losses count
+    last_step = 0.0
     whole_window = False
     skipped = 0
     for line in lines_from_end(file):
@@ -58,8 +56,8 @@ def final(file: Path) -> Tail:
         if validation is None and "validation_loss" in record:
             validation = record
         if "loss" in record and not whole_window:
-            start = step - TRAIN_STEPS if start is None else start
-            whole_window = step <= start
+            last_step = last_step if records else step
+            whole_window = bool(records) and 10 * (last_step - step) >= last_step
             if not whole_window:
                 records.append(record)
         if whole_window and validation is not None:
