@@ -74,6 +74,21 @@ def test_metrics_are_the_same_however_the_file_is_cut_into_blocks(
     assert row["train"] == (361 + 400) / 2 / 8
 
 
+def test_a_line_that_a_run_is_writing_is_not_corrupt(tmp_path: Path) -> None:
+    folder = write_run(tmp_path, state="running", records=[{"step": 6, "loss": 2.0}])
+    with (folder / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 7, "lo')
+    assert tail.last_record(folder / "metrics.jsonl") == ({"step": 6, "loss": 2.0}, 0)
+    assert collect(tmp_path)["skipped_lines"].tolist() == [0]
+
+
+def test_a_corrupt_line_before_the_last_record_of_a_run_is_counted(tmp_path: Path) -> None:
+    folder = write_run(tmp_path, state="running", records=[{"step": 4, "loss": 3.0}])
+    with (folder / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 5, "lo\n{"step": 6, "loss": 2.0}\n')
+    assert tail.last_record(folder / "metrics.jsonl") == ({"step": 6, "loss": 2.0}, 1)
+
+
 def test_corrupt_lines_of_metrics_are_counted(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

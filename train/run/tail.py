@@ -12,7 +12,7 @@ from typing import Any
 
 from train.run.files import parse_record
 
-_BLOCK = 1 << 20  # bytes read at a time
+_BLOCK = 1 << 16  # bytes read at a time
 
 
 @dataclass(frozen=True)
@@ -80,20 +80,33 @@ def final(file: Path) -> Tail:
 
 def latest(file: Path) -> Tail:
     """The last logged step alone, for a run that has not ended."""
-    skipped = 0
-    for line in lines_from_end(file):
+    record, corrupt = last_record(file)
+    return Tail(
+        loss=_number(record.get("loss")),
+        step=_whole(record.get("step")),
+        tokens=_whole(record.get("tokens")),
+        tokens_per_second=_number(record.get("tokens_per_second")),
+        skipped_lines=corrupt,
+    )
+
+
+def last_record(file: Path) -> tuple[dict[str, Any], int]:
+    """The last record with a training loss, or {}, and the number of corrupt lines near the end.
+
+    The last line does not count as corrupt: the run may be writing it.
+    """
+    last: dict[str, Any] = {}
+    corrupt = size = 0
+    for position, line in enumerate(lines_from_end(file)):
         record = parse_record(line)
         if record is None or _number(record.get("step")) is None:
-            skipped += 1
-        elif "loss" in record:
-            return Tail(
-                loss=_number(record["loss"]),
-                step=_whole(record["step"]),
-                tokens=_whole(record.get("tokens")),
-                tokens_per_second=_number(record.get("tokens_per_second")),
-                skipped_lines=skipped,
-            )
-    return Tail(skipped_lines=skipped)
+            corrupt += position > 0
+        elif not last and "loss" in record:
+            last = record
+        size += len(line)
+        if last and size > _BLOCK:
+            break
+    return last, corrupt
 
 
 def lines_from_end(file: Path) -> Iterator[bytes]:
