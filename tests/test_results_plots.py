@@ -104,11 +104,21 @@ def test_the_transfer_plot_shows_the_best_lr_of_each_scale(tmp_path: Path) -> No
 def test_the_curve_is_that_of_the_best_seed_at_the_best_lr(tmp_path: Path) -> None:
     for seed, loss in enumerate([3.5, 3.0]):
         records: list[dict[str, Any]] = [{"step": 1, "loss": 9.0 + seed}, {"step": 2, "loss": loss}]
-        write_run(tmp_path, seed=seed, validation=loss, records=records)
+        write_run(tmp_path, seed=seed, steps=2, validation=loss, records=records)
     results = analysed(tmp_path)
     figure = curves.loss_over_steps(results, curves.best_runs(results))
     assert figure is not None
     assert drawn(figure.axes[0], "maxP") == [[(1, 10.0), (2, 3.0)]]
+
+
+def test_a_long_curve_is_thinned_and_keeps_its_ends(tmp_path: Path) -> None:
+    records: list[dict[str, Any]] = [{"step": step, "loss": 5.0} for step in range(1, 1001)]
+    write_run(tmp_path, validation=3.0, records=records)
+    results = analysed(tmp_path)
+    figure = curves.loss_over_steps(results, curves.best_runs(results))
+    assert figure is not None
+    ((first, *_, last),) = drawn(figure.axes[0], "maxP")
+    assert (first, last) == ((1, 5.0), (1000, 5.0))
 
 
 def test_exponents_are_drawn_only_where_they_change(tmp_path: Path) -> None:

@@ -99,6 +99,12 @@ def test_the_report_lists_every_run_with_its_state(tmp_path: Path) -> None:
     assert found["torn"][0] == "unreadable"
 
 
+def test_seeds_are_whole_numbers_beside_a_folder_that_has_none(tmp_path: Path) -> None:
+    write_run(tmp_path, seed=3, validation=3.0, name="done")
+    (write_run(tmp_path, name="torn") / "config.json").write_text("{")
+    assert [row[4] for row in rows(report(collect(tmp_path), "t"), "runs")] == ["3", "–"]
+
+
 def test_failures_of_one_reason_are_counted_together(tmp_path: Path) -> None:
     for seed, reason in enumerate(["disk full", "no memory", "no memory"]):
         write_run(tmp_path, seed=seed, state="failed", reason=reason)

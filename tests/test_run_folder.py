@@ -232,13 +232,13 @@ def test_of_two_processes_claiming_at_once_exactly_one_gets_a_new_run(
 # status
 
 
-def test_status_says_state_step_reason_time_and_what_else_is_given(folder: RunFolder) -> None:
-    folder.set_status("failed", step=3, reason="out of memory", loss=float("nan"))
+def test_status_says_state_step_reason_and_time(folder: RunFolder) -> None:
+    folder.set_status("failed", step=3, reason="out of memory")
     status = json.loads((folder.path / "status.json").read_text())
     updated = datetime.fromisoformat(status.pop("updated"))
     assert updated.utcoffset() == timedelta(0)
     assert abs(datetime.now(UTC) - updated) < timedelta(minutes=1)
-    assert status == {"state": "failed", "step": 3, "reason": "out of memory", "loss": None}
+    assert status == {"state": "failed", "step": 3, "reason": "out of memory"}
 
 
 def test_a_running_run_says_on_which_host_and_as_which_process(folder: RunFolder) -> None:
@@ -252,11 +252,6 @@ def test_a_running_run_says_on_which_host_and_as_which_process(folder: RunFolder
 def test_an_unknown_state_is_refused(folder: RunFolder) -> None:
     with pytest.raises(ValueError, match="'done', expected one of queued, running"):
         folder.set_status("done")  # type: ignore[arg-type]
-
-
-def test_an_extra_cannot_replace_what_the_status_itself_says(folder: RunFolder) -> None:
-    with pytest.raises(ValueError, match="updated"):
-        folder.set_status("queued", updated="yesterday")
 
 
 def test_a_crash_while_the_status_is_written_leaves_the_old_one(

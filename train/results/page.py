@@ -74,7 +74,8 @@ TEMPLATE = """
 {%- macro grid(table, id="") -%}
 <div class="scroll"><table{% if id %} id="{{ id }}"{% endif %}>
 <thead><tr>{% for head in table.heads -%}
-<th scope="col"{% if head.text %} class="text"{% endif %}><button>{{ head.name }}</button></th>
+<th scope="col"{% if table.rows and "text" in table.rows[0][loop.index0].kind %} class="text"
+{%- endif %}><button>{{ head }}</button></th>
 {%- endfor %}</tr></thead>
 <tbody>
 {%- for row in table.rows %}

@@ -96,46 +96,42 @@ def gap_map(results: Results) -> Figure | None:
     others = [method for method in results.methods_order if method != results.reference]
     if results.reference is None or not others:
         return None
-    means = results.cells.assign(
-        mean=results.cells["mean"].mask(results.cells["diverged"] > 0, math.inf)
-    ).pivot(index=["scale", "lr"], columns="method", values="mean")
     lrs = sorted(results.cells["lr"].unique())
-    index = pd.MultiIndex.from_product([results.scales, lrs], names=["scale", "lr"])
-    means = means.reindex(index)
+    losses = results.cells["mean"].mask(results.cells["diverged"] > 0, math.inf)
+    tables = {
+        method: rows.pivot(index="scale", columns="lr", values="mean").reindex(
+            index=results.scales, columns=lrs
+        )
+        for method, rows in results.cells.assign(mean=losses).groupby("method")
+    }
+    there = tables[results.reference].to_numpy()
     with np.errstate(invalid="ignore"):
-        gaps = {m: (means[m] - means[results.reference]).unstack("lr") for m in others}
-    gaps = {m: gap.reindex(index=results.scales, columns=lrs) for m, gap in gaps.items()}
-    finite = [abs(v) for gap in gaps.values() for v in gap.to_numpy().flat if math.isfinite(v)]
-    limit = max(finite, default=0) or 1.0
+        gaps = {method: tables[method].to_numpy() - there for method in others}
+    finite = {m: np.ma.masked_invalid(gap) for m, gap in gaps.items()}
+    limit = max((float(abs(gap).max()) for gap in finite.values() if gap.count()), default=0) or 1.0
     with style.drawing():
         width = _PAGE / max(2, min(3, len(others)))
         height = 1.0 + 0.36 * len(results.scales)
         figure, panels = style.panels(len(others), width=width, height=height)
-        mesh = None
         for axes, method in zip(panels, others, strict=True):
-            shown = gaps[method].to_numpy()
-            finite_only = np.where(np.isfinite(shown), shown, np.nan)
             mesh = axes.pcolormesh(
-                finite_only, cmap="RdBu_r", vmin=-limit, vmax=limit, edgecolors="none"
+                finite[method], cmap="RdBu_r", vmin=-limit, vmax=limit, edgecolors="none"
             )
-            both = (means[method].unstack("lr"), means[results.reference].unstack("lr"))
-            here, there = (t.reindex(index=results.scales, columns=lrs).to_numpy() for t in both)
-            for row, column in np.ndindex(shown.shape):
-                value = shown.item(row, column)
-                text = _gap_text(value, here.item(row, column), there.item(row, column))
-                strong = math.isfinite(value) and abs(value) > 0.6 * limit
-                pale = "white" if strong else "#111111"
+            here = tables[method].to_numpy()
+            for (row, column), gap in np.ndenumerate(gaps[method]):
+                strong = math.isfinite(gap) and abs(gap) > 0.6 * limit
+                text = _gap_text(gap, here.item(row, column), there.item(row, column))
                 axes.text(
-                    column + 0.5, row + 0.5, text, ha="center", va="center", fontsize=7,
-                    color=pale if math.isfinite(value) else style.INK,
+                    column + 0.5, row + 0.5, text,
+                    ha="center", va="center", fontsize=7,
+                    color="white" if strong else "#111111" if math.isfinite(gap) else style.INK,
                 )  # fmt: skip
-            axes.set(title=f"{method} less {results.reference}", xlabel="learning rate")
+            axes.set(title=f"{method} - {results.reference}", xlabel="learning rate")
             axes.set_xticks(np.arange(len(lrs)) + 0.5, [lr_text(lr) for lr in lrs])
             axes.set_yticks(np.arange(len(results.scales)) + 0.5, results.scales)
             axes.grid(False)
             for spine in axes.spines.values():
                 spine.set_visible(False)
-        assert mesh is not None
         bar = figure.colorbar(mesh, ax=panels, shrink=0.9, pad=0.02)
         bar.set_label("gap (nats)")
         bar.outline.set_visible(False)

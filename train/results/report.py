@@ -50,6 +50,26 @@ class Picture:
     caption: str
 
 
+@dataclass(frozen=True)
+class Cell:
+    text: str
+    value: float | str | None = None
+    """What sorting looks at; the text by default, "" for what comes last."""
+    kind: str = ""
+    """CSS classes."""
+    remark: str = ""
+    bad: bool = False
+
+
+@dataclass(frozen=True)
+class Table:
+    heads: list[str]
+    rows: list[list[Cell]]
+
+
+_NONE = Cell("–", "")
+
+
 def report(runs: pd.DataFrame, title: str) -> str:
     """The page about ``runs``, as from `collect.collect`, whatever their states."""
     shown: list[Metric] = [metric for metric in TITLES if runs[metric].notna().any()]
@@ -123,44 +143,18 @@ def _picture(figure: Figure, name: str, caption: str) -> Picture:
     return Picture(Markup(style.inline_svg(figure, name)), caption)
 
 
-@dataclass(frozen=True)
-class Head:
-    name: str
-    text: bool = False
-    """Words, aligned left, not numbers."""
-
-
-@dataclass(frozen=True)
-class Cell:
-    text: str
-    value: float | str | None = None
-    """What sorting looks at; the text by default, "" for what comes last."""
-    kind: str = ""
-    remark: str = ""
-    bad: bool = False
-
-
-@dataclass(frozen=True)
-class Table:
-    heads: list[Head]
-    rows: list[list[Cell]]
-
-
 def summary_grid(results: Results) -> Table:
-    """A row for each scale and method: its best, basin, regret, and gap to the reference."""
-    keys = ["scale", "method"]
-    transfer = {(r["scale"], r["method"]): r for _, r in results.transfer.iterrows()}
-    gaps = {(r["scale"], r["method"]): r for _, r in results.gaps.iterrows()}
-    heads = [Head("scale", True), Head("method", True), Head("best loss"), Head("at lr")]
-    heads += [Head("basin, decades"), Head("transfer regret")]
-    heads += [Head(f"gap to {results.reference}"), Head("that gap is", True)]
+    """Best, basin, regret and gap to the reference: one row per scale and method."""
+    transfer = {(row["scale"], row["method"]): row for _, row in results.transfer.iterrows()}
+    gaps = {(row["scale"], row["method"]): row for _, row in results.gaps.iterrows()}
+    heads = ["scale", "method", "best loss", "at lr", "basin, decades", "transfer regret"]
+    heads += [f"method - {results.reference}", "significance"]
     lowest = results.methods.groupby("scale")["best_loss"].min()
     rows = []
     for _, row in results.methods.iterrows():
-        position = results.scales.index(row["scale"])
-        cells = [_words(row["scale"], value=position), _words(row["method"])]
+        cells = [_words(row["scale"], results.scales.index(row["scale"])), _words(row["method"])]
         if math.isnan(row["best_loss"]):
-            cells += [Cell("–", ""), Cell("–", ""), Cell("–", "")]
+            cells += [_NONE] * 3
         else:
             best = "best" if row["best_loss"] == lowest[row["scale"]] else ""
             spread = "" if math.isnan(row["best_std"]) else f"± {row['best_std']:.4f}, "
@@ -169,10 +163,10 @@ def summary_grid(results: Results) -> Table:
             cells.append(Cell(lr_text(row["best_lr"]), row["best_lr"]))
             bound = "≥ " if row["basin_lower_bound"] else ""
             cells.append(Cell(f"{bound}{row['basin_decades']:.2f}", row["basin_decades"]))
-        key = tuple(row[keys])
+        key = (row["scale"], row["method"])
         cells.append(_regret(transfer.get(key)))
         gap = gaps.get(key)
-        cells.append(Cell("–", "") if gap is None else Cell(f"{gap['gap']:+.4f}", gap["gap"]))
+        cells.append(_NONE if gap is None else Cell(f"{gap['gap']:+.4f}", gap["gap"]))
         cells.append(_words("") if gap is None else _verdict(gap))
         rows.append(cells)
     return Table(heads, rows)
@@ -188,9 +182,9 @@ def loss_grid(cells: pd.DataFrame) -> Table:
         row = [Cell(lr_text(lr), lr)]
         for method in methods:
             known = (lr, method) in grid.index
-            row.append(_loss(grid.loc[(lr, method)], most) if known else Cell("–", ""))
+            row.append(_loss(grid.loc[(lr, method)], most) if known else _NONE)
         rows.append(row)
-    return Table([Head("lr"), *map(Head, methods)], rows)
+    return Table(["lr", *methods], rows)
 
 
 def problem_grid(runs: pd.DataFrame) -> Table | None:
@@ -203,20 +197,18 @@ def problem_grid(runs: pd.DataFrame) -> Table | None:
             Cell(str(len(group))),
             _words(str(state)),
             Cell(str(reason), kind="text long"),
-            Cell(Path(group["path"].iloc[0]).name, kind="text"),
+            _words(Path(group["path"].iloc[0]).name),
         ]
         for (state, reason), group in bad.groupby(["state", "description"])
     ]
     rows.sort(key=lambda row: -int(row[0].text))
-    heads = [Head("runs"), Head("state", True), Head("reason", True), Head("for example", True)]
-    return Table(heads, rows)
+    return Table(["runs", "state", "reason", "for example"], rows)
 
 
 def run_grid(runs: pd.DataFrame) -> Table:
     """Every run with its state and numbers."""
-    names = ("run", "scale", "method", "lr", "seed", "state", "step", "loss", "validation", "train")
-    heads = [Head(name, name in ("run", "scale", "method", "state")) for name in names]
-    heads += [Head("tokens"), Head("tokens/s"), Head("reason", True)]
+    heads = ["run", "scale", "method", "lr", "seed", "state", "step", "loss", "validation", "train"]
+    heads += ["tokens", "tokens/s", "reason"]
     rows = []
     for run in runs.to_dict("records"):
         unread = run["state"] == UNREADABLE
@@ -227,14 +219,14 @@ def run_grid(runs: pd.DataFrame) -> Table:
                 _words(Path(run["path"]).name),
                 _words("" if unread else run["scale"]),
                 _words("" if unread else run["method"]),
-                Cell("–", "") if unread else Cell(lr_text(run["lr"]), run["lr"]),
-                Cell("–", "") if run["seed"] is None else Cell(str(run["seed"])),
+                _NONE if unread else Cell(lr_text(run["lr"]), run["lr"]),
+                _number(run["seed"], ".0f"),
                 Cell(run["state"], kind="text bad" if bad else "text"),
                 _number(run["step"], ".0f"),
                 *(_number(run[name], ".4f") for name in ("loss", "validation", "train")),
                 _number(run["tokens"], ",.0f"),
                 _number(run["tokens_per_second"], ",.0f"),
-                Cell(run["description"] if wrong else "", kind="text long" if wrong else ""),
+                Cell(run["description"], kind="text long") if wrong else _words(""),
             ]
         )
     return Table(heads, rows)
@@ -243,7 +235,7 @@ def run_grid(runs: pd.DataFrame) -> Table:
 def _loss(cell: pd.Series, most: int) -> Cell:
     diverged = f"diverged {cell['diverged']}/{cell['runs']}" if cell["diverged"] else ""
     if cell["finished"] == 0:
-        return Cell("", "", remark=diverged, bad=True) if diverged else Cell("–", "")
+        return Cell("", "", remark=diverged, bad=True) if diverged else _NONE
     remarks = [] if math.isnan(cell["std"]) else [f"± {cell['std']:.4f}"]
     remarks += [f"n = {cell['seeds']}"] if cell["seeds"] != most else []
     remarks += [diverged] if diverged else []
@@ -261,7 +253,7 @@ def _verdict(gap: pd.Series) -> Cell:
 
 def _regret(row: pd.Series | None) -> Cell:
     if row is None:
-        return Cell("–", "")
+        return _NONE
     if row["outcome"] == "measured" and not math.isnan(row["regret"]):
         return Cell(f"{row['regret']:.4f}", row["regret"], remark=f"lr {lr_text(row['lr'])}")
     bad = row["outcome"] == "diverged"
@@ -273,7 +265,7 @@ def _words(text: str, value: float | None = None) -> Cell:
 
 
 def _number(value: float, form: str) -> Cell:
-    return Cell("–", "") if value is None or math.isnan(value) else Cell(format(value, form), value)
+    return _NONE if value is None or math.isnan(value) else Cell(format(value, form), value)
 
 
 def main(

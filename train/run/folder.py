@@ -16,7 +16,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from train.run.files import parse_record, plain, temporary, to_json, write_whole
+from train.run.files import parse_record, temporary, to_json, write_whole
 from train.run.identity import differences, identity
 from train.run.metrics_log import MetricsLog
 from train.run.provenance import git_commit, versions
@@ -122,9 +122,9 @@ class RunFolder:
         return True
 
     def set_status(
-        self, state: State, *, step: int | None = None, reason: str | None = None, **extra: Any
+        self, state: State, *, step: int | None = None, reason: str | None = None
     ) -> None:
-        """Replace status.json; a running run also says on which host and as which process."""
+        """Replace status.json; that of a running run also holds its host and process id."""
         if state not in get_args(State):
             raise ValueError(
                 f"unknown state {state!r}, expected one of {', '.join(get_args(State))}"
@@ -133,10 +133,7 @@ class RunFolder:
         status["updated"] = datetime.now(UTC).isoformat(timespec="seconds")
         if state == "running":
             status |= {"host": socket.gethostname(), "pid": os.getpid()}
-        if clash := status.keys() & extra.keys():
-            raise ValueError(f"{min(clash)} is set by set_status itself")
-        status |= extra
-        write_whole(self.path / STATUS, to_json(plain(status), indent=2) + "\n")
+        write_whole(self.path / STATUS, to_json(status, indent=2) + "\n")
 
     def describe(self) -> str:
         """The state in words, e.g. "diverged at step 12"."""
