@@ -108,7 +108,7 @@ def test_a_corrupt_summary_is_named_and_the_metrics_read(tmp_path: Path, text: s
     (folder / SUMMARY).write_text(text.replace("ted", f'ted", "metrics_bytes": {size}, "x": "'))
     runs = collect(tmp_path)
     assert runs["validation"].tolist() == [2.5, 3.5]
-    note = "summaries that could not be used, metrics read instead: 1 ("
+    note = "unusable summaries, metrics read instead: 1 ("
     assert f"{note}{folder / SUMMARY} is corrupt" in render(runs, "validation")
 
 
@@ -119,7 +119,7 @@ def test_a_corrupt_status_makes_one_run_unreadable_and_harms_no_other(tmp_path: 
     assert runs["state"].tolist() == ["unreadable", "completed"]
     text = render(runs, "validation")
     assert "3.5000 *" in text
-    assert "folders that are no readable runs: 1 (" in text
+    assert "unreadable folders: 1 (" in text
 
 
 # collect
@@ -142,8 +142,8 @@ def test_an_unfinished_run_shows_how_far_it_is(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("lr", [0, -1, None, "fast"])
-def test_an_lr_that_is_no_positive_number_is_said(tmp_path: Path, lr: Any) -> None:
+def test_an_lr_that_is_not_a_positive_number_is_named(tmp_path: Path, lr: Any) -> None:
     write_run(tmp_path, lr=lr, validation=3.0)
     (row,) = collect(tmp_path).to_dict("records")
     assert row["state"] == "unreadable"
-    assert "its lr is no positive number" in row["description"]
+    assert "its lr is not a positive number" in row["description"]

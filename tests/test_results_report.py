@@ -131,7 +131,7 @@ def test_the_summary_says_best_basin_regret_and_noise(tmp_path: Path) -> None:
     first, *_, last = rows(report(collect(tmp_path), "t"), "validation-summary")
     # 0.05 of 0.5 nats a decade: 0.1 decades a side; open above in s2, where the grid ends.
     assert first[:6] == ["s1", "maxP", "3.0000 n = 1", "1e-2", "0.20", "–"]
-    assert first[6:] == ["-0.2500", "too few seeds to tell n = 1"]
+    assert first[6:] == ["-0.2500", "unknown: too few seeds n = 1"]
     assert last[:6] == ["s2", "mup-full", "3.2500 n = 1", "1e-1", "≥ 0.10", "0.5000 lr 1e-2"]
 
 

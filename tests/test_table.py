@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import pytest
+import tyro
 from fake_runs import write_run
 
 from train.results.analysis import loss_table
 from train.results.collect import collect
 from train.results.formats import render
 from train.results.names import Metric
+from train.results.report import main as report
 from train.table import main
 
 
@@ -196,7 +199,7 @@ def test_runs_that_are_not_seeds_of_one_experiment_are_pointed_out(tmp_path: Pat
         write_run(tmp_path, steps=steps, validation=3.0, name=str(steps)) for steps in (100, 200)
     ]
     assert render(collect(tmp_path), "validation").splitlines()[-2:] == [
-        f"several runs of one seed, all in its mean: 2 ({paths[0]}; {paths[1]})",
+        f"several runs with the same seed, all in the mean: 2 ({paths[0]}; {paths[1]})",
         "runs of different lengths: 100, 200 steps",
     ]
 
@@ -215,7 +218,7 @@ def test_unreadable_folders_are_counted_and_the_first_named(tmp_path: Path) -> N
         (tmp_path / f"x{number}").mkdir()
         (tmp_path / f"x{number}" / "config.json").write_text("{")
     last = render(collect(tmp_path), "validation").splitlines()[-1]
-    assert last.startswith("folders that are no readable runs: 5 (")
+    assert last.startswith("unreadable folders: 5 (")
     assert last.count("is corrupt") == 3
     assert last.endswith("; ...)")
 
@@ -248,7 +251,7 @@ def test_the_command_prints_the_chosen_scale_and_metric(
 def test_the_command_without_runs_says_so_in_one_line(tmp_path: Path) -> None:
     with pytest.raises(SystemExit) as caught:
         main(tmp_path)
-    assert str(caught.value).startswith(f"RUNS_DIR {tmp_path} holds no runs: give a folder")
+    assert str(caught.value).startswith(f"RUNS_DIR {tmp_path} holds no runs: pass a folder")
     assert "\n" not in str(caught.value)
 
 
@@ -261,3 +264,14 @@ def test_the_command_names_the_scales_there_are(tmp_path: Path) -> None:
 def test_the_command_refuses_a_path_that_is_no_folder(tmp_path: Path) -> None:
     with pytest.raises(SystemExit, match=r"RUNS_DIR .*missing is not a folder"):
         main(tmp_path / "missing")
+
+
+@pytest.mark.parametrize("command", [main, report])
+def test_help_gives_an_example_and_no_defaults_that_say_nothing(
+    command: Callable[..., None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        tyro.cli(command, args=["--help"])
+    text = capsys.readouterr().out
+    assert "For example: python -m train." in text
+    assert "None" not in text

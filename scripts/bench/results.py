@@ -1,4 +1,4 @@
-"""How long a table of many runs takes to read, with and without the runs' summaries.
+"""Measures the time to read many runs, with and without their summaries.
 
 python -m scripts.bench.results --runs 10000
 """
@@ -9,6 +9,7 @@ import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import tyro
 from tqdm import tqdm
@@ -23,26 +24,29 @@ SCALES = ("s1", "s2", "s3", "s4", "s5")
 
 @dataclass
 class Options:
-    """Make folders of finished runs in a temporary place and time their reading."""
+    """Create the folders of many finished runs, and time how long it takes to read them.
+
+    For example: python -m scripts.bench.results --runs 1000
+    """
 
     runs: int = 10_000
-    """Runs, over 5 scales, 5 methods, 10 lrs and as many seeds as that takes."""
+    """Number of runs, spread over 5 scales, 5 methods, 10 lrs and as many seeds as needed."""
 
     records: int = 300
-    """Lines of each metrics.jsonl."""
+    """Lines per metrics.jsonl."""
 
     record_bytes: int = 300
-    """Padding of each line, in the place of the layers' values."""
+    """Bytes of padding per line, instead of values per layer."""
 
     config_bytes: int = 12_000
-    """Size of each config.json, about that of a LLaMA-3 run."""
+    """Bytes per config.json; by default about those of a LLaMA-3 run."""
 
-    at: Path | None = None
-    """Folder to make them in, on the file system to be measured; by default the temporary one."""
+    at: Annotated[Path | None, tyro.conf.arg(metavar="FOLDER", help_behavior_hint="")] = None
+    """Create the runs below this folder, to measure its file system, instead of below /tmp."""
 
 
 def make_run(folder: Path, number: int, options: Options) -> None:
-    """One completed run as the harness leaves it."""
+    """Write the folder of a completed run."""
     lr = 1e-3 * 2 ** (number // 25 % 10)
     coordinates = {
         "scale": SCALES[number % 5],
@@ -80,7 +84,7 @@ def seconds(label: str, folder: Path) -> None:
 def main(options: Options) -> None:
     with tempfile.TemporaryDirectory(dir=options.at) as name:
         folder = Path(name)
-        for number in tqdm(range(options.runs), desc="making runs", unit="run"):
+        for number in tqdm(range(options.runs), desc="making runs", unit="run", disable=None):
             make_run(folder / f"run{number:05d}", number, options)
         seconds("first time", folder)
         seconds("second time", folder)
@@ -90,4 +94,4 @@ def main(options: Options) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Options))
+    main(tyro.cli(Options, prog="python -m scripts.bench.results"))

@@ -1,5 +1,5 @@
-"""What a folder of runs says.
+"""Tables, plots and reports of many runs, from the files that `train.run` writes.
 
-Reading: ``collect``. Numbers: ``analysis``, ``basin``. Their forms: ``formats``, ``plots``,
-``report``. No torch anywhere.
+``collect`` reads the runs, ``analysis`` and ``basin`` compute, ``formats``, ``plots`` and
+``report`` write. Nothing here imports torch.
 """

@@ -1,4 +1,4 @@
-"""What a sweep says beyond its cells: each method's best, its basin, its transfer, and the gaps."""
+"""The numbers of a sweep: its loss table, and each method's best, basin, transfer and gap."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ TITLES: dict[Metric, str] = {
 }
 
 REFERENCES = ("mup-full", "mup-no", "sp")
-"""The first of these that was run is what the other methods are compared with."""
+"""The other methods are compared with the first of these that was run."""
 
 _METHODS = (
     *("scale", "method", "best_loss", "best_std", "best_seeds", "best_lr"),
@@ -35,22 +35,24 @@ _GAPS = ("scale", "method", "reference", "gap", "noise", "seeds", "reference_see
 
 @dataclass(frozen=True)
 class Results:
-    """Everything that the outputs show of one metric; losses in nats a token.
+    """Everything that the outputs show for one metric; losses are in nats per token.
 
     Attributes:
-        runs: as from `collect`.
-        cells: as from `loss_table`.
-        methods: a row for each scale and method: best loss, its standard deviation over seeds and
-            their number, its lr; whether a lower mean exists where a seed diverged; the basin.
-        transfer: a row for each method and scale that is larger than the method's smallest with a
-            best: the loss at that scale's best lr, and the regret, its distance from the best here.
-            outcome: "measured", "diverged" (a seed did) or "missing" (no finished run at that lr).
-        gaps: a row for each scale and method beside the reference: best less the reference's best,
-            the noise (the larger standard deviation of the two over seeds), and what may be said:
-            "lower", "higher", "within noise", "noise unknown" (fewer than two seeds on a side).
+        runs: from `collect`.
+        cells: from `loss_table`.
+        methods: one row per scale and method: best loss, its standard deviation over seeds, the
+            number of seeds, its lr; whether a mean is lower at an lr where a seed diverged; basin.
+        transfer: one row per method and scale, for scales above the smallest at which the method
+            has a best: the loss here at that smallest scale's best lr, and the regret, that loss
+            minus the best loss here. outcome: "measured", "diverged" (a seed diverged) or "missing"
+            (no finished run at that lr).
+        gaps: one row per scale and method other than the reference: its best loss minus the
+            reference's, the noise (the larger of their two standard deviations over seeds), and
+            the verdict: "lower", "higher", "within noise" or "noise unknown" (fewer than two seeds
+            for one of them).
         scales: smallest first.
-        methods_order: as the columns come.
-        reference: the method compared with; None where there is none of `REFERENCES`.
+        methods_order: the order of the columns.
+        reference: the method to compare with; None if none of `REFERENCES` was run.
     """
 
     runs: pd.DataFrame
@@ -76,12 +78,12 @@ class Results:
 
 
 def loss_table(runs: pd.DataFrame, metric: Metric) -> pd.DataFrame:
-    """The table's cells, one row for each scale, lr and method that has runs.
+    """The cells of the loss tables: one row per scale, lr and method that has runs.
 
-    Columns: scale, lr, method, mean and std (sample standard deviation over seeds, NaN for one
-    seed) of ``metric`` in nats a token, finished (runs in the mean), seeds (different ones of
-    those), diverged, runs, and best: True at the lowest mean of a scale and method. An lr at which
-    a seed diverged is never best, however good the seeds that survived.
+    Columns: scale, lr, method; mean and std of ``metric`` in nats per token (the sample standard
+    deviation over seeds, NaN for one seed); finished, the number of runs in the mean; seeds, the
+    number of different seeds among those; diverged and runs, numbers of runs; best, True at the
+    lowest mean of a scale and method. An lr at which a seed diverged is never best.
     """
     readable = runs[runs["state"] != UNREADABLE]
     counted = readable["seed"].astype(str).where(readable[metric].notna())
@@ -103,7 +105,7 @@ def loss_table(runs: pd.DataFrame, metric: Metric) -> pd.DataFrame:
 
 
 def _frame(rows: list[Any], columns: tuple[str, ...]) -> pd.DataFrame:
-    """A frame whose numbers are numbers even where there are no rows to tell."""
+    """A frame with the right types, also without rows."""
     frame = pd.DataFrame(rows, columns=list(columns))
     return frame.astype({name: float for name in columns if name in _NUMBERS})
 
@@ -129,21 +131,21 @@ def _method(column: pd.DataFrame, scale: str, method: str) -> dict[str, Any]:
         return row
     index = int(best[0])
     cell = column.iloc[index]
-    # Infinite where a seed diverged, NaN where none has finished.
+    # Infinite if a seed diverged, NaN if no run has finished.
     losses = column["mean"].mask(column["diverged"] > 0, math.inf)
-    found = basin(column["lr"].tolist(), losses.tolist(), index)
+    around = basin(column["lr"].tolist(), losses.tolist(), index)
     return row | {
         "best_loss": cell["mean"],
         "best_std": cell["std"],
         "best_seeds": int(cell["seeds"]),
         "best_lr": cell["lr"],
         "lower_where_diverged": bool(column["mean"].min() < cell["mean"]),
-        "basin_decades": found.decades,
-        "basin_lower_bound": found.lower_bound,
-        "basin_low": found.low,
-        "basin_high": found.high,
-        "basin_low_end": found.low_end,
-        "basin_high_end": found.high_end,
+        "basin_decades": around.decades,
+        "basin_lower_bound": around.lower_bound,
+        "basin_low": around.low,
+        "basin_high": around.high,
+        "basin_low_end": around.low_end,
+        "basin_high_end": around.high_end,
     }
 
 

@@ -1,18 +1,18 @@
 """The lr basin: over how many decades of lr a method stays close to its best loss.
 
-The mean loss L is taken as piecewise linear in x = log10 lr between the lrs that were run. The
-basin is the connected interval around the best lr on which L <= L_best + tolerance: going outwards
-from the best, it ends where a segment crosses that level, at
+The mean loss L is interpolated linearly in x = log10 lr between the lrs that were run. The basin
+is the connected interval around the best lr on which L <= L_best + tolerance. On each side it ends
+where a segment crosses that level, at
 
     x = x_in + (L_best + tolerance - L_in) / (L_out - L_in) * (x_out - x_in)
 
-with "in" the last lr inside and "out" the first outside. Decided for what the formula leaves open:
+where "in" is the last lr inside and "out" the first outside. Special cases:
 
-- An lr at which any seed diverged counts as infinite: the crossing is then at x_in itself, the last
-  lr that is known to train. That end is marked "diverged".
-- Where the grid ends inside, or the next lr has runs of which none has finished, the basin may go
-  on: that end is "open", and the width a lower bound (written >=).
-- An lr that this method was not run at is not part of its grid, and is interpolated across.
+- The loss is infinite at an lr at which any seed diverged. The basin then ends at x_in, the last
+  lr that is known to train, and that end is "diverged".
+- The basin may continue beyond the end of the grid, and beyond an lr that has no finished run.
+  That end is "open", and the width is a lower bound (written >=).
+- The interpolation skips lrs that this method was not run at.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ from dataclasses import dataclass
 from typing import Literal
 
 TOLERANCE = 0.05
-"""Nats a token above the best loss."""
+"""Nats per token above the best loss."""
 
 End = Literal["crossed", "diverged", "open"]
 
 
 @dataclass(frozen=True)
 class Basin:
-    """The interval [low, high] of learning rates, and how each of its ends is known."""
+    """The interval [low, high] of learning rates, and why each side ends there."""
 
     low: float
     high: float
@@ -43,7 +43,7 @@ class Basin:
 
     @property
     def lower_bound(self) -> bool:
-        """Whether the width is a lower bound only."""
+        """Whether the width is only a lower bound."""
         return "open" in (self.low_end, self.high_end)
 
 
@@ -53,10 +53,11 @@ def basin(
     """The basin around ``lrs[best]``.
 
     Args:
-        lrs: ascending and positive, those that this method was run at.
-        losses: mean loss at each, nats a token; inf where a seed diverged, NaN where none finished.
-        best: index of the best, whose loss is finite.
-        tolerance: nats a token.
+        lrs: the learning rates that the method was run at, positive and ascending.
+        losses: the mean loss at each, nats per token; inf if a seed diverged, NaN if no run has
+            finished.
+        best: index of the best lr; its loss is finite.
+        tolerance: nats per token.
     """
     low, low_end = _edge(lrs, losses, range(best, -1, -1), tolerance)
     high, high_end = _edge(lrs, losses, range(best, len(lrs)), tolerance)
@@ -66,7 +67,7 @@ def basin(
 def _edge(
     lrs: Sequence[float], losses: Sequence[float], outwards: Sequence[int], tolerance: float
 ) -> tuple[float, End]:
-    """Where the basin ends on one side; ``outwards`` are the indices from the best on."""
+    """Where the basin ends on one side; ``outwards`` are the indices, starting at the best."""
     inside = outwards[0]
     level = losses[inside] + tolerance
     for outside in outwards[1:]:

@@ -1,4 +1,4 @@
-"""One row for every run below a folder."""
+"""Reads all runs below a folder into one table."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from train.run.tail import Tail
 log = logging.getLogger(__name__)
 
 UNREADABLE = "unreadable"
-"""State of a folder whose files are not those of a run."""
+"""State of a folder with a config.json that is not a readable run."""
 
 _NUMBERS = (
     *("lr", "parameters", "validation", "train", "loss", "step"),
@@ -41,15 +41,20 @@ COLUMNS = (
 
 
 def collect(folder: str | os.PathLike[str]) -> pd.DataFrame:
-    """One row for every run below ``folder``, whatever its state.
+    """One row per run below ``folder``, whatever its state.
 
-    Columns: path; scale, method, lr, seed, steps; parameters (NaN unless its summary says);
-    state ("no status" before it has one) and its description in words; the two metrics
-    ``validation`` and ``train`` (NaN unless the run is completed and has them); loss, step, tokens
-    and tokens_per_second as last logged (see `tail.Tail`); the number of corrupt lines of metrics
-    met; why its summary could not be used, empty where it could; when its status was ``updated``
-    (ISO 8601, UTC). A folder whose config.json is not that of a run, or whose status is corrupt,
-    has the state "unreadable" and the reason as its description.
+    Columns:
+        path: the run's folder.
+        scale, method, lr, seed, steps: from its configuration.
+        parameters: number of parameters; NaN if the run has no summary.
+        state: as in status.json; "no status" if there is none, and "unreadable" if config.json or
+            status.json is corrupt.
+        description: the state in words, with its reason.
+        validation, train: the two metrics, nats per token; NaN unless the run is completed.
+        loss, step, tokens, tokens_per_second: as last logged, see `tail.Tail`.
+        skipped_lines: number of corrupt lines in its metrics.
+        bad_summary: why its summary cannot be used; empty if it can.
+        updated: time of its status, ISO 8601, UTC.
     """
     runs = list(_runs_below(folder))
     progress = tqdm(runs, desc="runs", unit="run", delay=1, leave=False, disable=None)
@@ -59,7 +64,7 @@ def collect(folder: str | os.PathLike[str]) -> pd.DataFrame:
 
 
 def _runs_below(folder: str | os.PathLike[str]) -> Iterator[str]:
-    """The folders that hold a config.json, in order of their names."""
+    """The folders that hold a config.json, ordered by name."""
 
     def unlisted(error: OSError) -> None:
         log.warning("%s cannot be listed (%s): skipped", error.filename, error.strerror)
@@ -68,14 +73,14 @@ def _runs_below(folder: str | os.PathLike[str]) -> Iterator[str]:
         folders.sort()
         if CONFIG in files:
             yield path
-            # A config.json alone may be a model's, above the runs; a run's checkpoints hold
-            # thousands of files and no runs.
+            # A run's checkpoints hold thousands of files and no runs: do not search them. A
+            # config.json alone may belong to a model, and the runs may be below it.
             if not {SUMMARY, STATUS, METRICS}.isdisjoint(files):
                 folders.clear()
 
 
 def read_run(folder: Path) -> dict[str, Any]:
-    """The row of one run, all of `COLUMNS` but its path; None where a number does not exist."""
+    """The row of one run: all of `COLUMNS` but its path, None for a number that does not exist."""
     row: dict[str, Any] = dict.fromkeys(COLUMNS) | {"skipped_lines": 0, "bad_summary": ""}
     try:
         run = load_run(folder, metrics=False)
@@ -91,26 +96,26 @@ def read_run(folder: Path) -> dict[str, Any]:
         return row | {"state": UNREADABLE, "lr": None, "description": str(error)}
     except (KeyError, TypeError, ValueError):
         keys = ", ".join(COORDINATES)
-        reason = f"{folder / CONFIG} lacks one of {keys}, or its lr is no positive number"
+        reason = f"{folder / CONFIG} lacks one of {keys}, or its lr is not a positive number"
         return row | {"state": UNREADABLE, "lr": None, "description": reason}
     row |= vars(numbers) | {"parameters": parameters}
     if state != "completed":
         row |= {"validation": None, "train": None}
     stopped = run.status.get("step")
-    if isinstance(stopped, int):  # of a run that diverged, where it did
+    if isinstance(stopped, int):  # for a run that diverged: the step at which it did
         row["step"] = stopped
     return row
 
 
 def _numbers(folder: Path, state: str) -> tuple[Tail, int | None, str]:
-    """A run's numbers, its parameters, and what was wrong with its summary."""
+    """A run's numbers, its number of parameters, and why its summary cannot be used."""
     if state not in FINISHED:
         return tail.latest(folder / METRICS), None, ""
     problem = ""
     try:
         summary = read_summary(folder, state)
     except SummaryError as error:
-        log.warning("%s: its metrics are read instead", error)
+        log.warning("%s: reading its metrics instead", error)
         summary, problem = None, str(error)
     if summary is not None:
         return *summary, ""

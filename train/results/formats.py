@@ -27,7 +27,7 @@ _LATEX = str.maketrans(
 
 
 def render(runs: pd.DataFrame, metric: Metric, style: Format = "text") -> str:
-    """The results of ``runs``, as from `collect.collect`, as text."""
+    """The results of ``runs``, a table from `collect.collect`, in one format."""
     writers: dict[Format, Callable[[Results], str]] = {
         "text": lambda results: prose(results, markdown=False),
         "markdown": lambda results: prose(results, markdown=True),
@@ -39,7 +39,7 @@ def render(runs: pd.DataFrame, metric: Metric, style: Format = "text") -> str:
 
 
 def prose(results: Results, *, markdown: bool) -> str:
-    """The tables of all scales, with what a reader must know under each."""
+    """The tables of all scales as plain text or Markdown, with notes below each."""
     heading, bullet = ("### ", "- ") if markdown else ("", "")
 
     def listed(lines: list[str]) -> str:
@@ -62,16 +62,14 @@ def prose(results: Results, *, markdown: bool) -> str:
             )
         )
     if len(results.transfer):
-        blocks.append(
-            f"{heading}transfer: loss here at the best lr of the smallest scale, less best"
-        )
+        blocks.append(f"{heading}transfer: loss at the best lr of the smallest scale - best loss")
         blocks.append(listed(notes.transfer_lines(results)))
     unreadable = notes.unreadable_note(results.runs)
     return "\n\n".join(blocks + ([bullet + unreadable] if unreadable else []))
 
 
 def cell_texts(cells: pd.DataFrame) -> pd.DataFrame:
-    """The cells of one scale as text: rows lr ascending, columns methods in order."""
+    """The cells of one scale as text: rows are lrs, ascending; columns are methods, in order."""
     width = max((len(f"{mean:.4f}") for mean in cells["mean"].dropna()), default=1)
     counts = cells.loc[cells["seeds"] > 0, "seeds"]
 
@@ -93,11 +91,11 @@ def cell_texts(cells: pd.DataFrame) -> pd.DataFrame:
 
 
 def to_csv(results: Results) -> str:
-    """One line a cell, full precision; what holds for a whole method and scale is repeated.
+    """One line per cell with full precision; values of a method and scale repeat on its lines.
 
-    The columns of `Results.cells`, then those of `Results.methods`, then the transfer's from_scale,
-    regret and outcome, then the gap's reference, gap, noise and verdict. An empty field is a number
-    that does not exist.
+    The columns are those of `Results.cells` and `Results.methods`, the transfer's from_scale,
+    regret and outcome, and the gap's reference, gap, noise and verdict. A number that does not
+    exist is an empty field.
     """
     keys = ["scale", "method"]
     transfer = results.transfer[[*keys, "from_scale", "regret", "outcome"]]
@@ -113,7 +111,7 @@ def to_csv(results: Results) -> str:
 
 
 def to_json(results: Results) -> str:
-    """Everything in `Results`, full precision; numbers that do not exist, or are infinite, null."""
+    """Everything in `Results` with full precision; missing and infinite numbers are null."""
     states = results.runs["state"].value_counts().to_dict()
     sizes = results.runs.groupby("scale")["parameters"].max()
     scales = []
@@ -144,7 +142,7 @@ def to_json(results: Results) -> str:
 
 
 def _grid(texts: pd.DataFrame, markdown: bool) -> list[str]:
-    """The lines of a table with all columns padded to their widths."""
+    """The lines of a table, columns padded to their widths."""
     rows = [["lr", *texts.columns]]
     rows += [[lr_text(lr), *line] for lr, line in zip(texts.index, texts.to_numpy(), strict=True)]
     if markdown:
@@ -158,7 +156,7 @@ def _grid(texts: pd.DataFrame, markdown: bool) -> list[str]:
 
 
 def latex(results: Results) -> str:
-    """The tables of all scales and that of the transfer, for a document with ``booktabs``."""
+    """The loss table of each scale and the transfer table, for a document with ``booktabs``."""
     tables = [_latex_losses(results, scale) for scale in results.scales]
     if len(results.transfer):
         tables.append(_latex_transfer(results))
@@ -166,7 +164,7 @@ def latex(results: Results) -> str:
 
 
 def escape(text: str) -> str:
-    """``text`` such that LaTeX prints it as it is."""
+    """``text`` with LaTeX's special characters escaped."""
     return text.translate(_LATEX)
 
 

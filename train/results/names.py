@@ -1,4 +1,4 @@
-"""How scales, methods and learning rates are ordered and written, the same in every output."""
+"""The order and the spelling of scales, methods and learning rates, for every output."""
 
 from __future__ import annotations
 
@@ -6,16 +6,16 @@ import re
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Literal
 
-if TYPE_CHECKING:  # a command line names metrics and formats without waiting for pandas
+if TYPE_CHECKING:  # slow to import, and not needed for the names alone
     import pandas as pd
 
 Metric = Literal["validation", "train"]
 Format = Literal["text", "markdown", "csv", "json", "latex"]
 
 METHODS = ("maxP", "mup-full", "mup-no", "maxP-frozen", "sp")
-"""Order of the columns; methods of other names follow alphabetically."""
+"""Order of the columns; other methods follow alphabetically."""
 
-_SHOWN = 3  # paths or messages spelled out in a note
+_SHOWN = 3  # paths or messages listed in a note
 
 
 def in_order(methods: Iterable[str]) -> list[str]:
@@ -32,7 +32,7 @@ def natural(name: str) -> list[tuple[int, str]]:
 
 
 def scales_in_order(runs: pd.DataFrame) -> list[str]:
-    """The scales of ``runs``, smallest first: by parameters where all are known, else by name."""
+    """The scales of ``runs``, smallest first: by parameters if all are known, else by name."""
     sizes = runs.dropna(subset=["scale"]).groupby("scale")["parameters"].max()
     scales = sorted(map(str, sizes.index), key=natural)
     return scales if sizes.isna().any() else sorted(scales, key=sizes.to_dict().__getitem__)
@@ -51,6 +51,6 @@ def lr_parts(lr: float) -> tuple[str, int]:
 
 
 def named(texts: pd.Series[str]) -> str:
-    """How many there are, and the first few."""
+    """Their number and the first few, for example "4 (a; b; c; ...)"."""
     shown = "; ".join(texts.iloc[:_SHOWN])
     return f"{len(texts)} ({shown}{'; ...' if len(texts) > _SHOWN else ''})"

@@ -1,4 +1,4 @@
-"""The lines under a table: bests, basins, transfer, gaps, and what the table does not show."""
+"""The lines below a table: bests, basins, gaps, transfer, and notes on runs it leaves out."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from train.run.folder import FINISHED
 
 
 def best_lines(results: Results, scale: str) -> list[str]:
-    """One line a method: its best loss and lr; then one a method: the basin around it."""
+    """One line per method with its best loss and lr, then one per method with its basin."""
     here = results.methods[results.methods["scale"] == scale]
     width = here["method"].str.len().max()
     bests, basins = [], []
     for _, row in here.iterrows():
         method = row["method"].ljust(width)
-        found = "none"
+        best = "none"
         if not math.isnan(row["best_loss"]):
-            found = f"{row['best_loss']:.4f} at lr {lr_text(row['best_lr'])}"
+            best = f"{row['best_loss']:.4f} at lr {lr_text(row['best_lr'])}"
             basins.append(f"basin {method}   {basin_text(row)}")
         if row["lower_where_diverged"]:
-            found += " (lower only where a seed diverged)"
-        bests.append(f"best {method}   {found}")
+            best += " (lower only where a seed diverged)"
+        bests.append(f"best {method}   {best}")
     return bests + basins
 
 
@@ -39,7 +39,7 @@ def basin_text(row: pd.Series) -> str:
 
 
 def gap_lines(results: Results, scale: str) -> list[str]:
-    """One line for each method that is compared, with what its gap may be taken to say."""
+    """One line per method: its gap to the reference, and whether the gap is significant."""
     here = results.gaps[results.gaps["scale"] == scale]
     width = here["method"].str.len().max() if len(here) else 0
     lines = []
@@ -50,7 +50,7 @@ def gap_lines(results: Results, scale: str) -> list[str]:
 
 
 def verdict_text(row: pd.Series) -> str:
-    """What a row of `Results.gaps` allows to say."""
+    """The significance of a row of `Results.gaps`."""
     seeds = sorted({row["seeds"], row["reference_seeds"]})
     count = f"n = {' and '.join(map(str, seeds))}"
     if row["verdict"] == "noise unknown":
@@ -60,7 +60,7 @@ def verdict_text(row: pd.Series) -> str:
 
 
 def transfer_lines(results: Results) -> list[str]:
-    """One line for each method and scale above its smallest."""
+    """One line per method and scale above its smallest."""
     rows = results.transfer
     method = rows["method"].str.len().max() if len(rows) else 0
     scale = rows["scale"].str.len().max() if len(rows) else 0
@@ -72,7 +72,7 @@ def transfer_lines(results: Results) -> list[str]:
 
 
 def regret_text(row: pd.Series) -> str:
-    """The regret of a row of `Results.transfer`, or why there is none."""
+    """The regret in a row of `Results.transfer`, or why there is none."""
     if row["outcome"] == "diverged":
         return "diverged at that lr"
     if row["outcome"] == "missing":
@@ -83,7 +83,7 @@ def regret_text(row: pd.Series) -> str:
 
 
 def run_notes(runs: pd.DataFrame, metric: Metric) -> list[str]:
-    """What the table of one scale does not show, or mixes."""
+    """What the table of one scale leaves out or mixes."""
     notes = []
     ended = runs["state"].isin(FINISHED)
     if not ended.all():
@@ -99,11 +99,11 @@ def run_notes(runs: pd.DataFrame, metric: Metric) -> list[str]:
         notes.append(f"corrupt lines of metrics skipped: {lines}, in {named(corrupt['path'])}")
     bad = runs.loc[runs["bad_summary"].fillna("") != "", "bad_summary"]
     if len(bad):
-        notes.append(f"summaries that could not be used, metrics read instead: {named(bad)}")
+        notes.append(f"unusable summaries, metrics read instead: {named(bad)}")
     averaged = completed[completed[metric].notna()]
     again = averaged[averaged.duplicated(["method", "lr", "seed"], keep=False)]
     if len(again):
-        notes.append(f"several runs of one seed, all in its mean: {named(again['path'])}")
+        notes.append(f"several runs with the same seed, all in the mean: {named(again['path'])}")
     steps = sorted(averaged["steps"].unique())
     if len(steps) > 1:
         notes.append(f"runs of different lengths: {', '.join(map(str, steps))} steps")
@@ -111,13 +111,13 @@ def run_notes(runs: pd.DataFrame, metric: Metric) -> list[str]:
 
 
 def unreadable_note(runs: pd.DataFrame) -> str | None:
-    """The folders that are no runs, if there are any."""
+    """The folders that cannot be read, if there are any."""
     unreadable = runs.loc[runs["state"] == UNREADABLE, "description"]
-    return f"folders that are no readable runs: {named(unreadable)}" if len(unreadable) else None
+    return f"unreadable folders: {named(unreadable)}" if len(unreadable) else None
 
 
 def seeds_legend(cells: pd.DataFrame) -> str:
-    """How many seeds the means of these cells are over."""
+    """The number of seeds in the means of these cells."""
     counts = sorted({int(n) for n in cells["seeds"] if n})
     if not counts or counts == [1]:
         return "one seed" if counts else "no finished run"

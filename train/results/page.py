@@ -1,4 +1,4 @@
-"""The report's page: its template, its style and the few lines that sort and filter its tables."""
+"""The report's page: its template, its style, and the script that sorts and filters its tables."""
 
 CSS = """
 :root { color-scheme: light dark; --ink: #1f2329; --soft: #626b76; --paper: #ffffff;
@@ -51,7 +51,7 @@ for (const table of document.querySelectorAll("table")) {
     const value = row => row.cells[column].dataset.v ?? row.cells[column].textContent.trim();
     const order = (a, b) => {
       const [x, y] = [value(a), value(b)];
-      if (x === "" || y === "") return (x === "") - (y === "");  // what is missing comes last
+      if (x === "" || y === "") return (x === "") - (y === "");  // missing values last
       const least = x - y;
       return (down ? -1 : 1) * (isNaN(least) ? x.localeCompare(y, "en", {numeric: true}) : least);
     };

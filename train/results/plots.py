@@ -1,4 +1,4 @@
-"""The pictures of a sweep: loss against lr, transfer across scales, and the gap to a reference."""
+"""The plots of a sweep: loss over lr, transfer across scales, and the gap to a reference."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ from train.run.files import write_whole
 LOSS_LABELS = {"validation": "validation loss (nats)", "train": "training loss (nats)"}
 
 _PAGE = 12.6  # inches, the width of three panels
-_FEW = 5  # means; of fewer, none is left out as too high
+_FEW = 5  # with fewer means than this, none is left out as too high
 
 
 def loss_against_lr(results: Results) -> Figure:
-    """A panel a scale, a line a method: mean over seeds, a band of one standard deviation.
+    """Mean loss over seeds with a band of one standard deviation: one panel per scale.
 
     A ring marks each method's best lr, a cross at the top an lr at which a seed diverged.
     """
@@ -48,7 +48,7 @@ def loss_against_lr(results: Results) -> Figure:
 
 
 def transfer(results: Results) -> Figure:
-    """Best lr, best loss and transfer regret over the scales, a line a method."""
+    """Best lr, best loss and transfer regret over the scales, one line per method."""
     looks = style.looks(results.methods_order)
     sizes = results.runs.groupby("scale")["parameters"].max()
     known = bool(results.scales) and not sizes[results.scales].isna().any()
@@ -57,7 +57,7 @@ def transfer(results: Results) -> Figure:
         figure, (lr_axes, loss_axes, regret_axes) = style.panels(3)
         for position, (method, (colour, marker)) in enumerate(looks.items()):
             rows = results.methods[results.methods["method"] == method].dropna(subset=["best_loss"])
-            # Methods that agree lie on one another: those below are wider.
+            # Lines of methods that agree overlap: those below are wider.
             wider = len(looks) - 1 - position
             line: Any = {"color": colour, "marker": marker}
             line |= {"linewidth": 1.6 + 1.1 * wider, "markersize": 5 + 2 * wider}
@@ -88,10 +88,10 @@ def transfer(results: Results) -> Figure:
 
 
 def gap_map(results: Results) -> Figure | None:
-    """Loss of each method less the reference's, over scale and lr; None without a reference.
+    """Loss of each method minus the reference's, over scale and lr; None without a reference.
 
-    Blue is lower than the reference, red higher. A cell says why it has no number: the method, the
-    reference or both diverged (div.), or a finished run of one of them is missing (–).
+    Blue is lower than the reference, red higher. A cell without a number says why: the method, the
+    reference or both diverged (div.), or one of them has no finished run (–).
     """
     others = [method for method in results.methods_order if method != results.reference]
     if results.reference is None or not others:
@@ -139,7 +139,7 @@ def gap_map(results: Results) -> Figure | None:
 
 
 def figures(results: Results) -> dict[str, Figure]:
-    """All pictures there is something for, by the name of their files."""
+    """File name -> plot, for all plots that the results have data for."""
     makers: dict[str, Callable[[Results], Figure | None]] = {"loss_against_lr": loss_against_lr}
     if len(results.scales) > 1 and results.methods["best_loss"].notna().any():
         makers["transfer"] = transfer
@@ -151,7 +151,7 @@ def figures(results: Results) -> dict[str, Figure]:
 
 
 def write_plots(results: Results, folder: str | os.PathLike[str]) -> list[Path]:
-    """Write every picture as PNG and SVG into ``folder``, made if needed; returns the files."""
+    """Write every plot as PNG and SVG into ``folder``, created if needed; returns the files."""
     target = Path(folder)
     target.mkdir(parents=True, exist_ok=True)
     written = []
@@ -179,7 +179,7 @@ def _line(axes: Axes, column: pd.DataFrame, look: tuple[str, str], *, crosses: f
 
 
 def _crosses(axes: Axes, at: pd.Series[float], colour: str, *, height: float) -> None:
-    """Mark what diverged at this height of the axes, which has no loss to be drawn at."""
+    """Mark places that diverged, and so have no loss, at this height of the axes."""
     for place in at:
         axes.plot(
             place, height, "x", color=colour, transform=axes.get_xaxis_transform(), clip_on=False,
@@ -188,7 +188,7 @@ def _crosses(axes: Axes, at: pd.Series[float], colour: str, *, height: float) ->
 
 
 def _leave_out_the_highest(axes: Axes, means: pd.Series[float]) -> None:
-    """End the axis below losses that would flatten all others, and say how many they are."""
+    """End the axis below losses that would flatten the others, and show how many there are."""
     if len(means) < _FEW:
         return
     low, middle = means.min(), means.median()
@@ -204,7 +204,7 @@ def _leave_out_the_highest(axes: Axes, means: pd.Series[float]) -> None:
 
 
 def _lr_ticks(axes: Axes, lrs: list[float], axis: str = "x") -> None:
-    """Ticks at the lrs that were run, as they are written everywhere."""
+    """Ticks at the lrs that were run, at most eight."""
     shown = lrs[:: max(1, -(-len(lrs) // 8))]
     side = axes.xaxis if axis == "x" else axes.yaxis
     side.set_ticks(shown, labels=[lr_text(lr) for lr in shown])

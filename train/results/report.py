@@ -1,7 +1,7 @@
-"""``python -m train.results.report RUNS_DIR --to FILE``: one HTML file that says all of a sweep.
+"""``python -m train.results.report RUNS_DIR --to FILE``: a sweep as one self-contained HTML file.
 
-It needs nothing beside itself: style, script and pictures are inside, and its security policy lets
-the browser ask for nothing else.
+Style, script and plots are inside the file; its security policy forbids the browser to load
+anything else.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import pandas as pd
 import tyro
 from markupsafe import Markup
 from matplotlib.figure import Figure
+from tyro.conf import Positional, arg
 
 from train.results import curves, notes, page, plots, style
 from train.results.analysis import TITLES, Results
@@ -25,22 +26,21 @@ from train.results.basin import TOLERANCE
 from train.results.collect import UNREADABLE, collect
 from train.results.names import Metric, in_order, lr_text
 from train.run.files import write_whole
-from train.run.folder import CONFIG
 
 _LEGEND = (
-    f"Losses in nats a token. Basin: decades of learning rate within {TOLERANCE:g} of the best "
-    "loss, the mean taken as piecewise linear in log lr; ≥ where the grid or the finished runs end "
-    "before the basin does; an lr at which a seed diverged ends it. Regret: loss at the best lr of "
-    "the method's smallest scale, less the best loss at this scale. A gap within one standard "
-    "deviation over seeds decides nothing."
+    f"Losses are in nats per token. Basin: decades of learning rate within {TOLERANCE:g} of the "
+    "best loss, with the mean loss interpolated linearly in log lr. It ends at an lr at which a "
+    "seed diverged; ≥ means that the grid, or the finished runs, end before the basin does. "
+    "Regret: loss at the best lr of the method's smallest scale, minus the best loss at this "
+    "scale. A gap within one standard deviation over seeds is not significant."
 )
 _CAPTIONS = {
     "loss_against_lr": "Mean over seeds; the band is one standard deviation. A ring marks the best "
     "learning rate of a method, a cross at the top a learning rate at which a seed diverged.",
-    "transfer": "Learning rates that transfer: the best stays where it is, and the regret of "
-    "keeping that of the smallest scale stays at zero. A cross at the top: it diverged.",
+    "transfer": "Where learning rates transfer, the best one is the same at all scales, and the "
+    "regret of the smallest scale's best is zero. A cross at the top marks one that diverged.",
     "gap": "Below zero the method is better than the reference at the same learning rate. div.: a "
-    "seed diverged, of the method or of the reference; –: no finished run of one of them.",
+    "seed of the method or of the reference diverged; –: one of them has no finished run.",
 }
 
 
@@ -54,7 +54,7 @@ class Picture:
 class Cell:
     text: str
     value: float | str | None = None
-    """What sorting looks at; the text by default, "" for what comes last."""
+    """The value to sort by: by default the text; "" sorts last."""
     kind: str = ""
     """CSS classes."""
     remark: str = ""
@@ -71,7 +71,7 @@ _NONE = Cell("–", "")
 
 
 def report(runs: pd.DataFrame, title: str) -> str:
-    """The page about ``runs``, as from `collect.collect`, whatever their states."""
+    """The HTML page about ``runs``, a table from `collect.collect`."""
     shown: list[Metric] = [metric for metric in TITLES if runs[metric].notna().any()]
     results = {metric: Results.of(runs, metric) for metric in shown or ["validation"]}
     first = next(iter(results.values()))
@@ -129,7 +129,7 @@ def _curves(results: Results) -> list[Picture]:
         (curves.loss_over_steps(results, runs), "Training loss of the best run of each method."),
         (
             curves.exponents_over_steps(results, runs),
-            "Exponents of the layers' learning rates as the method follows the alignment.",
+            "Exponents of the layers' learning rates, which follow the measured alignment.",
         ),
     )
     return [
@@ -188,7 +188,7 @@ def loss_grid(cells: pd.DataFrame) -> Table:
 
 
 def problem_grid(runs: pd.DataFrame) -> Table | None:
-    """Why runs failed or cannot be read, the most frequent first; None where none did."""
+    """Why runs failed or cannot be read, most frequent reason first; None if there are none."""
     bad = runs[runs["state"].isin(["failed", UNREADABLE])]
     if bad.empty:
         return None
@@ -206,7 +206,7 @@ def problem_grid(runs: pd.DataFrame) -> Table | None:
 
 
 def run_grid(runs: pd.DataFrame) -> Table:
-    """Every run with its state and numbers."""
+    """State and numbers of every run."""
     heads = ["run", "scale", "method", "lr", "seed", "state", "step", "loss", "validation", "train"]
     heads += ["tokens", "tokens/s", "reason"]
     rows = []
@@ -246,7 +246,7 @@ def _loss(cell: pd.Series, most: int) -> Cell:
 def _verdict(gap: pd.Series) -> Cell:
     count = f"n = {min(gap['seeds'], gap['reference_seeds'])}"
     if gap["verdict"] == "noise unknown":
-        return Cell("too few seeds to tell", kind="text", remark=count)
+        return Cell("unknown: too few seeds", kind="text", remark=count)
     side = "within" if gap["verdict"] == "within noise" else "beyond"
     return Cell(f"{side} one std", kind="text", remark=f"{gap['noise']:.4f}, {count}")
 
@@ -269,22 +269,24 @@ def _number(value: float, form: str) -> Cell:
 
 
 def main(
-    runs_dir: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUNS_DIR")],
-    to: Path | None = None,
-    plots_to: Path | None = None,
+    runs_dir: Annotated[Path, Positional, arg(metavar="RUNS_DIR")],
+    to: Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="")] = None,
+    plots_to: Annotated[Path | None, arg(metavar="FOLDER", help_behavior_hint="")] = None,
 ) -> None:
-    """Write the HTML report about all runs below a folder.
+    """Write an HTML report about all runs below a folder, and print its path.
+
+    For example: python -m train.results.report runs/debug --plots-to plots
 
     Args:
-        runs_dir: Folder below which the runs' folders lie, at any depth.
-        to: The file to write; by default report.html in RUNS_DIR.
-        plots_to: Also write the plots into this folder, as PNG and SVG.
+        runs_dir: Folder to search for runs, at any depth.
+        to: Write to this file instead of RUNS_DIR/report.html.
+        plots_to: Write the plots into this folder too, as PNG and SVG.
     """
     if not runs_dir.is_dir():
-        sys.exit(f"RUNS_DIR {runs_dir} is not a folder: give the one that holds the runs")
+        sys.exit(f"RUNS_DIR {runs_dir} is not a folder: pass the folder that holds the runs")
     runs = collect(runs_dir)
     if (runs["state"] == UNREADABLE).all():
-        sys.exit(f"RUNS_DIR {runs_dir} holds no runs: give a folder above some {CONFIG}")
+        sys.exit(f"RUNS_DIR {runs_dir} holds no runs: pass a folder that contains runs")
     flag, target = "--to", to or runs_dir / "report.html"
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -296,7 +298,7 @@ def main(
             for file in plots.write_plots(Results.of(runs, metric), plots_to):
                 print(file)
     except OSError as error:
-        sys.exit(f"{flag} {target} cannot be written ({error.strerror}): choose another")
+        sys.exit(f"{flag} {target} cannot be written ({error.strerror}): pass another path")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""How the plots look: colours that colour-blind readers tell apart, little ink, SVG for a page."""
+"""Style of the plots: colours for colour-blind readers, and SVG that fits into a page."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 
 INK, GRID = "#1f2329", "#d5d9de"
 
-# Okabe and Ito, "Color Universal Design" (2008); a marker of its own for print without colour.
+# Okabe and Ito, "Color Universal Design" (2008); the markers differ for print without colour.
 _FIXED = {
     "maxP": ("#0072b2", "o"),
     "mup-full": ("#d55e00", "s"),
@@ -27,7 +27,7 @@ PALETTE = (
     *("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00"),
     *("#56b4e9", "#7f7f7f", "#8c6d31", "#332288"),
 )
-"""Colours for what is not a method, in the order to use them."""
+"""Colours for lines that are not methods, in order of use."""
 
 _OTHERS = (("#e69f00", "P"), ("#7f7f7f", "X"), ("#8c6d31", "<"))
 
@@ -57,25 +57,25 @@ _SETTINGS: Any = {
     "lines.linewidth": 1.6,
     "lines.markersize": 5,
     "savefig.dpi": 200,
-    "svg.hashsalt": "maxp",  # the same picture is the same file
+    "svg.hashsalt": "maxp",  # the same plot gives the same file
 }
 
 
 @contextmanager
 def drawing() -> Iterator[None]:
-    """The settings in which figures are made and saved."""
+    """Matplotlib's settings to make and save figures with."""
     with matplotlib.rc_context(_SETTINGS):
         yield
 
 
 def looks(methods: list[str]) -> dict[str, tuple[str, str]]:
-    """Method -> (colour, marker); the known ones keep theirs in every plot."""
+    """Method -> (colour, marker); known methods look the same in every plot."""
     others = cycle(_OTHERS)
     return {method: _FIXED.get(method) or next(others) for method in methods}
 
 
 def panels(count: int, *, width: float = 4.2, height: float = 3.2) -> tuple[Figure, list[Axes]]:
-    """A figure of ``count`` axes in at most three columns; sizes in inches each."""
+    """A figure with ``count`` axes in at most three columns; sizes in inches per axes."""
     columns = min(count, 3)
     rows = -(-count // columns)
     figure = Figure(figsize=(width * columns, height * rows), layout="constrained")
@@ -95,9 +95,9 @@ def to_bytes(figure: Figure, kind: str) -> bytes:
 
 
 def inline_svg(figure: Figure, name: str) -> str:
-    """The figure as an <svg> element that takes the page's colours and font.
+    """The figure as an <svg> element with the page's colours and font.
 
-    ``name`` keeps its ids apart from those of the page's other pictures.
+    ``name`` is a prefix that makes its ids unique in the page.
     """
     stream = io.StringIO()
     with drawing(), matplotlib.rc_context({"svg.fonttype": "none"}):

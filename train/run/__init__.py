@@ -1,1 +1,1 @@
-"""One run's folder: everything that writes or reads the files of a single run. No torch here."""
+"""The files of one run: what writes and reads them. Only ``hparams`` imports torch."""

@@ -22,7 +22,7 @@ def write_whole(target: Path, content: str | bytes) -> None:
 @contextmanager
 def temporary(target: Path, content: str | bytes) -> Iterator[Path]:
     """A file beside ``target`` that holds ``content``, deleted at the end unless renamed."""
-    # Not mkstemp: its mode 0600 would hide a run from the colleagues who share the folder.
+    # Not mkstemp: its mode 0600 would hide the file from others who share the folder.
     path = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
     try:
         with path.open("xb") as file:
@@ -37,7 +37,7 @@ def temporary(target: Path, content: str | bytes) -> Iterator[Path]:
 def to_json(value: Any, **layout: Any) -> str:
     """JSON of plain values and paths; raises TypeError for anything else."""
 
-    # Paths only: any other object's text may hold an address and differ from run to run.
+    # Only paths: the text of other objects may contain an address, which differs between runs.
     def default(item: Any) -> str:
         if isinstance(item, os.PathLike):
             return os.fspath(item)
@@ -47,7 +47,7 @@ def to_json(value: Any, **layout: Any) -> str:
 
 
 def plain(value: Any, name: str = "record") -> Any:
-    """``value`` with numbers of numpy and torch made plain and non-finite ones None."""
+    """``value`` with NumPy and torch scalars as Python numbers, and non-finite numbers as None."""
     if isinstance(value, Mapping):
         return {str(key): plain(item, str(key)) for key, item in value.items()}
     if isinstance(value, list | tuple):

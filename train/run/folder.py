@@ -1,8 +1,8 @@
 """A run's folder, the only record of a run.
 
-``config.json`` says which experiment it is, ``metrics.jsonl`` holds one JSON object a line,
-``status.json`` says how far it got; ``tb/`` and ``checkpoint/`` belong to their writers.
-No torch here: what reads results must start at once.
+``config.json`` identifies the experiment, ``metrics.jsonl`` holds one JSON object per line, and
+``status.json`` says how far the run got. TensorBoard's files are in ``tb/``, checkpoints in
+``checkpoint/``. Nothing here imports torch, so that commands that read results start fast.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ CONFIG = "config.json"
 METRICS = "metrics.jsonl"
 STATUS = "status.json"
 JOB = "job.json"
-"""Which job of a sweep the run belongs to; the `slurm` package's."""
+"""The job of a sweep that the run belongs to; the `slurm` package writes it."""
 
 State = Literal["queued", "running", "preempted", "completed", "diverged", "failed"]
 FINISHED: tuple[State, ...] = ("completed", "diverged")
-"""States that are results: nothing is left to run."""
+"""States that count as results: such a run is not started again."""
 
 _DIFFERENCES_SHOWN = 3
 
@@ -47,7 +47,7 @@ class RunRecord:
     path: Path
     config: dict[str, Any]
     status: dict[str, Any]
-    """Content of status.json, empty while there is none."""
+    """Content of status.json; empty if there is none yet."""
     metrics: list[dict[str, Any]]
     skipped_lines: int
     """Lines of metrics.jsonl that were not JSON objects."""
@@ -60,14 +60,16 @@ class RunFolder:
         self.path = Path(path)
 
     def claim(self, config: Mapping[str, Any]) -> Literal["new", "completed", "resumable"]:
-        """Take the folder for the run of ``config``, creating it if needed.
+        """Claim the folder for the run of ``config``; create the folder if needed.
 
-        Returns "new" to the one caller that created the run, "completed" where the same run has a
-        result (completed or diverged), else "resumable". That another process may be running the
-        same configuration right now is for the caller to judge, by the status.
+        Returns:
+            "new" to the one caller that creates the run; "completed" if the same run already has a
+            result (completed or diverged); otherwise "resumable". Another process may be running a
+            resumable run: the caller must check.
 
-        Raises RunFolderError if the folder holds another configuration's run, somebody else's
-        files, or a run whose files are corrupt; nothing is overwritten.
+        Raises:
+            RunFolderError: the folder holds the run of another configuration, foreign files, or a
+                run with corrupt files. Nothing is overwritten.
         """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
@@ -90,22 +92,23 @@ class RunFolder:
         return "completed" if read_status(self.path).get("state") in FINISHED else "resumable"
 
     def _create_config(self, config: Mapping[str, Any]) -> bool:
-        """Write config.json unless there is one; True for the one process that wrote it."""
+        """Write config.json unless it exists; True for the one process that writes it."""
         target = self.path / CONFIG
         names = os.listdir(self.path)
-        # A dot-name of ours is another process about to write; a sweep announces its runs.
+        # A sweep writes a run's status and job before its config; the names that begin with a dot
+        # are those of processes that are writing.
         ours = {STATUS, JOB, ".lock"}
-        strangers = [
+        foreign = [
             name
             for name in names
             if name not in ours and not name.startswith((f".{CONFIG}.", f".{STATUS}.", f".{JOB}."))
         ]
-        # Asked after the listing, so that a rival's later files are never taken for a stranger's.
+        # Checked after the listing: files that a concurrent claim adds later do not look foreign.
         if target.exists():
             return False
-        if strangers:
+        if foreign:
             raise RunFolderError(
-                f"--output-dir {self.path} is not empty ({min(strangers)}, ...) and holds no run: "
+                f"--output-dir {self.path} is not empty ({min(foreign)}, ...) and holds no run: "
                 "choose another --output-dir, or an empty folder"
             )
         content = {
@@ -116,7 +119,7 @@ class RunFolder:
         }
         with temporary(target, to_json(content, indent=2) + "\n") as file:
             try:
-                os.link(file, target)  # whole, and refused where the file is already there
+                os.link(file, target)  # atomic; fails if the file exists
             except FileExistsError:
                 return False
         return True
@@ -145,10 +148,12 @@ class RunFolder:
 
 
 def load_run(path: str | os.PathLike[str], *, metrics: bool = True) -> RunRecord:
-    """Read a run's folder; ``metrics=False`` leaves its metrics file unread.
+    """Read a run's folder, without its metrics if ``metrics=False``.
 
-    A truncated or corrupt line of metrics is skipped, counted and logged. Raises RunFolderError if
-    the folder holds no run, or its config.json or status.json is corrupt.
+    A corrupt line of metrics is skipped, counted and logged.
+
+    Raises:
+        RunFolderError: the folder holds no run, or its config.json or status.json is corrupt.
     """
     folder = Path(path)
     config, status = _read_config(folder), read_status(folder)
@@ -185,6 +190,7 @@ def _read_config(folder: Path) -> dict[str, Any]:
 
 
 def read_status(folder: Path) -> dict[str, Any]:
+    """Content of a run's status.json; empty if there is none. Raises as `load_run`."""
     file = folder / STATUS
     if not file.exists():
         return {}

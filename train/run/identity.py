@@ -1,4 +1,4 @@
-"""Which experiment a configuration is, whatever machine, date or number of devices."""
+"""The identity and the name of a run, independent of machine, date and number of devices."""
 
 from __future__ import annotations
 
@@ -19,14 +19,16 @@ NOT_IDENTITY = frozenset(
         "metrics", "profiler", "interval", "keep_latest_k", "async_mode", "load_step",
     }
 )  # fmt: skip
-"""Keys, at any depth, that do not say which experiment it is: with others it is continued."""
+"""Keys, at any depth, that do not define the experiment: a run resumes with other values."""
 
 
 def identity(config: Mapping[str, Any]) -> str:
-    """Name of an experiment: 16 hex digits of the SHA-256 of its canonical JSON.
+    """Identity of an experiment: 16 hex digits of the SHA-256 of its canonical JSON.
 
-    Independent of the order of keys and of everything named in NOT_IDENTITY. Raises TypeError for
-    a value that has no JSON form.
+    The order of keys and the keys in `NOT_IDENTITY` do not matter.
+
+    Raises:
+        TypeError: a value has no JSON form.
     """
     return hashlib.sha256(_canonical(_defining(config)).encode()).hexdigest()[:16]
 
@@ -42,7 +44,7 @@ def differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
 
 
 def run_name(scale: str, method: str, lr: float, seed: int) -> str:
-    """``s3_maxP_lr1e-02_seed1``; an lr of more digits keeps them."""
+    """Name of a run, as ``s3_maxP_lr1e-02_seed1``; an lr with more digits keeps them all."""
     short = f"{lr:.0e}"
     return f"{scale}_{method}_lr{short if float(short) == lr else lr}_seed{seed}"
 
@@ -51,14 +53,14 @@ def _leaves(value: Any, prefix: str = "") -> dict[str, str]:
     """Dotted key -> canonical JSON of every value that is not itself a non-empty object."""
     if not isinstance(value, Mapping) or not value:
         return {prefix: _canonical(value)}
-    found: dict[str, str] = {}
+    leaves: dict[str, str] = {}
     for key, item in value.items():
-        found |= _leaves(item, f"{prefix}.{key}" if prefix else key)
-    return found
+        leaves |= _leaves(item, f"{prefix}.{key}" if prefix else key)
+    return leaves
 
 
 def _defining(value: Any) -> Any:
-    """``value`` without NOT_IDENTITY, in the form in which equal values have equal JSON."""
+    """``value`` without `NOT_IDENTITY`, normalised so that equal values have equal JSON."""
     if isinstance(value, Mapping):
         return {str(k): _defining(v) for k, v in value.items() if k not in NOT_IDENTITY}
     if isinstance(value, list | tuple):

@@ -1,4 +1,4 @@
-"""``metrics.jsonl``: what a run logs, a record a line."""
+"""``metrics.jsonl``: the log of a run, one JSON record per line."""
 
 from __future__ import annotations
 
@@ -15,25 +15,25 @@ log = logging.getLogger(__name__)
 
 
 class MetricsLog:
-    """metrics.jsonl: one JSON object a line, written by one process at a time."""
+    """Writes metrics.jsonl; only one process may write at a time."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
 
     def append(self, record: Mapping[str, Any]) -> None:
-        """Add one line. Non-finite numbers become null; numpy and torch scalars plain numbers."""
+        """Add one line. Non-finite numbers become null, NumPy and torch scalars plain numbers."""
         line = to_json(plain(record)).encode() + b"\n"
         with self.path.open("a+b") as file:
             if file.seek(0, os.SEEK_END):
                 file.seek(-1, os.SEEK_END)
-                if file.read(1) != b"\n":  # a writer was killed mid-line: lose its line, not ours
+                if file.read(1) != b"\n":  # a writer was killed mid-line
                     line = b"\n" + line
             file.write(line)
 
     def rewind(self, step: int) -> int:
-        """Keep only the records up to ``step``, where a run resumes; returns how many lines went.
+        """Drop the records after ``step``, from which a run resumes; returns how many lines.
 
-        Lines that are no records, and records without a step, go too.
+        Corrupt lines and records without a step are dropped too.
         """
         if not self.path.exists():
             return 0
@@ -45,9 +45,9 @@ class MetricsLog:
         return dropped
 
     def archive(self) -> Path | None:
-        """Put the file aside as metrics-1.jsonl, -2, ..., where a run starts over.
+        """Rename the file to metrics-1.jsonl, metrics-2.jsonl, ... before a run starts over.
 
-        Returns the new path, or None where there was no file.
+        Returns the new path, or None if there is no file.
         """
         if not self.path.exists():
             return None
@@ -57,6 +57,6 @@ class MetricsLog:
 
 
 def _step(line: bytes) -> float:
-    """Step of a metrics line, infinite where it has none."""
+    """Step of a line of metrics; infinite if it has none."""
     step = (parse_record(line) or {}).get("step")
     return step if isinstance(step, int | float) else math.inf

@@ -1,4 +1,4 @@
-"""With what a run was made: versions of packages, and the code's commit."""
+"""Versions of the packages, and commit of the code, that a run was made with."""
 
 import importlib.metadata
 import platform
@@ -8,24 +8,24 @@ from pathlib import Path
 _PACKAGES = ("maxp", "torch", "torchtitan", "pulp", "highspy")
 
 COMMIT = ".git_commit"
-"""Beside the packages in a copy of the code that is no checkout: the commit it was made from."""
+"""File in a copy of the code that is not a git checkout: the commit that was copied."""
 
 
 def versions() -> dict[str, str]:
-    """Versions of Python and of the packages that decide a run's numbers."""
-    found = {"python": platform.python_version()}
+    """Versions of Python and of the packages that a run's numbers depend on."""
+    numbers = {"python": platform.python_version()}
     for package in _PACKAGES:
         try:
-            found[package] = importlib.metadata.version(package)
+            numbers[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
-            found[package] = "not installed"
-    return found
+            numbers[package] = "not installed"
+    return numbers
 
 
 def git_commit() -> str | None:
-    """Commit of the checkout this file is in, "+dirty" when tracked files are modified.
+    """Commit of the checkout of this code, with "+dirty" if tracked files are modified.
 
-    None without git, without a commit, or where this file lies in no checkout of its own.
+    None without git, without a commit, or if the code is not in a checkout of its own.
     """
     root = Path(__file__).resolve().parents[2]
 
@@ -38,7 +38,7 @@ def git_commit() -> str | None:
     try:
         if (root / COMMIT).is_file():
             return (root / COMMIT).read_text().strip() or None
-        # An installed copy may lie inside somebody's repository: that commit says nothing of it.
+        # An installed copy may be inside another repository, whose commit is not ours.
         if Path(git("rev-parse", "--show-toplevel")).resolve() != root:
             return None
         commit = git("rev-parse", "--verify", "HEAD")

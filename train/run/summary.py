@@ -1,7 +1,7 @@
-"""``summary.json``: the few numbers of a finished run that a table of 10,000 runs needs.
+"""``summary.json``: the numbers of a finished run, so that a table need not read its metrics.
 
-A convenience, never a second truth: a summary that is missing, corrupt or older than the metrics is
-worked out again from ``metrics.jsonl``.
+It is only a cache: readers of a summary that is missing, corrupt or older than the metrics use
+``metrics.jsonl`` instead.
 """
 
 from __future__ import annotations
@@ -19,23 +19,27 @@ from train.run.tail import Tail
 
 SUMMARY = "summary.json"
 COORDINATES = ("scale", "method", "lr", "seed", "steps")
-"""Keys of a run's configuration that say which cell of which table it is."""
+"""Keys of a run's configuration that place it in a table."""
 _VERSION = 2  # of the content; 1 had the mean training loss of the last 200 steps
 _TAIL = tuple(field.name for field in fields(Tail))
 
 
 class SummaryError(Exception):
-    """summary.json cannot be used; the message is one line that names it and why."""
+    """summary.json cannot be used; the message is one line with the file and the reason."""
 
 
 def write_summary(
     folder: str | os.PathLike[str], *, parameters: int | None = None
 ) -> dict[str, Any]:
-    """Write summary.json of a finished run, from its own files; returns its content.
+    """Write summary.json of a finished run; returns its content.
+
+    Args:
+        folder: of the run.
+        parameters: number of parameters of the model.
 
     Raises:
-        RunFolderError: the folder holds no run, or one that is not completed or diverged.
-        OSError: it cannot be written.
+        RunFolderError: the folder holds no run, or its run is neither completed nor diverged.
+        OSError: the file cannot be written.
     """
     run = load_run(folder, metrics=False)
     state = run.status.get("state")
@@ -54,13 +58,14 @@ def write_summary(
 
 
 def read_summary(folder: Path, state: str) -> tuple[Tail, int | None] | None:
-    """The numbers of a finished run and its parameters; None where there is no current summary.
+    """A finished run's numbers and number of parameters; None without an up-to-date summary.
 
-    Out of date is one of another state than ``state``, or written before the metrics grew. Metrics
-    that were deleted to save space leave it current.
+    A summary is out of date if its state is not ``state`` or if the metrics grew after it was
+    written. It stays valid if the metrics were deleted to save space.
 
     Raises:
-        SummaryError: the file is there and corrupt, or cannot be read.
+        SummaryError: the file exists, and is corrupt, cannot be read, or is of another version and
+            the metrics are gone.
     """
     file = folder / SUMMARY
     try:

@@ -1,4 +1,4 @@
-"""The last part of a metrics.jsonl, of which no more is read and parsed than is asked for."""
+"""Reads metrics.jsonl from its end, and no more of it than needed."""
 
 from __future__ import annotations
 
@@ -17,16 +17,18 @@ _BLOCK = 1 << 16  # bytes read at a time
 
 @dataclass(frozen=True)
 class Tail:
-    """What the end of a run's metrics says; None where it says nothing, or nothing finite.
+    """Numbers from the end of a run's metrics; None for one that is missing or not finite.
+
+    Losses are in nats per token.
 
     Attributes:
-        validation: the last validation loss, nats a token.
-        train: mean of the losses logged in the last 10% of the steps, at least one.
-        loss: the last training loss, nats a token.
+        validation: the last validation loss.
+        train: mean of the training losses logged in the last 10% of the steps, at least of one.
+        loss: the last training loss.
         step: the last step logged.
-        tokens: tokens seen until then.
-        tokens_per_second: median over the same records, per device.
-        skipped_lines: corrupt lines met.
+        tokens: tokens seen up to that step.
+        tokens_per_second: per device; the median over the records that ``train`` is the mean of.
+        skipped_lines: number of corrupt lines read.
     """
 
     validation: float | None = None
@@ -39,7 +41,7 @@ class Tail:
 
 
 def final(file: Path) -> Tail:
-    """Everything of `Tail`, for a run that ended."""
+    """All numbers of a run that has ended."""
     validation: dict[str, Any] | None = None
     records: list[dict[str, Any]] = []  # with a training loss, last first
     last_step = 0.0
@@ -68,7 +70,7 @@ def final(file: Path) -> Tail:
     last = records[0] if records else {}
     return Tail(
         validation=_number((validation or {}).get("validation_loss")),
-        # One loss that was not finite makes the mean not finite: it is not averaged away.
+        # One loss that is not finite makes the mean not finite.
         train=math.fsum(known) / len(known) if known and len(known) == len(losses) else None,
         loss=_number(last.get("loss")),
         step=_whole((last or validation or {}).get("step")),
@@ -79,7 +81,7 @@ def final(file: Path) -> Tail:
 
 
 def latest(file: Path) -> Tail:
-    """The last logged step alone, for a run that has not ended."""
+    """The numbers of the last logged step, for a run that has not ended."""
     record, corrupt = last_record(file)
     return Tail(
         loss=_number(record.get("loss")),
@@ -117,7 +119,7 @@ def lines_from_end(file: Path) -> Iterator[bytes]:
         return
     with stream:
         position = stream.seek(0, os.SEEK_END)
-        cut = b""  # the end of a line whose beginning lies in the block before
+        cut = b""  # the end of a line that begins in the previous block
         while position > 0:
             size = min(_BLOCK, position)
             position = stream.seek(position - size)
@@ -128,7 +130,7 @@ def lines_from_end(file: Path) -> Iterator[bytes]:
 
 
 def _number(value: Any) -> float | None:
-    """``value`` as a finite number, None for anything else."""
+    """``value`` if it is a finite number, else None."""
     return float(value) if isinstance(value, int | float) and math.isfinite(value) else None
 
 
