@@ -14,7 +14,7 @@ from tyro.conf import Positional, arg
 
 from train.results.collect import UNREADABLE, collect
 from train.results.formats import render
-from train.results.names import Format, Metric, named, natural
+from train.results.names import Format, Metric, named, scales_in_order
 from train.run.files import write_whole
 
 
@@ -40,7 +40,7 @@ def main(
         sys.exit(f"RUNS_DIR {runs_dir} is not a folder: pass the folder that holds the runs")
     runs = collect(runs_dir)
     readable = runs["state"] != UNREADABLE
-    scales = sorted(runs.loc[readable, "scale"].unique(), key=natural)
+    scales = scales_in_order(runs[readable])
     if not scales:
         others = runs["description"]
         why = f"; unreadable folders: {named(others)}" if len(others) else ""

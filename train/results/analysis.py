@@ -142,10 +142,7 @@ def _method(column: pd.DataFrame, scale: str, method: str) -> dict[str, Any]:
         "lower_where_diverged": bool(column["mean"].min() < cell["mean"]),
         "basin_decades": around.decades,
         "basin_lower_bound": around.lower_bound,
-        "basin_low": around.low,
-        "basin_high": around.high,
-        "basin_low_end": around.low_end,
-        "basin_high_end": around.high_end,
+        **{f"basin_{name}": value for name, value in vars(around).items()},
     }
 
 
