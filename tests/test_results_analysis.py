@@ -26,46 +26,55 @@ def analysed(root: Path) -> Results:
 
 def test_the_basin_ends_where_the_interpolated_loss_crosses_the_tolerance() -> None:
     # Left: 3.0 -> 3.2, 0.05 is a quarter of the way. Right: 3.0 -> 3.1, half of it.
-    found = basin([1e-3, 1e-2, 1e-1], [3.2, 3.0, 3.1], best=1)
-    assert math.log10(found.low) == pytest.approx(-2.25)
-    assert math.log10(found.high) == pytest.approx(-1.5)
-    assert found.decades == pytest.approx(0.75)
-    assert (found.low_end, found.high_end, found.lower_bound) == ("crossed", "crossed", False)
+    around = basin([1e-3, 1e-2, 1e-1], [3.2, 3.0, 3.1], best=1)
+    assert math.log10(around.low) == pytest.approx(-2.25)
+    assert math.log10(around.high) == pytest.approx(-1.5)
+    assert around.decades == pytest.approx(0.75)
+    assert (around.low_end, around.high_end, around.lower_bound) == (
+        "crossed",
+        "crossed",
+        False,
+    )
 
 
 def test_lrs_within_the_tolerance_belong_to_the_basin_whole() -> None:
     # The crossing is between 1e-1 and 1: 3.04 -> 3.08 passes 3.05 after a quarter.
-    found = basin([1e-3, 1e-2, 1e-1, 1.0], [4.0, 3.0, 3.04, 3.08], best=1)
-    assert math.log10(found.high) == pytest.approx(-0.75)
+    around = basin([1e-3, 1e-2, 1e-1, 1.0], [4.0, 3.0, 3.04, 3.08], best=1)
+    assert math.log10(around.high) == pytest.approx(-0.75)
 
 
 def test_a_second_valley_behind_a_ridge_is_not_in_the_basin() -> None:
-    found = basin([1e-3, 1e-2, 1e-1, 1.0], [3.5, 3.0, 3.1, 3.01], best=1)
-    assert math.log10(found.high) == pytest.approx(-1.5)
+    around = basin([1e-3, 1e-2, 1e-1, 1.0], [3.5, 3.0, 3.1, 3.01], best=1)
+    assert math.log10(around.high) == pytest.approx(-1.5)
 
 
 def test_an_end_of_the_grid_inside_the_basin_is_open() -> None:
-    found = basin([1e-3, 1e-2], [3.0, 3.02], best=0)
-    assert (found.low, found.high, found.low_end, found.high_end) == (1e-3, 1e-2, "open", "open")
-    assert found.decades == pytest.approx(1.0)
-    assert found.lower_bound
+    around = basin([1e-3, 1e-2], [3.0, 3.02], best=0)
+    assert (around.low, around.high, around.low_end, around.high_end) == (
+        1e-3,
+        1e-2,
+        "open",
+        "open",
+    )
+    assert around.decades == pytest.approx(1.0)
+    assert around.lower_bound
 
 
 def test_a_diverged_lr_ends_the_basin_at_the_last_that_trained() -> None:
-    found = basin([1e-3, 1e-2, 1e-1], [3.5, 3.0, INF], best=1)
-    assert (found.high, found.high_end) == (1e-2, "diverged")
-    assert not found.lower_bound
+    around = basin([1e-3, 1e-2, 1e-1], [3.5, 3.0, INF], best=1)
+    assert (around.high, around.high_end) == (1e-2, "diverged")
+    assert not around.lower_bound
 
 
 def test_an_lr_not_finished_yet_leaves_the_basin_open() -> None:
-    found = basin([1e-3, 1e-2, 1e-1, 1.0], [3.5, 3.0, NAN, 9.0], best=1)
-    assert (found.high, found.high_end) == (1e-2, "open")
-    assert found.lower_bound
+    around = basin([1e-3, 1e-2, 1e-1, 1.0], [3.5, 3.0, NAN, 9.0], best=1)
+    assert (around.high, around.high_end) == (1e-2, "open")
+    assert around.lower_bound
 
 
 def test_one_lr_alone_has_a_basin_of_no_known_width() -> None:
-    found = basin([1e-2], [3.0], best=0)
-    assert (found.decades, found.lower_bound) == (0.0, True)
+    around = basin([1e-2], [3.0], best=0)
+    assert (around.decades, around.lower_bound) == (0.0, True)
 
 
 def test_an_lr_of_other_methods_only_is_interpolated_across(tmp_path: Path) -> None:
@@ -110,7 +119,7 @@ def test_a_best_lr_that_transfers_has_no_regret(tmp_path: Path) -> None:
     assert ladder(tmp_path, {1e-3: 2.9, 1e-2: 2.8})["regret"] == 0.0
 
 
-def test_the_regret_of_an_lr_that_diverges_is_infinite_and_said(tmp_path: Path) -> None:
+def test_the_regret_of_an_lr_that_diverges_is_infinite_and_marked(tmp_path: Path) -> None:
     row = ladder(tmp_path, {1e-3: 2.75, 1e-2: None})
     assert (row["regret"], row["outcome"]) == (INF, "diverged")
 

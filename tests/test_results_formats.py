@@ -30,8 +30,8 @@ def read_json(root: Path) -> dict[str, Any]:
         raise AssertionError(f"{name} is not JSON")
 
     text = render(collect(root), "validation", "json")
-    found: dict[str, Any] = json.loads(text, parse_constant=refuse)
-    return found
+    content: dict[str, Any] = json.loads(text, parse_constant=refuse)
+    return content
 
 
 def two_scales(root: Path) -> None:
@@ -68,9 +68,9 @@ def test_csv_repeats_what_holds_for_a_method_and_scale(tmp_path: Path) -> None:
 
 def test_json_keeps_every_digit_and_has_null_for_what_is_no_number(tmp_path: Path) -> None:
     two_scales(tmp_path)
-    found = read_json(tmp_path)
-    assert found["runs"] == {"completed": 3, "diverged": 1, "running": 1}
-    small, large = found["scales"]
+    content = read_json(tmp_path)
+    assert content["runs"] == {"completed": 3, "diverged": 1, "running": 1}
+    small, large = content["scales"]
     (cell,) = small["cells"]
     assert (cell["mean"], cell["finished"], cell["best"]) == (3.0, 2, True)
     assert [cell["mean"] for cell in large["cells"]] == [None, LOSS, None]
@@ -116,7 +116,7 @@ def test_markdown_escapes_what_would_end_a_cell(tmp_path: Path) -> None:
     )
 
 
-def test_transfer_is_told_in_words_under_the_tables(tmp_path: Path) -> None:
+def test_transfer_is_described_below_the_tables(tmp_path: Path) -> None:
     two_scales(tmp_path)
     lines = render(collect(tmp_path), "validation").splitlines()
     assert lines[-1] == "maxP   s1 -> s2   lr 1e-2   diverged at that lr"

@@ -170,4 +170,4 @@ def test_pictures_of_one_page_share_no_ids(tmp_path: Path, name: str) -> None:
     svg = style.inline_svg(plots.loss_against_lr(analysed(tmp_path)), name)
     ids = {element.get("id") for element in ET.fromstring(svg).iter() if element.get("id")}
     assert ids
-    assert all(str(found).startswith(f"{name}-") for found in ids)
+    assert all(str(identifier).startswith(f"{name}-") for identifier in ids)

@@ -93,10 +93,10 @@ def test_the_report_lists_every_run_with_its_state(tmp_path: Path) -> None:
     write_run(tmp_path, validation=3.0, name="done")
     write_run(tmp_path, state="failed", reason="disk full", name="lost")
     (write_run(tmp_path, name="torn") / "config.json").write_text("{")
-    found = {row[0]: (row[5], row[-1]) for row in rows(report(collect(tmp_path), "t"), "runs")}
-    assert found["done"] == ("completed", "")
-    assert found["lost"] == ("failed", "failed at step 400: disk full")
-    assert found["torn"][0] == "unreadable"
+    listed = {row[0]: (row[5], row[-1]) for row in rows(report(collect(tmp_path), "t"), "runs")}
+    assert listed["done"] == ("completed", "")
+    assert listed["lost"] == ("failed", "failed at step 400: disk full")
+    assert listed["torn"][0] == "unreadable"
 
 
 def test_seeds_are_whole_numbers_beside_a_folder_that_has_none(tmp_path: Path) -> None:
@@ -108,8 +108,8 @@ def test_seeds_are_whole_numbers_beside_a_folder_that_has_none(tmp_path: Path) -
 def test_failures_of_one_reason_are_counted_together(tmp_path: Path) -> None:
     for seed, reason in enumerate(["disk full", "no memory", "no memory"]):
         write_run(tmp_path, seed=seed, state="failed", reason=reason)
-    found = [row[:3] for row in rows(report(collect(tmp_path), "t"), "reasons")]
-    assert found == [
+    reasons = [row[:3] for row in rows(report(collect(tmp_path), "t"), "reasons")]
+    assert reasons == [
         ["2", "failed", "failed at step 400: no memory"],
         ["1", "failed", "failed at step 400: disk full"],
     ]
@@ -181,11 +181,11 @@ def test_a_click_on_a_head_sorts_the_table_and_another_turns_it(tmp_path: Path) 
     before = rows(page, "runs")
     column = 8  # validation, counted from 0
 
-    def numbers(found: list[list[str]]) -> list[float]:
-        assert sorted(found) == sorted(before)
-        known = [row[column] != "–" for row in found]
+    def numbers(shown: list[list[str]]) -> list[float]:
+        assert sorted(shown) == sorted(before)
+        known = [row[column] != "–" for row in shown]
         assert known == sorted(known, reverse=True)  # what is missing comes last
-        return [float(row[column]) for row in found if row[column] != "–"]
+        return [float(row[column]) for row in shown if row[column] != "–"]
 
     once, console = browse(page, tmp_path, "--dump-dom", script=CLICK.format(column + 1))
     rising = numbers(rows(once, "runs"))

@@ -452,10 +452,10 @@ def test_load_run_of_a_folder_without_a_run_is_refused(tmp_path: Path) -> None:
 def test_versions_name_python_and_the_packages_that_decide_the_numbers() -> None:
     import torch
 
-    found = versions()
-    assert list(found) == ["python", "maxp", "torch", "torchtitan", "pulp", "highspy"]
-    assert found["python"] == ".".join(map(str, sys.version_info[:3]))
-    assert found["torch"] == torch.__version__
+    recorded = versions()
+    assert list(recorded) == ["python", "maxp", "torch", "torchtitan", "pulp", "highspy"]
+    assert recorded["python"] == ".".join(map(str, sys.version_info[:3]))
+    assert recorded["torch"] == torch.__version__
 
 
 @pytest.fixture

@@ -67,10 +67,10 @@ def test_collect_says_why_a_folder_is_no_readable_run(tmp_path: Path, text: str)
 def test_a_cell_is_the_mean_and_sample_standard_deviation_over_seeds(tmp_path: Path) -> None:
     for seed, loss in enumerate([1.0, 2.0, 6.0]):  # mean 3, variance (4 + 1 + 9) / 2
         write_run(tmp_path, seed=seed, validation=loss)
-    found = cell(collect(tmp_path))
-    assert found["mean"] == pytest.approx(3.0)
-    assert found["std"] == pytest.approx(math.sqrt(7.0))
-    assert (found["finished"], found["diverged"], found["runs"]) == (3, 0, 3)
+    values = cell(collect(tmp_path))
+    assert values["mean"] == pytest.approx(3.0)
+    assert values["std"] == pytest.approx(math.sqrt(7.0))
+    assert (values["finished"], values["diverged"], values["runs"]) == (3, 0, 3)
 
 
 def test_one_seed_has_no_standard_deviation(tmp_path: Path) -> None:
@@ -81,8 +81,13 @@ def test_one_seed_has_no_standard_deviation(tmp_path: Path) -> None:
 def test_diverged_runs_are_counted_beside_the_mean_of_the_others(tmp_path: Path) -> None:
     write_run(tmp_path, seed=0, validation=3.0)
     write_run(tmp_path, seed=1, state="diverged")
-    found = cell(collect(tmp_path))
-    assert (found["mean"], found["finished"], found["diverged"], found["runs"]) == (3.0, 1, 1, 2)
+    values = cell(collect(tmp_path))
+    assert (values["mean"], values["finished"], values["diverged"], values["runs"]) == (
+        3.0,
+        1,
+        1,
+        2,
+    )
 
 
 def test_the_best_lr_is_that_of_the_lowest_mean_of_each_method_and_scale(tmp_path: Path) -> None:
@@ -204,7 +209,7 @@ def test_runs_that_are_not_seeds_of_one_experiment_are_pointed_out(tmp_path: Pat
     ]
 
 
-def test_skipped_lines_are_told_under_the_table(tmp_path: Path) -> None:
+def test_skipped_lines_are_counted_below_the_table(tmp_path: Path) -> None:
     folder = write_run(tmp_path, validation=3.0)
     with (folder / "metrics.jsonl").open("a") as file:
         file.write("nothing\nat all\n")

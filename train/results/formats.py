@@ -62,7 +62,7 @@ def prose(results: Results, *, markdown: bool) -> str:
             )
         )
     if len(results.transfer):
-        blocks.append(f"{heading}transfer: loss at the best lr of the smallest scale - best loss")
+        blocks.append(f"{heading}transfer: loss at the smallest scale's best lr - best loss")
         blocks.append(listed(notes.transfer_lines(results)))
     unreadable = notes.unreadable_note(results.runs)
     return "\n\n".join(blocks + ([bullet + unreadable] if unreadable else []))
