@@ -1,4 +1,4 @@
-"""The study's command, its folder, and that the committed rows can be measured again."""
+"""The study's command, its folder, and that the committed numbers can be measured again."""
 
 import json
 from pathlib import Path
@@ -9,11 +9,12 @@ import pytest
 
 from scripts.study import __main__ as command
 from scripts.study import numbers, single_pass, sweep, training
-from scripts.study.files import read_rows, read_single, write_rows, write_single
-from scripts.study.plan import FULL, QUICK, SinglePass
-from scripts.study.summary import slopes, variations
+from scripts.study.files import read_rows, write_rows
+from scripts.study.plan import FULL, QUICK, SinglePass, Training
+from scripts.study.summary import readout_ratios, slopes, variations
 
 COMMITTED = Path(__file__).resolve().parent.parent / "docs" / "study"
+SUMMARY = json.loads((COMMITTED / "summary.json").read_text())
 SMALL = SinglePass(widths=(128, 256), depths=(2, 4), seeds=2, inputs=8, outputs=3)
 
 
@@ -28,8 +29,8 @@ def curve(method: str, seed: int, width: int, best: float) -> list[dict[str, obj
 
 
 def test_rows_survive_the_folder_to_four_digits(rows: pd.DataFrame, tmp_path: Path) -> None:
-    write_single(tmp_path, rows)
-    read = read_single(tmp_path)
+    write_rows(tmp_path, "single", rows)
+    read = read_rows(tmp_path, "single")
     keys = ["method", "optimizer", "width", "depth", "seed", "layer"]
     both = rows.merge(read, on=keys, suffixes=("", "_read"))
     assert len(both) == len(rows) == len(read)
@@ -37,26 +38,27 @@ def test_rows_survive_the_folder_to_four_digits(rows: pd.DataFrame, tmp_path: Pa
         np.testing.assert_allclose(both[column], both[f"{column}_read"], rtol=6e-4)
 
 
-def test_the_json_holds_the_same_rows_as_the_csv(tmp_path: Path) -> None:
-    table = pd.DataFrame({"method": ["a", "a", "b"], "seed": [0, 1, 1], "loss": [1.0, 2.0, 0.5]})
-    write_rows(tmp_path, "sweep", table)
-    found = json.loads((tmp_path / "sweep.json").read_text())
-    assert found["runs"] == {"method": [["a", 2], ["b", 1]], "seed": [[0, 1], [1, 2]]}
-    assert found["values"] == {"loss": [1.0, 2.0, 0.5]}
+def test_the_number_of_workers_does_not_change_the_rows(tmp_path: Path) -> None:
+    plan = SinglePass(widths=(64, 128), depths=(2,), seeds=2, inputs=8, outputs=3)
+    written = []
+    for workers in (0, 2):
+        write_rows(tmp_path, "single", single_pass.run(plan, workers))
+        written.append((tmp_path / "single.csv").read_text())
+    assert written[0] == written[1]
 
 
 def test_slopes_are_fitted_for_every_layer_and_near_what_is_derived(rows: pd.DataFrame) -> None:
-    found = slopes(rows, SMALL)
-    assert len(found) == 3 * 2 * (2 + 4) * 10
+    table = slopes(rows, SMALL)
+    assert len(table) == 3 * 2 * (2 + 4) * 10
     # maxP's alignments, of two seeds, are not what they are on average.
-    chosen = (found.optimizer == "adam") & (found.kind == "hidden") & (found.method != "maxP")
-    adam = found[chosen]
+    chosen = (table.optimizer == "adam") & (table.kind == "hidden") & (table.method != "maxP")
+    adam = table[chosen]
     assert adam[adam.quantity.isin(["frobenius", "spectral"])].off.abs().max() < 0.1
 
 
 def test_variation_over_widths_is_that_of_the_seeds_means(rows: pd.DataFrame) -> None:
-    found = variations(rows, "width", "depth")
-    one = found[(found.method == "mup") & (found.optimizer == "sgd") & (found.depth == 4)]
+    table = variations(rows, "width", "depth")
+    one = table[(table.method == "mup") & (table.optimizer == "sgd") & (table.depth == 4)]
     mine = rows[(rows.method == "mup") & (rows.optimizer == "sgd") & (rows.depth == 4)]
     means = [mine[(mine.layer == 2) & (mine.width == w)].output.mean() for w in (128, 256)]
     expected = np.std(means) / np.mean(means)
@@ -86,16 +88,16 @@ def test_a_run_that_diverged_is_never_the_best() -> None:
 
 
 def test_an_observer_sees_the_first_and_the_last_step() -> None:
-    found = pd.DataFrame(training.measure(32, 3, 0, QUICK.training))
-    assert {0, QUICK.training.steps - 1} <= set(found.step)
-    assert (found.groupby("step").layer.nunique() == 3).all()
-    assert (found[["activation", "gradient", "update"]] > 0).all().all()
+    table = pd.DataFrame(training.measure(32, 3, 0, QUICK.training))
+    assert {0, QUICK.training.steps - 1} <= set(table.step)
+    assert (table.groupby("step").layer.nunique() == 3).all()
+    assert (table[["activation", "gradient", "update"]] > 0).all().all()
 
 
 @pytest.mark.parametrize(
     ("flags", "said"),
     [
-        (["--part", "report", "--out", "{tmp}"], "run --part all first"),
+        (["--part", "report", "--out", "{tmp}"], "run --part single first"),
         (["--workers", "-1", "--out", "{tmp}"], "--workers -1"),
         (["--out", "{tmp}/file"], "is not a folder"),
     ],
@@ -112,33 +114,51 @@ def test_bad_input_is_one_line_that_names_the_flag(
     assert error.count("\n") == 1
 
 
-def test_the_committed_summary_is_that_of_the_committed_rows() -> None:
-    single = read_single(COMMITTED)
-    trained, swept = read_rows(COMMITTED, "training"), read_rows(COMMITTED, "sweep")
-    found = numbers.all_numbers(FULL, single, slopes(single, FULL.single), trained, swept)
-    committed = json.loads((COMMITTED / "summary.json").read_text())
-    assert json.loads(json.dumps(found)) == committed
+def test_the_committed_sweep_gives_the_committed_numbers() -> None:
+    again = numbers.rounded(numbers.sweep_numbers(read_rows(COMMITTED, "sweep")))
+    assert json.loads(json.dumps(again)) == SUMMARY["sweep"]
 
 
-def test_committed_rows_are_measured_again() -> None:
-    committed = read_single(COMMITTED)
+def test_the_committed_slopes_give_the_committed_counts() -> None:
+    ratios = read_rows(COMMITTED, "slopes").query("quantity in @numbers.RATIOS")
+    assert SUMMARY["single"]["close"]["all"] == len(ratios)
+    assert SUMMARY["single"]["close"]["close"] == ratios.close.sum()
+
+
+def test_the_readout_table_has_a_row_for_each_of_5_widths_and_5_depths() -> None:
+    table = read_rows(COMMITTED, "readout")
+    assert len(table) == 25
+    assert sorted(set(table.width)) == [64, 128, 256, 512, 1024]
+    assert sorted(set(table.depth)) == [2, 4, 8, 16, 32]
+
+
+def test_committed_readout_ratios_are_measured_again() -> None:
+    committed = read_rows(COMMITTED, "readout").set_index(["width", "depth"])
     for width, depth in ((64, 8), (256, 4)):
-        again = pd.DataFrame(single_pass.measure(width, depth, 3, FULL.single))
-        keys = ["method", "optimizer", "width", "depth", "seed", "layer"]
-        both = again.merge(committed, on=keys, suffixes=("", "_then"))
-        assert len(both) == len(again)
-        for column in ("gradient", "frobenius", "spectral", "output", "total", "z", "weight_2"):
-            np.testing.assert_allclose(both[column], both[f"{column}_then"], rtol=2e-3)
+        rows = pd.DataFrame(
+            [r for seed in range(10) for r in single_pass.measure(width, depth, seed, FULL.single)]
+        )
+        again = readout_ratios(rows)[["standard", "mup"]].to_numpy()[0]
+        np.testing.assert_allclose(again, committed.loc[width, depth], rtol=2e-3)
 
 
-def test_a_committed_training_run_starts_as_it_did() -> None:
-    committed = read_rows(COMMITTED, "training")
-    plan = training.Training(steps=1)
-    again = pd.DataFrame(training.measure(64, 4, 1, plan))
-    both = again.merge(committed, on=["width", "depth", "seed", "step", "layer"])
-    assert len(both) == 4
-    for column in ("loss", "activation", "gradient", "update"):
-        np.testing.assert_allclose(both[f"{column}_x"], both[f"{column}_y"], rtol=2e-3)
+def test_committed_slopes_of_the_shallowest_models_are_measured_again() -> None:
+    plan = SinglePass(depths=(2,))
+    again = slopes(single_pass.run(plan, workers=0), plan)
+    committed = read_rows(COMMITTED, "slopes").query("depth == 2")
+    keys = ["method", "optimizer", "depth", "layer", "kind", "quantity"]
+    both = again.merge(committed, on=keys, suffixes=("", "_then"))
+    assert len(both) == len(again) == len(committed)
+    for column in ("slope", "half", "derived", "finite"):
+        np.testing.assert_allclose(both[column], both[f"{column}_then"], atol=2e-3)
+
+
+def test_committed_training_runs_start_as_they_did() -> None:
+    plan = Training(widths=(64,), depths=(4,), steps=1)
+    again = training.cells(training.run(plan, workers=0)).loc[4, 64]
+    cells = pd.DataFrame(SUMMARY["training"]["cells"]).set_index(["depth", "width"])
+    for column in ("activation", "gradient", "update", "spread"):
+        assert again[column] == pytest.approx(cells.loc[4, 64][column], rel=2e-3)
 
 
 @pytest.mark.slow
@@ -148,12 +168,13 @@ def test_the_quick_study_writes_everything_and_agrees_with_the_full_one(
     flags = ["--quick", "--workers", "0", "--out", str(tmp_path)]
     monkeypatch.setattr("sys.argv", ["study", *flags])
     assert command.main() == 0
-    here, there = ({p.name for p in folder.iterdir()} for folder in (tmp_path, COMMITTED))
-    assert here == there
-    quick, full = (
-        json.loads((folder / "summary.json").read_text())["single"]["slopes"]
-        for folder in (tmp_path, COMMITTED)
+    rows = {"single.csv", "training.csv"}
+    here, there = (
+        {p.name for p in folder.iterdir()} - {".gitignore"} for folder in (tmp_path, COMMITTED)
     )
+    assert here == there | rows
+    quick = json.loads((tmp_path / "summary.json").read_text())["single"]["slopes"]
+    full = SUMMARY["single"]["slopes"]
     for method in quick:
         for quantity in ("frobenius", "spectral", "output"):
             mine, theirs = (s[method]["adam"]["hidden"][quantity]["slope"] for s in (quick, full))

@@ -1,33 +1,35 @@
-"""Measure, and write docs/study/: figures, tables, raw rows; and the numbers of the tutorial.
+"""Run the muP study and write its report: slopes, numbers, tables and figures.
 
-python -m scripts.study                 # all of it, into docs/study; minutes
+python -m scripts.study                 # everything, into docs/study; ten minutes on two cores
 python -m scripts.study --quick         # small sizes, into runs/study-quick; seconds
-python -m scripts.study --part report   # figures and tables again, from the rows that are there
+python -m scripts.study --part report   # the report again, from the rows that were measured
+
+The measured rows (single.csv, training.csv) stay in the folder but out of git. The full study also
+updates the numbers in docs/tutorial.md.
 """
 
 import json
 import os
-import platform
 import sys
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import pandas as pd
-import torch
 import tyro
+from matplotlib.figure import Figure
 
-from scripts.study import figures, figures_training, marks, numbers, single_pass, sweep, training
-from scripts.study.files import read_rows, read_single, write_json, write_rows, write_single
+from scripts.study import figures, figures_training, marks, single_pass, sweep, training
+from scripts.study.files import read_rows, write_rows
+from scripts.study.numbers import all_numbers, middle
 from scripts.study.plan import FULL, OPTIMIZERS, QUICK, Plan
-from scripts.study.summary import slopes
+from scripts.study.summary import readout_ratios, slopes
 from train.run.files import write_whole
 
 ROOT = Path(__file__).resolve().parent.parent.parent
+DOCS = ROOT / "docs" / "study"
 TUTORIAL = ROOT / "docs" / "tutorial.md"
-REPORT = Path(__file__).resolve().parent / "report.md"
-Part = Literal["all", "single", "training", "sweep", "report"]
+PARTS = ("single", "training", "sweep")
 
 
 @dataclass
@@ -35,21 +37,20 @@ class Options:
     """The muP study: one step over widths and depths, the spiral, the learning-rate sweep."""
 
     quick: bool = False
-    """Small sizes: to try it, and for tests. Its numbers are noisy."""
+    """Use small sizes, to try the command. The numbers are noisy."""
 
     out: Path | None = None
-    """The folder; by default docs/study, or runs/study-quick with --quick."""
+    """Output folder; docs/study by default, runs/study-quick with --quick."""
 
-    part: Part = "all"
-    """Measure only one part, or nothing (report), and write the report from the rows of all."""
+    part: Literal["all", "single", "training", "sweep", "report"] = "all"
+    """Measure only this part, or only write the report from the rows in the output folder."""
 
     workers: int = os.cpu_count() or 1
-    """Processes of one thread each; 0 is this one. The numbers do not depend on it."""
+    """Single-threaded processes; 0 runs in this process. It does not change the numbers."""
 
     @property
     def folder(self) -> Path:
-        quick, full = ROOT / "runs" / "study-quick", ROOT / "docs" / "study"
-        return self.out if self.out is not None else quick if self.quick else full
+        return self.out or (ROOT / "runs" / "study-quick" if self.quick else DOCS)
 
     @property
     def plan(self) -> Plan:
@@ -57,83 +58,71 @@ class Options:
 
 
 def check(options: Options) -> None:
-    """Refuse what cannot be run.
+    """Refuse bad options.
 
     Raises:
         ValueError: one line that names the flag and the remedy.
     """
     if options.workers < 0:
-        raise ValueError(f"--workers {options.workers}: must not be negative; 0 is this process")
+        raise ValueError(f"--workers {options.workers}: must not be negative; use 0 for no pool")
     if options.folder.exists() and not options.folder.is_dir():
         raise ValueError(f"--out {options.folder}: is not a folder; choose another")
 
 
 def measure(options: Options) -> None:
-    """Run the parts that are asked for; each leaves its rows, and its time in ``run.json``."""
-    folder, plan, workers = options.folder, options.plan, options.workers
-    path = folder / "run.json"
-    took = json.loads(path.read_text())["seconds"] if path.is_file() else {}
-    for part, run in {
-        "single": lambda: single_pass.run(plan.single, workers),
-        "training": lambda: training.run(plan.training, workers),
-        "sweep": lambda: sweep.run(plan.sweep, workers),
-    }.items():
-        if options.part not in ("all", part):
-            continue
-        start = time.monotonic()
-        rows = run()
+    """Run the chosen parts; each writes its rows when it ends."""
+    plan = options.plan
+    for part in PARTS if options.part == "all" else (options.part,):
         if part == "single":
-            write_single(folder, rows)
+            rows = single_pass.run(plan.single, options.workers)
+        elif part == "training":
+            rows = training.run(plan.training, options.workers)
         else:
-            write_rows(folder, part, rows)
-        took[part] = round(time.monotonic() - start, 1)
-        versions = {"python": platform.python_version(), "torch": torch.__version__}
-        write_json(path, {"seconds": took, "workers": workers, **versions})
+            rows = sweep.run(plan.sweep, options.workers)
+        write_rows(options.folder, part, rows)
 
 
 def report(options: Options) -> None:
-    """Slopes, numbers, figures and the text, from the rows in the folder."""
+    """Write slopes, numbers, figures and the text, from the rows in the folder."""
     folder, plan = options.folder, options.plan
-    single = read_single(folder)
-    trained, swept = read_rows(folder, "training"), read_rows(folder, "sweep")
+    single, trained, swept = (read_rows(folder, part) for part in PARTS)
     if set(single.width) != set(plan.single.widths):
         raise ValueError(f"--out {folder}: its rows are of other sizes; run --part all first")
-    fitted = slopes(single, plan.single)
-    text = fitted.to_csv(index=False, float_format="%.4g")
-    write_whole(folder / "slopes.csv", text)
-    found = numbers.all_numbers(plan, single, fitted, trained, swept)
-    write_json(folder / "summary.json", found)
-    draw(folder, plan, single, fitted, trained, swept)
-    write_whole(folder / "report.md", marks.fill(REPORT.read_text(), found))
-    if folder.resolve() == (ROOT / "docs" / "study").resolve() and not options.quick:
-        write_whole(TUTORIAL, marks.fill(TUTORIAL.read_text(), found))
+    fits = slopes(single, plan.single)
+    for name, table in {"slopes": fits.round(5), "readout": readout_ratios(single)}.items():
+        write_whole(folder / f"{name}.csv", table.to_csv(index=False, float_format="%.4g"))
+    numbers = all_numbers(plan, single, fits, trained, swept)
+    write_whole(folder / "summary.json", json.dumps(numbers, indent=1) + "\n")
+    for name, figure in draw(plan, single, fits, trained, swept).items():
+        figures.save(figure, folder / f"{name}.png")
+    text = marks.fill((DOCS / "report.md").read_text(), numbers)
+    write_whole(folder / "report.md", text)
+    print(f"wrote {folder}: report.md, summary.json, tables and figures")
+    if folder.resolve() == DOCS and not options.quick:
+        write_whole(TUTORIAL, marks.fill(TUTORIAL.read_text(), numbers))
         print(f"wrote {TUTORIAL}")
-    print(f"wrote {folder}: report.md, summary.json, slopes.csv, rows and figures")
 
 
 def draw(
-    folder: Path,
     plan: Plan,
     single: pd.DataFrame,
-    fitted: pd.DataFrame,
+    fits: pd.DataFrame,
     trained: pd.DataFrame,
     swept: pd.DataFrame,
-) -> None:
-    """Every figure."""
-    depth = numbers.middle_depth(plan.single)
-    for optimizer in OPTIMIZERS:
-        figures.save(figures.heat_maps(single, optimizer), folder, f"heat_{optimizer}")
-    figures.save(figures.slope_lines(single, fitted, depth), folder, "slopes")
-    figures.save(figures.finite_sizes(fitted), folder, "finite_sizes")
-    figures.save(figures.vector_norms(single, depth), folder, "chain")
-    middle = {
-        "width": sorted(plan.training.depths)[len(plan.training.depths) // 2],
-        "depth": sorted(plan.training.widths)[len(plan.training.widths) // 2],
+) -> dict[str, Figure]:
+    """All figures, by file name."""
+    depth = middle(plan.single.depths)
+    along = figures_training.along
+    return {
+        **{f"heat_{optimizer}": figures.heat_maps(single, optimizer) for optimizer in OPTIMIZERS},
+        "slopes": figures.slope_lines(single, fits, depth),
+        "finite_sizes": figures.finite_sizes(fits),
+        "chain": figures.chain(single, depth),
+        "training_width": along(trained, "width", middle(plan.training.depths)),
+        "training_depth": along(trained, "depth", middle(plan.training.widths)),
+        "training_maps": figures_training.training_maps(trained),
+        "sweep": figures_training.sweep_figure(swept),
     }
-    for by, fixed in middle.items():
-        figures.save(figures_training.along(trained, by, fixed), folder, f"training_{by}")
-    figures.save(figures_training.training_maps(trained), folder, "training_maps")
-    figures.save(figures_training.sweep_figure(swept), folder, "sweep")
 
 
 def main() -> int:

@@ -1,18 +1,25 @@
-"""Slopes on log width: fitted, with confidence intervals, and derived at finite widths."""
+"""Means and slopes over widths: fitted with confidence intervals, and derived for finite widths."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 
 import numpy as np
 import numpy.typing as npt
+import pandas as pd
 
 Array = npt.NDArray[np.float64]
 
 
+def geometric(rows: pd.DataFrame, keys: Sequence[str], value: str) -> pd.Series:
+    """Geometric means of a column for each combination of the keys."""
+    return np.exp(np.log(rows.set_index(list(keys))[value]).groupby(level=list(keys)).mean())
+
+
 @dataclass(frozen=True)
 class Fit:
-    """A slope of log value on log width: the mean over seeds, and half its 95% interval."""
+    """Slope of log value against log width: mean over seeds, and half of its 95% interval."""
 
     slope: float
     half: float
@@ -23,20 +30,24 @@ def slope(widths: Array, values: Array) -> Fit:
 
     Args:
         widths: (widths,).
-        values: positive, (seeds, widths); with one seed there is no interval, it is NaN.
+        values: positive, (seeds, widths). With one seed the interval is NaN.
     """
-    x = np.log(widths)
-    x = x - x.mean()
-    slopes = np.log(values) @ x / (x @ x)
+    slopes = np.log(values) @ _weights(widths)
     if len(slopes) < 2:
         return Fit(float(slopes.mean()), math.nan)
     error = slopes.std(ddof=1) / math.sqrt(len(slopes))
     return Fit(float(slopes.mean()), float(t_quantile(len(slopes) - 1) * error))
 
 
+def _weights(widths: Array) -> Array:
+    """The slope of ``y`` against log width is ``y @ weights``."""
+    x = np.log(widths) - np.log(widths).mean()
+    return x / (x @ x)
+
+
 @cache
 def t_quantile(degrees: int, probability: float = 0.975) -> float:
-    """Of Student's t, by inverting its integral numerically, to about 1e-4."""
+    """Quantile of Student's t, by numerical integration of its density; error about 1e-4."""
     angle = np.linspace(0, math.pi / 2, 200_001)[:-1]
     # With t = sqrt(degrees) tan(angle) the density is proportional to cos(angle)^(degrees - 1).
     integral = np.cumsum(np.cos(angle) ** (degrees - 1))
@@ -47,26 +58,24 @@ def t_quantile(degrees: int, probability: float = 0.975) -> float:
 def finite_slope(
     widths: Array, exponent: float, quantity: str, kind: str, fluctuating: int, fixed: int
 ) -> float:
-    """The slope that a derived exponent gives at finite widths, two corrections included.
+    """The slope that a derived exponent gives at finite widths, with two corrections.
 
     The spectral norm of a weight with one fixed dimension m is s (sqrt(n) + sqrt(m)), not s sqrt(n)
-    (the edge of the Marchenko-Pastur law). And the logarithm of a squared norm behind a random
-    ReLU layer is by 5 / (2n) lower than that of its mean: E relu(g)^4 / (E relu(g)^2)^2 - 1 = 5.
-    Each of the layers through which a gradient's two factors have come adds that, in all
-    -5/4 layers / n for the logarithm of its norm.
+    (the edge of the Marchenko-Pastur law). And after a random ReLU layer, the mean of the log of a
+    squared norm is lower by 5 / (2n) than the log of its mean, because
+    E relu(g)^4 / (E relu(g)^2)^2 - 1 = 5. A gradient is a product of two vectors that passed
+    ``fluctuating`` such layers together; the mean log of its norm is lower by 5/4 layers / n.
 
     Args:
-        widths: those that are fitted.
-        exponent: the derived one.
-        quantity: by the names of `derived.QUANTITIES`.
+        widths: the widths of the fit.
+        exponent: the derived exponent.
+        quantity: a key of `derived.QUANTITIES`.
         kind: the layer's type; only hidden layers have no fixed dimension.
-        fluctuating: random layers in the quantity: depth - 1 in what contains the gradient, or 0.
+        fluctuating: number of random layers in the quantity: depth - 1 if it contains the gradient.
         fixed: m.
     """
     logs = exponent * np.log(widths) - 1.25 * fluctuating / widths
     if kind != "hidden" and quantity in ("spectral", "weight_2"):
         sign = -1 if quantity == "spectral" else 1
         logs = logs + sign * np.log1p(np.sqrt(fixed / widths))
-    x = np.log(widths)
-    x = x - x.mean()
-    return float(logs @ x / (x @ x))
+    return float(logs @ _weights(widths))

@@ -16,7 +16,7 @@ def look_up(numbers: dict[str, Any], path: str) -> Any:
     """The value at a dotted path; digits index lists.
 
     Raises:
-        KeyError: there is none.
+        KeyError: the path does not exist.
     """
     value: Any = numbers
     for part in path.split("."):
@@ -31,7 +31,7 @@ def fill(text: str, numbers: dict[str, Any]) -> str:
     """The text with every marked place rewritten from the numbers.
 
     Raises:
-        KeyError: a mark names a number or a table that is not there.
+        KeyError: a mark names a number or a table that does not exist.
     """
 
     def rewrite(match: re.Match[str]) -> str:

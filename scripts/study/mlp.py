@@ -1,4 +1,4 @@
-"""The study's model: a plain ReLU MLP of marked layers, the same code in every parametrization."""
+"""The study's model: a plain ReLU MLP, with the same code for every parametrization."""
 
 from typing import Any
 
@@ -8,7 +8,8 @@ from torch import nn
 from maxp import PARAMETRIZATIONS, Parametrization, ParametrizedModule
 from scripts.study.plan import Optimizer
 
-METHODS = ("standard", "mup", "maxP")
+# The name in rows and files -> the name in tables and figures.
+METHODS = {"standard": "standard", "mup": "muP", "maxP": "maxP"}
 
 
 def ab(method: str) -> dict[str, tuple[float, float]]:
@@ -17,11 +18,13 @@ def ab(method: str) -> dict[str, tuple[float, float]]:
 
 
 class MLP(nn.Module):
-    """Linear layers without biases, ReLU between them: x (batch, inputs) to (batch, outputs).
+    """Linear layers without biases and ReLU between them: (batch, inputs) to (batch, outputs).
+
+    The weights are on the meta device: `build` draws them.
 
     Args:
-        width: of every layer between.
-        depth: layers with a weight, at least 2: ``embedding``, ``hidden.0`` and on, ``readout``.
+        width: outputs of every layer but the last.
+        depth: number of layers, at least 2: ``embedding``, ``hidden.0``, ..., ``readout``.
         inputs, outputs: dimensions that do not grow.
     """
 
@@ -29,7 +32,7 @@ class MLP(nn.Module):
         super().__init__()
 
         def linear(fan_in: int, fan_out: int, kind: Any) -> ParametrizedModule:
-            layer = nn.Linear(fan_in, fan_out, bias=False, device="meta")  # drawn once, not twice
+            layer = nn.Linear(fan_in, fan_out, bias=False, device="meta")
             return ParametrizedModule(layer, width, kind)
 
         self.embedding = linear(inputs, width, "embedding")
@@ -44,21 +47,31 @@ class MLP(nn.Module):
         return out
 
 
-def parametrize(
-    model: MLP, method: str, optimizer: Optimizer, lr: float, seed: int, **more: Any
-) -> Parametrization:
-    """Draw the weights of a model and give each layer its multiplier and learning rate.
+def build(
+    method: str,
+    optimizer: Optimizer,
+    width: int,
+    depth: int,
+    inputs: int,
+    outputs: int,
+    lr: float,
+    seed: int,
+    device: str = "cpu",
+    **more: Any,
+) -> tuple[MLP, Parametrization]:
+    """A model with its weights drawn, and its multipliers and learning rates.
 
-    ``standard`` is N(0, 1/fan_in) and one learning rate for all layers, c = 0, which is what a
-    model has that nobody parametrized. ``mup`` and ``maxP`` have muP's (a, b), and c by full
-    alignment until something is measured. In all of them the embedding's output is that of
-    N(0, 1/fan_in): its fan-in does not grow, so this is a constant that n^-b multiplies.
+    ``standard`` initialises with N(0, 1/fan_in) and has one learning rate for all layers (c = 0).
+    ``mup`` and ``maxP`` have muP's (a, b), and c for full alignment until an alignment is measured.
+    In all of them the embedding's output is that of N(0, 1/fan_in) weights: its fan-in does not
+    grow, so this is a constant that n^-b multiplies. All methods draw the same normals from a seed.
 
     Args:
-        model: on the meta device (then only exponents and learning rates mean anything), or not.
-        lr: what n^-c multiplies.
+        lr: the factor of n^-c.
+        device: "meta" gives only the exponents and learning rates, without memory for weights.
         more: further arguments of `Parametrization`.
     """
+    model = MLP(width, depth, inputs, outputs).to_empty(device=device)
     parametrization = Parametrization(
         model,
         optimizer_type=optimizer,
@@ -72,20 +85,4 @@ def parametrize(
         weight = model.embedding.weight
         assert weight is not None
         weight.mul_(weight.shape[1] ** -0.5)
-    return parametrization
-
-
-def build(
-    method: str,
-    optimizer: Optimizer,
-    width: int,
-    depth: int,
-    inputs: int,
-    outputs: int,
-    lr: float,
-    seed: int,
-    **more: Any,
-) -> tuple[MLP, Parametrization]:
-    """A model with weights and its `Parametrization`; the same seed draws the same normals."""
-    model = MLP(width, depth, inputs, outputs).to_empty(device="cpu")
-    return model, parametrize(model, method, optimizer, lr, seed, **more)
+    return model, parametrization

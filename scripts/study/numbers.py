@@ -1,4 +1,4 @@
-"""Every number that the report and the tutorial quote, out of the measured rows."""
+"""All numbers that the report and the tutorial quote, computed from the measured rows."""
 
 import math
 from typing import Any
@@ -8,139 +8,103 @@ import pandas as pd
 
 from scripts.study import sweep
 from scripts.study.derived import NORMS, RATIOS, TOTAL
-from scripts.study.figures import geometric
-from scripts.study.mlp import METHODS
+from scripts.study.fits import geometric
 from scripts.study.plan import FIT_FROM, OPTIMIZERS, Plan, SinglePass
-from scripts.study.summary import kinds, variations
+from scripts.study.summary import CLOSE, kinds, variations
+from scripts.study.training import cells
 
-KINDS = ("embedding", "hidden", "readout")
+
+def middle(values: tuple[int, ...]) -> int:
+    """The size that is shown where only one can be: depth 8 of the full study's single pass."""
+    return sorted(values)[len(values) // 2]
 
 
 def single_numbers(rows: pd.DataFrame, slopes: pd.DataFrame, plan: SinglePass) -> dict[str, Any]:
-    """Of the single pass: see the keys."""
-    depth = middle_depth(plan)
-    four = slopes[slopes.quantity.isin(RATIOS)]
-    near = (four.slope - four.finite).abs() <= 0.1
-    found: dict[str, Any] = {
+    """Numbers of the single pass."""
+    depth = middle(plan.depths)
+    ratios = slopes[slopes.quantity.isin(RATIOS)]
+    miss = (ratios.slope - ratios.finite).abs()
+    ratios = ratios.assign(near_finite=miss <= CLOSE, in_interval=miss <= ratios.half)
+    largest = ratios.assign(off=ratios.off.abs()).groupby(["depth", "quantity"]).off.max()
+    hidden = variations(rows, "width", "depth").query("kind == 'hidden'")
+    quantities = [*RATIOS, TOTAL]
+    worst = hidden.groupby(["method", "optimizer", "depth"])[quantities].max()
+    over_depths = variations(rows, "depth", "width")
+    over_depths = over_depths[over_depths.width == max(plan.widths)].drop(columns="layer")
+    wide = rows[(rows.method == "mup") & (rows.optimizer == "adam") & (rows.width >= FIT_FROM)]
+    change = wide[kinds(wide) == "hidden"].output / plan.lr
+    return {
         "depth": depth,
         "layer": depth // 2,
         "lr": plan.lr,
-        "slopes": _nested(slopes, plan),
+        "slopes": _by_type(slopes[slopes.depth == depth], quantities),
         "close": {
-            "all": len(four),
-            "close": int(four.close.sum()),
-            "near_finite": int(near.sum()),
-            "in_interval": int(((four.slope - four.finite).abs() <= four.half).sum()),
-            "by_depth": [
-                {
-                    "depth": int(str(d)),
-                    "all": len(f),
-                    "close": int(f.close.sum()),
-                    "near_finite": int(near[f.index].sum()),
-                    **{q: float(f[f.quantity == q].off.abs().max()) for q in RATIOS},
-                }
-                for d, f in four.groupby("depth")
-            ],
-            "by_quantity": [
-                {
-                    "optimizer": optimizer,
-                    "quantity": q,
-                    "all": len(f),
-                    "close": int(f.close.sum()),
-                    "near_finite": int(near[f.index].sum()),
-                }
-                for (optimizer, q), f in four.groupby(["optimizer", "quantity"])
-            ],
+            "all": len(ratios),
+            **{name: int(ratios[name].sum()) for name in ("close", "near_finite", "in_interval")},
+            "by_depth": _counts(ratios, ["depth"], largest.unstack()[list(RATIOS)]),
+            "by_quantity": _counts(ratios, ["optimizer", "quantity"]),
         },
         "chain": _chain(slopes, depth),
         "kept": _kept(rows),
+        "cv_width": worst.reset_index().to_dict("records"),
+        "cv_depth": over_depths.to_dict("records"),
+        **{f"mup_{o}_output_cv": float(worst.output["mup", o].max()) for o in OPTIMIZERS},
+        "constant": {"measured": float(change.mean()), "derived": 1 / math.sqrt(2 * math.pi)},
     }
-    over_widths, over_depths = (
-        variations(rows, "width", "depth"),
-        variations(rows, "depth", "width"),
-    )
-    hidden = over_widths[over_widths.kind == "hidden"]
-    worst = hidden.groupby(["method", "optimizer", "depth"])[[*RATIOS, TOTAL]].max().reset_index()
-    found["cv_width"] = worst.to_dict("records")
-    widest = over_depths[over_depths.width == max(plan.widths)]
-    found["cv_depth"] = widest.drop(columns="layer").to_dict("records")
-    adam = hidden[(hidden.method == "mup") & (hidden.optimizer == "adam")]
-    found["mup_adam_output_cv"] = float(adam.output.max())
-    sgd = hidden[(hidden.method == "mup") & (hidden.optimizer == "sgd")]
-    found["mup_sgd_output_cv"] = float(sgd.output.max())
-    mine = rows[(rows.method == "mup") & (rows.optimizer == "adam") & (rows.width >= FIT_FROM)]
-    change = mine[kinds(mine) == "hidden"].output / plan.lr
-    found["constant"] = {"measured": float(change.mean()), "derived": 1 / math.sqrt(2 * math.pi)}
-    return found
 
 
-def middle_depth(plan: SinglePass) -> int:
-    """The depth whose layers are shown: 8 in full."""
-    return sorted(plan.depths)[len(plan.depths) // 2]
+def _counts(
+    ratios: pd.DataFrame, keys: list[str], more: pd.DataFrame | None = None
+) -> list[dict[Any, Any]]:
+    """How many slopes agree with the derived exponents, and more columns with the same keys."""
+    groups = ratios.groupby(keys)
+    counts = groups[["close", "near_finite"]].sum()
+    counts.insert(0, "all", groups.size())
+    if more is not None:
+        counts = counts.join(more)
+    return counts.reset_index().to_dict("records")
 
 
-def _nested(slopes: pd.DataFrame, plan: SinglePass) -> dict[str, Any]:
-    """By method, optimizer, layer type and quantity: at the middle depth, mean over its layers."""
-    mine = slopes[slopes.depth == middle_depth(plan)]
-    keys = ["method", "optimizer", "kind", "quantity"]
-    columns = ["slope", "half", "derived", "finite"]
-    means = mine.groupby(keys)[columns].mean()
-    by_key: dict[Any, dict[str, float]] = {key: dict(row) for key, row in means.iterrows()}
-    found: dict[str, Any] = {}
-    for method in METHODS:
-        for optimizer in OPTIMIZERS:
-            for kind in KINDS:
-                found.setdefault(method, {}).setdefault(optimizer, {})[kind] = {
-                    q: by_key[method, optimizer, kind, q] for q in (*RATIOS, TOTAL)
-                }
-    return found
+def _by_type(slopes: pd.DataFrame, quantities: list[str]) -> dict[str, Any]:
+    """Method -> optimizer -> layer type -> quantity -> means over the layers of that type."""
+    slopes = slopes[slopes.quantity.isin(quantities)]
+    nested: dict[str, Any] = {}
+    for key, layers in slopes.groupby(["method", "optimizer", "kind", "quantity"]):
+        method, optimizer, kind, quantity = map(str, key)
+        of_kind = nested.setdefault(method, {}).setdefault(optimizer, {}).setdefault(kind, {})
+        of_kind[quantity] = dict(layers[["slope", "half", "derived", "finite"]].mean())
+    return nested
 
 
-def _chain(slopes: pd.DataFrame, depth: int) -> dict[str, Any]:
+def _chain(slopes: pd.DataFrame, depth: int) -> dict[Any, Any]:
     """Standard, Adam, the middle hidden layer: every norm and ratio on the way to its change."""
     mine = slopes[(slopes.method == "standard") & (slopes.optimizer == "adam")]
     mine = mine[(mine.depth == depth) & (mine.layer == depth // 2)].set_index("quantity")
-    found = mine[["slope", "half", "derived"]].to_dict("index")
-    return {q: found[q] for q in (*NORMS, *RATIOS)}
+    return mine.loc[[*NORMS, *RATIOS], ["slope", "half", "derived"]].to_dict("index")
 
 
-def _kept(rows: pd.DataFrame) -> list[dict[str, Any]]:
-    """What Adam's default eps leaves of an update: the least over layers, the mean over seeds."""
+def _kept(rows: pd.DataFrame) -> list[dict[Any, Any]]:
+    """The part of an update that Adam's default eps leaves: least over layers, mean over seeds."""
     adam = rows[(rows.optimizer == "adam") & rows.method.isin(("standard", "mup"))]
-    least = adam.groupby(["method", "depth", "width", "seed"]).kept.min()
-    means = least.groupby(["method", "depth", "width"]).mean().reset_index()
-    return [{str(k): v for k, v in row.items()} for row in means.to_dict("records")]
+    keys = ["method", "depth", "width"]
+    least = adam.groupby([*keys, "seed"]).kept.min()
+    return least.groupby(keys).mean().reset_index().to_dict("records")
 
 
 def training_numbers(rows: pd.DataFrame) -> dict[str, Any]:
-    """Of the training part: by width and depth, at init and over the run."""
-    first = rows[rows.step == 0]
+    """Numbers of the training part: see `training.cells`; and how scales fall from layer to layer
+    in the largest model."""
+    first = rows[(rows.step == 0) & (rows.width == max(rows.width))]
+    first = first[first.depth == max(first.depth)]
     hidden = first[(first.layer > 0) & (first.layer < first.depth - 1)]
-    before_last = first[first.layer == first.depth - 2]
-    keys = ["depth", "width"]
-    table = pd.DataFrame(
-        {
-            "late_loss": rows.groupby(keys).late_loss.mean(),
-            "accuracy": rows.groupby(keys).accuracy.mean(),
-            "activation": geometric(before_last, keys, "activation"),
-            "gradient": geometric(hidden, keys, "gradient"),
-            "update": geometric(hidden, keys, "update"),
-        }
-    )
-    spread = hidden.groupby([*keys, "seed"]).gradient.agg(lambda g: g.max() / g.min())
-    table["spread"] = spread.groupby(keys).mean()
-    cells = table.reset_index().to_dict("records")
-    cells = [{str(k): v if v == v else None for k, v in cell.items()} for cell in cells]
-    width = max(rows.width)
-    widest = hidden[hidden.width == width]
-    layers = geometric(widest, ["depth", "layer"], "activation").unstack("layer")
-    logs = np.log(layers.loc[max(layers.index)].dropna())
+    logs = np.log(geometric(hidden, ["layer"], "activation"))
     decay = float(np.exp(np.polyfit(logs.index, logs, 1)[0]))
-    return {"cells": cells, "decay": decay, "decay_derived": math.sqrt(0.5)}
+    records = cells(rows).reset_index().to_dict("records")
+    return {"cells": records, "decay": decay, "decay_derived": math.sqrt(0.5)}
 
 
 def sweep_numbers(rows: pd.DataFrame) -> dict[str, Any]:
-    """Of the sweep, at either batch size: the best lr, how it moves, what carrying it costs."""
+    """Numbers of the sweep, for the smallest and the largest batch."""
     small, large = min(rows.batch), max(rows.batch)
     return {
         "batches": {"small": int(small), "large": int(large)},
@@ -150,31 +114,28 @@ def sweep_numbers(rows: pd.DataFrame) -> dict[str, Any]:
 
 
 def _of_batch(rows: pd.DataFrame) -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    best, curves = sweep.best(rows), sweep.curves(rows)
-    for method, mine in best.groupby("method"):
+    """By method: the best lr, how it moves, and what it costs to carry it to the widest model."""
+    numbers: dict[str, Any] = {}
+    curves = sweep.curves(rows)
+    for method, mine in sweep.best(rows).groupby("method"):
         mine = mine.sort_values("width")
         fit = sweep.movement(rows, str(method))
-        table = curves[(curves.method == method) & (curves.width == mine.width.max())]
-        carried = table[table.log2_lr == mine.best.iloc[0]]
-        found[str(method)] = {
+        losses = curves[curves.method == method].pivot(
+            index="width", columns="log2_lr", values="loss"
+        )
+        common = losses.mean().idxmin()
+        numbers[str(method)] = {
             "best": mine[["width", "best", "between", "loss", "at_edge"]].to_dict("records"),
             "power": fit.slope,
             "half": fit.half,
             "power_of_mean": float(np.polyfit(np.log2(mine.width), mine.between, 1)[0]),
             "moved": int(mine.best.max() - mine.best.min()),
             "best_loss": float(mine.loss.iloc[-1]),
-            "carried_loss": float(carried.loss.iloc[0]),
-            "excess": _excess(curves[curves.method == method]),
+            "carried_loss": float(losses.iloc[-1][mine.best.iloc[0]]),
+            # How much worse the best single lr is than the best of each width, at most.
+            "excess": float((losses[common] - losses.min(axis=1)).max()),
         }
-    return found
-
-
-def _excess(curves: pd.DataFrame) -> float:
-    """By how much the best single lr for all widths is worse than each width's own, at most."""
-    table = curves.pivot(index="width", columns="log2_lr", values="loss")
-    common = table.mean().idxmin()
-    return float((table[common] - table.min(axis=1)).max())
+    return numbers
 
 
 def all_numbers(
@@ -184,17 +145,17 @@ def all_numbers(
     training: pd.DataFrame,
     swept: pd.DataFrame,
 ) -> dict[str, Any]:
-    """The whole of ``summary.json``."""
-    found = {
+    """The contents of ``summary.json``."""
+    numbers = {
         "single": single_numbers(single, slopes, plan.single),
         "training": training_numbers(training),
         "sweep": sweep_numbers(swept),
     }
-    return rounded(found)
+    return rounded(numbers)
 
 
 def rounded(value: Any) -> Any:
-    """Numbers to five digits, and None for what is not finite: what JSON can hold, and no noise."""
+    """Numbers to five digits, and None for what JSON cannot hold."""
     if isinstance(value, dict):
         return {key: rounded(v) for key, v in value.items()}
     if isinstance(value, list):

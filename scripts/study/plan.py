@@ -1,4 +1,4 @@
-"""What the study runs over: widths, depths, seeds, learning rates; in full, and a quick version."""
+"""The sizes of the study: widths, depths, seeds and learning rates; the full and the quick one."""
 
 from dataclasses import dataclass, field
 from typing import Literal
@@ -6,28 +6,28 @@ from typing import Literal
 Optimizer = Literal["adam", "sgd"]
 OPTIMIZERS: tuple[Optimizer, ...] = ("adam", "sgd")
 
-# Slopes are fitted, and coefficients of variation taken, from this width up.
+# Slopes and coefficients of variation use the widths from this one up.
 FIT_FROM = 128
 
 
 @dataclass(frozen=True)
 class SinglePass:
-    """One forward and backward pass, one step. The loss is the sum of the outputs."""
+    """One forward and backward pass and one step. The loss is the sum of the outputs."""
 
     widths: tuple[int, ...] = (64, 128, 256, 512, 1024, 2048)
     depths: tuple[int, ...] = (2, 4, 8, 16, 32)
-    """Layers with a weight: an embedding, hidden ones, a readout."""
+    """Number of layers: an embedding, hidden layers, a readout."""
 
     seeds: int = 10
     inputs: int = 128
     outputs: int = 10
     lr: float = 1e-3
-    """What n^-c multiplies. Every quantity is proportional to it."""
+    """The factor of n^-c. The changes are proportional to it."""
 
 
 @dataclass(frozen=True)
 class Training:
-    """The two-arm spiral in the standard parametrization, at one lr for all."""
+    """The two-arm spiral in the standard parametrization, with one lr for all sizes."""
 
     widths: tuple[int, ...] = (64, 128, 256, 512)
     depths: tuple[int, ...] = (2, 4, 8, 16, 32)
@@ -40,14 +40,14 @@ class Training:
 
 @dataclass(frozen=True)
 class Sweep:
-    """The spiral again, at one depth, over widths and learning rates, at two batch sizes."""
+    """The spiral at one depth, over widths and learning rates, at two batch sizes."""
 
     widths: tuple[int, ...] = (64, 128, 256, 512)
     depth: int = 4
     seeds: int = 5
     steps: int = 300
     batches: tuple[int, ...] = (16, 128)
-    """Updates of few points are aligned with each of them, those of many are not."""
+    """The update from a small batch is more aligned with each of its points."""
 
     log2_lrs: tuple[tuple[str, tuple[int, ...]], ...] = (
         ("standard", tuple(range(-11, -4))),

@@ -1,46 +1,41 @@
-"""Many independent pieces of work, on a few processes of one thread each, with a bar."""
+"""Run many independent measurements in a few single-threaded processes, with a progress bar."""
 
 import multiprocessing
-from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from typing import Any, TypeVar
+import sys
+from collections.abc import Callable, Iterable
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import nullcontext
+from typing import Any
 
+import pandas as pd
 import torch
 from tqdm import tqdm
 
-R = TypeVar("R")
-
 
 def run_all(
-    work: Callable[..., Sequence[R]],
-    tasks: Sequence[tuple[Any, ...]],
-    cost: Callable[..., float],
+    measure: Callable[..., list[dict[str, Any]]],
+    tasks: Iterable[tuple[Any, ...]],
     *,
     workers: int,
     label: str,
-) -> list[R]:
-    """``work(*task)`` of every task, in the order of ``tasks``, whatever the number of workers.
+) -> pd.DataFrame:
+    """The rows of ``measure(*task)`` for all tasks; `files.write_rows` sorts them.
 
     Args:
-        work: a function of a module, since it is sent to other processes.
-        cost: of a task; the dearest start first, and the bar advances by it.
-        workers: processes; 0 is this one.
+        measure: a module-level function, because it is sent to other processes.
+        tasks: start in this order: put the longest first, so that no process is idle at the end.
+        workers: number of processes; 0 runs everything in this process.
+        label: shown beside the bar.
     """
-    order = sorted(range(len(tasks)), key=lambda i: -cost(*tasks[i]))
-    results: list[Sequence[R]] = [[] for _ in tasks]
-    total = sum(cost(*task) for task in tasks)
-    form = "{desc}: {percentage:3.0f}%|{bar}| {elapsed}<{remaining}"
-    with tqdm(total=total, desc=label, bar_format=form) as bar:
-        if workers == 0:
-            for i in order:
-                results[i] = work(*tasks[i])
-                bar.update(cost(*tasks[i]))
-        else:
-            context = multiprocessing.get_context("spawn")
-            with ProcessPoolExecutor(workers, context, torch.set_num_threads, (1,)) as pool:
-                futures = {pool.submit(work, *tasks[i]): i for i in order}
-                for future in as_completed(futures):
-                    i = futures[future]
-                    results[i] = future.result()
-                    bar.update(cost(*tasks[i]))
-    return [row for rows in results for row in rows]
+    tasks = list(tasks)
+    context = multiprocessing.get_context("spawn")
+    with (
+        ProcessPoolExecutor(workers, context, torch.set_num_threads, (1,))
+        if workers
+        else nullcontext()
+    ) as pool:
+        results = (pool.map if pool else map)(measure, *zip(*tasks, strict=True))
+        # Where stderr is a log file, the bar writes a line each time.
+        interval = 0.1 if sys.stderr.isatty() else 30
+        bar = tqdm(results, label, len(tasks), unit=" models", mininterval=interval)
+        return pd.DataFrame([row for rows in bar for row in rows])

@@ -74,23 +74,17 @@ def kept_with_eps(site: Site, eps: float, rows: int = 64) -> float:
     return float(((g / (g + eps)) @ z).square().mean().sqrt() / z.sum())
 
 
-def ratios(site: Site, update: Update) -> dict[str, float]:
-    """The four quantities of a layer, by the names of `derived.RATIOS`."""
-    change = site.scale * norm(update.times(site.z))
+def measured(site: Site, update: Update) -> dict[str, float]:
+    """The quantities of one layer, with the keys of `derived.RATIOS` and `derived.NORMS`."""
+    grad = site.scale * norm(site.delta) * norm(site.z)
     return {
-        "gradient": site.scale * norm(site.delta) * norm(site.z) / site.norm_f,
+        "gradient": grad / site.norm_f,
         "frobenius": update.norm() / site.norm_f,
         "spectral": update.norm() / site.norm_2,
-        "output": change / norm(site.y),
-    }
-
-
-def norms(site: Site) -> dict[str, float]:
-    """The norms that they are made of, by the names of `derived.NORMS`."""
-    return {
+        "output": site.scale * norm(update.times(site.z)) / norm(site.y),
         "z": norm(site.z),
         "delta": norm(site.delta),
-        "grad": site.scale * norm(site.delta) * norm(site.z),
+        "grad": grad,
         "weight_f": site.norm_f,
         "weight_2": site.norm_2,
     }

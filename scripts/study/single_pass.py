@@ -1,11 +1,10 @@
 """The single pass: what one step does to every layer, over widths, depths and seeds.
 
-One fixed input for all models, the sum of the outputs as the loss. maxP's learning rates are those
-after its first measurement: muP's step is taken, the alignments that it shows are given to the
-program, and the step is taken again with the c that it answers.
+All models get the same fixed input; the loss is the sum of the outputs. The learning rates of maxP
+are those after its first measurement: muP's step gives the alignments, the program is solved with
+them, and the step is repeated from the same weights with the new c.
 """
 
-from collections.abc import Iterator
 from itertools import product
 from typing import Any
 
@@ -15,7 +14,7 @@ import torch
 from maxp import Parametrization
 from maxp.module import find_sites
 from scripts.study.derived import TOTAL, Layer, derive_chain
-from scripts.study.mlp import MLP, ab, build, parametrize
+from scripts.study.mlp import MLP, ab, build
 from scripts.study.plan import OPTIMIZERS, Optimizer, SinglePass
 from scripts.study.pool import run_all
 from scripts.study.rank_one import (
@@ -24,14 +23,13 @@ from scripts.study.rank_one import (
     first_step,
     kept_with_eps,
     largest_singular_value,
-    norms,
-    ratios,
+    measured,
     spread,
 )
 
 Row = dict[str, Any]
 
-# What torch's Adam adds to the root of the second moment unless told otherwise.
+# The default of torch's Adam.
 ADAM_EPS = 1e-8
 
 
@@ -40,18 +38,14 @@ def fixed_input(inputs: int) -> torch.Tensor:
     return torch.randn(inputs, generator=torch.Generator().manual_seed(2024))
 
 
-def spectral_norms(model: MLP) -> dict[str, float]:
-    """‖W‖_2 of every site."""
-    return {
-        name: largest_singular_value(site.weight.detach())
-        for name, site in find_sites(model).items()
-    }
-
-
 def forward_backward(model: MLP, x: torch.Tensor, norm_2: dict[str, float]) -> dict[str, Site]:
     """One forward and one backward pass of the sum of the outputs.
 
-    Only gradients at outputs are computed; a weight's is an outer product of two vectors.
+    Only gradients at outputs are computed: a weight's gradient is an outer product of two vectors.
+
+    Args:
+        x: (inputs,).
+        norm_2: spectral norm of each site's weight.
     """
     sites = find_sites(model)
     inputs: dict[str, torch.Tensor] = {}
@@ -70,23 +64,22 @@ def forward_backward(model: MLP, x: torch.Tensor, norm_2: dict[str, float]) -> d
     model(x[None].requires_grad_()).sum().backward()
     for hook in hooks:
         hook.remove()
-    found = {}
+    passed = {}
     for name, module in sites.items():
         out = outputs[name]
         assert out.grad is not None
         weight = module.weight.detach()
-        norm_f = float(torch.linalg.vector_norm(weight, dtype=torch.float64))
-        found[name] = Site(
-            inputs[name],
-            out.detach()[0],
-            out.grad[0],
-            weight,
-            module.scale,
-            norm_f,
-            norm_2[name],
-            module.width_dim,
+        passed[name] = Site(
+            z=inputs[name],
+            y=out.detach()[0],
+            delta=out.grad[0],
+            weight=weight,
+            scale=module.scale,
+            norm_f=float(torch.linalg.vector_norm(weight, dtype=torch.float64)),
+            norm_2=norm_2[name],
+            width=module.width_dim,
         )
-    return found
+    return passed
 
 
 def step_and_spread(
@@ -97,9 +90,8 @@ def step_and_spread(
     spreads = spread(list(sites.values()), updates)
     quantities = [
         {
-            **ratios(site, update),
+            **measured(site, update),
             TOTAL: s.total,
-            **norms(site),
             "kept": kept_with_eps(site, ADAM_EPS) if optimizer == "adam" else 1.0,
         }
         for site, update, s in zip(sites.values(), updates, spreads, strict=True)
@@ -110,72 +102,57 @@ def step_and_spread(
 def exponents_only(
     method: str, optimizer: Optimizer, width: int, depth: int, plan: SinglePass, **more: Any
 ) -> Parametrization:
-    """The Parametrization of a model of this size that has no memory: c and learning rates."""
-    model = MLP(width, depth, plan.inputs, plan.outputs)
-    return parametrize(model, method, optimizer, plan.lr, seed=0, **more)
+    """The Parametrization of a model of this size without memory for weights."""
+    size = (width, depth, plan.inputs, plan.outputs)
+    return build(method, optimizer, *size, plan.lr, seed=0, device="meta", **more)[1]
 
 
 def derived_rows(method: str, optimizer: Optimizer, depth: int, plan: SinglePass) -> list[Row]:
-    """The derived exponents of every layer of a chain; maxP's are muP's, see the report."""
+    """The derived exponents of every layer of a chain. Those of maxP are muP's; see the report."""
     p = exponents_only("mup" if method == "maxP" else method, optimizer, 64, depth, plan)
     kinds = {name: site.layer_type for name, site in p.sites.items()}
     layers = [Layer(kind, *ab(method)[kind], p.c[name]) for name, kind in kinds.items()]
-    return [
-        {"layer": i, "kind": layer.kind, **exponents}
-        for i, (layer, exponents) in enumerate(
-            zip(layers, derive_chain(layers, optimizer), strict=True)
-        )
-    ]
+    derived = derive_chain(layers, optimizer)
+    return [{"kind": layer.kind, **e} for layer, e in zip(layers, derived, strict=True)]
 
 
 def measure(width: int, depth: int, seed: int, plan: SinglePass) -> list[Row]:
-    """All rows of one model size and seed: one for each method, optimizer and layer."""
-    x = fixed_input(plan.inputs)
+    """All rows of one model size and seed: one per method, optimizer and layer."""
     rows: list[Row] = []
     unit_norms: dict[str, float] = {}
     for init in ("standard", "mup"):
-        model, p = build(init, "adam", width, depth, plan.inputs, plan.outputs, plan.lr, seed=seed)
-        # The draws are the same, so the second norms are the first's times a ratio of n^-b.
+        model, p = build(init, "adam", width, depth, plan.inputs, plan.outputs, plan.lr, seed)
+        # The two draw the same normals, so their spectral norms differ by a known power of n.
         stds = {name: width ** -ab(init)[site.layer_type][1] for name, site in p.sites.items()}
         if not unit_norms:
-            unit_norms = {n: s / stds[n] for n, s in spectral_norms(model).items()}
-        sites = forward_backward(model, x, {n: u * stds[n] for n, u in unit_norms.items()})
+            unit_norms = {
+                name: largest_singular_value(site.weight.detach()) / stds[name]
+                for name, site in find_sites(model).items()
+            }
+        norm_2 = {name: unit * stds[name] for name, unit in unit_norms.items()}
+        sites = forward_backward(model, fixed_input(plan.inputs), norm_2)
         for optimizer in OPTIMIZERS:
-            for method, quantities in _methods(init, optimizer, sites, width, depth, plan):
-                about = {"method": method, "optimizer": optimizer, "width": width}
-                about |= {"depth": depth, "seed": seed}
-                rows += [{**about, "layer": i, **q} for i, q in enumerate(quantities)]
+            lrs = exponents_only(init, optimizer, width, depth, plan).lrs()
+            quantities, spreads = step_and_spread(sites, optimizer, lrs)
+            by_method = {init: quantities}
+            if init == "mup":
+                alignment = {
+                    name: s.alignment
+                    for name, s in zip(sites, spreads, strict=True)
+                    if name != "embedding"
+                }
+                p = exponents_only(
+                    "maxP", optimizer, width, depth, plan, alignment_overrides=alignment
+                )
+                by_method["maxP"] = step_and_spread(sites, optimizer, p.lrs())[0]
+            for method, layers in by_method.items():
+                where: Row = {"method": method, "optimizer": optimizer}
+                where |= {"width": width, "depth": depth, "seed": seed}
+                rows += [{**where, "layer": i, **layer} for i, layer in enumerate(layers)]
     return rows
 
 
-def _methods(
-    init: str,
-    optimizer: Optimizer,
-    sites: dict[str, Site],
-    width: int,
-    depth: int,
-    plan: SinglePass,
-) -> Iterator[tuple[str, list[dict[str, float]]]]:
-    """(method, quantities by layer) of the methods that start from these weights."""
-    lrs = exponents_only(init, optimizer, width, depth, plan).lrs()
-    quantities, spreads = step_and_spread(sites, optimizer, lrs)
-    yield init, quantities
-    if init != "mup":
-        return
-    seen = {n: s.alignment for n, s in zip(sites, spreads, strict=True) if n != "embedding"}
-    p = exponents_only("maxP", optimizer, width, depth, plan, alignment_overrides=seen)
-    yield "maxP", step_and_spread(sites, optimizer, p.lrs())[0]
-
-
-def cost(width: int, depth: int, seed: int, plan: SinglePass) -> float:
-    """About how long `measure` takes, in no unit."""
-    return width * width * depth + 1e6 * depth
-
-
 def run(plan: SinglePass, workers: int) -> pd.DataFrame:
-    """A row for each method, optimizer, width, depth, seed and layer."""
-    sizes = product(plan.widths, plan.depths, range(plan.seeds))
-    tasks = [(*size, plan) for size in sizes]
-    return pd.DataFrame.from_records(
-        run_all(measure, tasks, cost, workers=workers, label="single pass")
-    )
+    """One row per method, optimizer, width, depth, seed and layer."""
+    tasks = product(plan.widths[::-1], plan.depths[::-1], range(plan.seeds), [plan])
+    return run_all(measure, tasks, workers=workers, label="single pass")

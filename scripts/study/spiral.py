@@ -11,11 +11,11 @@ from maxp import Parametrization
 from scripts.study.mlp import MLP
 
 POINTS = 1024
-# The two coordinates and a 1, since without biases a ReLU network is linear along every ray.
+# Two coordinates and a constant 1: without biases, a ReLU network is linear along every ray.
 INPUTS = 3
 OUTPUTS = 1
-# Enough, and no noise: of an easy task, or one with a floor, any learning rate in a wide range is
-# best.
+# Hard enough that the learning rate matters, and without noise, which would put a floor under the
+# loss. Otherwise a wide range of learning rates would do equally well.
 _TURNS = 2.0
 
 
@@ -31,17 +31,16 @@ def spiral() -> tuple[torch.Tensor, torch.Tensor]:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What training came to.
+    """How a training run ended.
 
     Attributes:
-        mean, late: mean loss of the batches, of all steps and of the last fifth. The loss of one
-            moment says little.
-        loss, accuracy: over all points at the end. A loss that is not finite stays.
+        loss, late_loss: mean loss of the batches, over all steps and over the last fifth. NaN if
+            the run diverged.
+        accuracy: on all points after the last step.
     """
 
-    mean: float
-    late: float
     loss: float
+    late_loss: float
     accuracy: float
 
 
@@ -59,9 +58,9 @@ def train(
     """Adam at a constant learning rate, on batches drawn with a seed.
 
     Args:
-        measured: follow the alignment (maxP).
-        before, after: called at each step with its number (and the batch's loss), before and after
-            the optimizer has stepped.
+        measured: measure the alignment and solve for the learning rates during training (maxP).
+        before: called with the step and the batch's loss, just before the optimizer steps.
+        after: called with the step, just after it.
     """
     x, y = spiral()
     draws = torch.Generator().manual_seed(seed)
@@ -83,9 +82,7 @@ def train(
         if after is not None:
             after(step)
     with torch.no_grad():
-        out = model(x)
-        final = float(F.binary_cross_entropy_with_logits(out, y))
-        accuracy = float(((out > 0) == (y > 0)).float().mean())
-        seen = torch.stack(losses)
-        late = seen[int(0.8 * steps) :]
-        return Outcome(float(seen.mean()), float(late.mean()), final, accuracy)
+        accuracy = float(((model(x) > 0) == (y > 0)).float().mean())
+    all_losses = torch.stack(losses)
+    late = all_losses[int(0.8 * steps) :]
+    return Outcome(float(all_losses.mean()), float(late.mean()), accuracy)

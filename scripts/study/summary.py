@@ -1,4 +1,4 @@
-"""What the single pass found: slopes beside derived exponents, and coefficients of variation."""
+"""Tables from the single pass: slopes beside derived exponents, variation, the readout's ratio."""
 
 import math
 from itertools import product
@@ -9,16 +9,16 @@ import pandas as pd
 
 from scripts.study import single_pass
 from scripts.study.derived import QUANTITIES, RATIOS, TOTAL
-from scripts.study.fits import finite_slope, slope
+from scripts.study.fits import finite_slope, geometric, slope
 from scripts.study.mlp import METHODS
 from scripts.study.plan import FIT_FROM, OPTIMIZERS, Optimizer, SinglePass
 
-# Within this of the derived exponent a slope is what was derived.
+# The largest difference from the derived exponent at which a slope counts as agreeing with it.
 CLOSE = 0.1
 
 
 def _fluctuating(quantity: str, optimizer: Optimizer, layer: int, depth: int) -> int:
-    """How many random layers' fluctuations are in a quantity; see `fits.finite_slope`."""
+    """How many random layers' fluctuations a quantity contains; see `fits.finite_slope`."""
     if quantity == "z":
         return layer
     if quantity == "delta":
@@ -28,44 +28,50 @@ def _fluctuating(quantity: str, optimizer: Optimizer, layer: int, depth: int) ->
 
 
 def slopes(rows: pd.DataFrame, plan: SinglePass) -> pd.DataFrame:
-    """A row for each method, optimizer, depth, layer and quantity, from width `FIT_FROM` up.
+    """One row per method, optimizer, depth, layer and quantity, from width `FIT_FROM` up.
 
-    Columns ``slope``, ``half`` (of the 95% interval), ``derived``, ``finite`` (derived, at these
+    Columns ``slope``, ``half`` (of the 95% interval), ``derived``, ``finite`` (derived, for these
     widths), ``off`` (slope - derived), ``close`` (|off| at most `CLOSE`).
     """
     widths = np.array([w for w in sorted(plan.widths) if w >= FIT_FROM], dtype=np.float64)
     rows = rows[rows.width >= FIT_FROM].sort_values(["seed", "width"])
-    found = []
+    fits = []
     models: dict[Any, pd.DataFrame] = dict(iter(rows.groupby(["method", "optimizer", "depth"])))
     for method, optimizer, depth in product(METHODS, OPTIMIZERS, plan.depths):
-        model = models[method, optimizer, depth]
         derived = single_pass.derived_rows(method, optimizer, depth, plan)
-        for layer, (_, frame) in enumerate(model.groupby("layer")):
-            kind = derived[layer]["kind"]
-            about = {"method": method, "optimizer": optimizer, "depth": depth}
-            about |= {"layer": layer, "kind": kind}
+        for layer, frame in models[method, optimizer, depth].groupby("layer"):
+            exponents = derived[int(str(layer))]
+            kind = exponents["kind"]
             fixed = plan.outputs if kind == "readout" else plan.inputs
+            where = {"method": method, "optimizer": optimizer, "depth": depth}
+            where |= {"layer": layer, "kind": kind}
             for quantity in QUANTITIES:
                 values = frame[quantity].to_numpy(dtype=np.float64).reshape(-1, len(widths))
                 fit = slope(widths, values)
-                exponent = derived[layer][quantity]
-                count = _fluctuating(quantity, optimizer, layer, depth)
-                finite = finite_slope(widths, exponent, quantity, kind, count, fixed)
-                fitted = {"slope": fit.slope, "half": fit.half, "derived": exponent}
-                # What a total change inherits adds to its own: one power at large widths only.
-                fitted["finite"] = math.nan if quantity == TOTAL else finite
-                found.append({**about, "quantity": quantity, **fitted})
-    table = pd.DataFrame(found)
+                count = _fluctuating(quantity, optimizer, int(str(layer)), depth)
+                finite = finite_slope(widths, exponents[quantity], quantity, kind, count, fixed)
+                fits.append(
+                    {
+                        **where,
+                        "quantity": quantity,
+                        "slope": fit.slope,
+                        "half": fit.half,
+                        "derived": exponents[quantity],
+                        # A total change is a sum, and a single power only at large widths.
+                        "finite": math.nan if quantity == TOTAL else finite,
+                    }
+                )
+    table = pd.DataFrame(fits)
     table["off"] = table.slope - table.derived
     table["close"] = table.off.abs() <= CLOSE
     return table
 
 
 def variations(rows: pd.DataFrame, over: str, fixed: str) -> pd.DataFrame:
-    """Coefficients of variation over widths (from `FIT_FROM`), or over depths, of seeds' means.
+    """Coefficients of variation over widths (from `FIT_FROM`) or depths, of the means over seeds.
 
-    Over widths a layer is followed; over depths there is one layer of each kind, the last hidden
-    one for ``hidden``.
+    Over widths, every layer has a row. Over depths, every kind of layer has one; ``hidden`` is the
+    last hidden layer.
 
     Args:
         over: ``"width"`` or ``"depth"``.
@@ -77,8 +83,7 @@ def variations(rows: pd.DataFrame, over: str, fixed: str) -> pd.DataFrame:
         last = (rows.layer == rows.depth - 2) | (rows.kind != "hidden")
         rows = rows[last].assign(layer=-1)
     keys = ["method", "optimizer", "kind", fixed, "layer"]
-    quantities = [*RATIOS, TOTAL]
-    means = rows.groupby([*keys, over])[quantities].mean().groupby(level=keys)
+    means = rows.groupby([*keys, over])[[*RATIOS, TOTAL]].mean().groupby(level=keys)
     return (means.std(ddof=0) / means.mean()).reset_index()
 
 
@@ -86,3 +91,14 @@ def kinds(rows: pd.DataFrame) -> pd.Series:
     """The layer type of every row."""
     last = np.where(rows.layer == rows.depth - 1, "readout", "hidden")
     return pd.Series(np.where(rows.layer == 0, "embedding", last), index=rows.index)
+
+
+def readout_ratios(rows: pd.DataFrame) -> pd.DataFrame:
+    """‖grad W‖ / ‖W‖ of the readout, widths up to 1024: geometric means over seeds.
+
+    Columns ``width``, ``depth``, ``standard``, ``mup``.
+    """
+    # The ratio is that before the step, so the optimizer does not matter.
+    readout = rows[(kinds(rows) == "readout") & (rows.optimizer == "adam") & (rows.width <= 1024)]
+    table = geometric(readout, ["width", "depth", "method"], "gradient").unstack("method")
+    return table[["standard", "mup"]].reset_index()

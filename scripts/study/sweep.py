@@ -1,6 +1,7 @@
-"""The learning-rate sweep over widths: whose best learning rate moves, and by which power."""
+"""The learning-rate sweep over widths: whose best learning rate moves, and how far."""
 
 import math
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -12,38 +13,30 @@ from scripts.study.plan import Sweep
 from scripts.study.pool import run_all
 from scripts.study.spiral import INPUTS, OUTPUTS, train
 
-Row = dict[str, Any]
 
-
-def measure(method: str, batch: int, width: int, log2_lr: int, seed: int, plan: Sweep) -> list[Row]:
+def measure(
+    method: str, batch: int, width: int, log2_lr: int, seed: int, plan: Sweep
+) -> list[dict[str, Any]]:
     """Train one model; one row."""
-    more = {"solve_interval": plan.solve_interval} if method == "maxP" else {}
+    more: dict[str, Any] = {"solve_interval": plan.solve_interval} if method == "maxP" else {}
     lr = 2.0**log2_lr
     model, p = build(method, "adam", width, plan.depth, INPUTS, OUTPUTS, lr, seed, **more)
-    end = train(model, p, plan.steps, batch, seed, measured=method == "maxP")
-    about = {"method": method, "batch": batch, "width": width}
-    about |= {"log2_lr": log2_lr, "seed": seed}
-    return [{**about, "loss": end.mean, "late_loss": end.late, "accuracy": end.accuracy}]
-
-
-def cost(method: str, batch: int, width: int, log2_lr: int, seed: int, plan: Sweep) -> float:
-    """About how long `measure` takes, in no unit."""
-    return plan.steps * (width * width + 4e4) * (1.3 if method == "maxP" else 1.0)
+    outcome = train(model, p, plan.steps, batch, seed, measured=method == "maxP")
+    run = {"method": method, "batch": batch, "width": width, "log2_lr": log2_lr, "seed": seed}
+    return [{**run, **asdict(outcome)}]
 
 
 def run(plan: Sweep, workers: int) -> pd.DataFrame:
-    """A row for each method, batch size, width, learning rate and seed."""
+    """One row per method, batch size, width, learning rate and seed."""
     tasks = [
         (method, batch, width, log2_lr, seed, plan)
+        for width in plan.widths[::-1]
         for method, log2_lrs in plan.log2_lrs
         for batch in plan.batches
-        for width in plan.widths
         for log2_lr in log2_lrs
         for seed in range(plan.seeds)
     ]
-    return pd.DataFrame.from_records(
-        run_all(measure, tasks, cost, workers=workers, label="lr sweep")
-    )
+    return run_all(measure, tasks, workers=workers, label="lr sweep")
 
 
 def curves(rows: pd.DataFrame) -> pd.DataFrame:
@@ -53,13 +46,13 @@ def curves(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def best(rows: pd.DataFrame) -> pd.DataFrame:
-    """For each method and width the learning rate of the smallest mean loss.
+    """For each method and width, the learning rate with the smallest mean loss.
 
-    Columns ``best`` (on the grid), ``between`` (of the parabola in log lr and log loss through it
-    and its neighbours), ``loss``, ``at_edge`` (the best is the grid's first or last, so it may lie
-    beyond).
+    Columns: ``best`` (the grid's log2 lr); ``between`` (the vertex of the parabola in log lr and
+    log loss through the best point and its neighbours); ``loss``; ``at_edge`` (the best is the
+    first or last of the grid, so the optimum may lie outside).
     """
-    found = []
+    bests = []
     for (method, width), curve in curves(rows).groupby(["method", "width"]):
         curve = curve.sort_values("log2_lr")
         lrs, losses = curve.log2_lr.to_numpy(), curve.loss.to_numpy()
@@ -67,8 +60,8 @@ def best(rows: pd.DataFrame) -> pd.DataFrame:
         edge = i in (0, len(lrs) - 1)
         between = float(lrs[i]) if edge else _vertex(lrs[i - 1 : i + 2], losses[i - 1 : i + 2])
         about = {"method": method, "width": width, "best": int(lrs[i]), "between": between}
-        found.append({**about, "loss": float(losses[i]), "at_edge": edge})
-    return pd.DataFrame(found)
+        bests.append({**about, "loss": float(losses[i]), "at_edge": edge})
+    return pd.DataFrame(bests)
 
 
 def _vertex(lrs: Any, losses: Any) -> float:
@@ -80,7 +73,7 @@ def _vertex(lrs: Any, losses: Any) -> float:
 
 
 def movement(rows: pd.DataFrame, method: str) -> Fit:
-    """The power of the width by which a method's best lr moves: each seed's own best, fitted."""
+    """The power of n with which a method's best lr moves, fitted to the best lr of each seed."""
     mine = rows[rows.method == method]
     widths = np.array(sorted(mine.width.unique()), dtype=np.float64)
     lrs = np.stack(

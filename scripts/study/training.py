@@ -1,4 +1,4 @@
-"""The spiral at one learning rate for all: what changes with the width, and what with the depth."""
+"""The spiral with one learning rate for all sizes: what changes with width and with depth."""
 
 from itertools import product
 from typing import Any
@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from maxp.module import find_sites
+from scripts.study.fits import geometric
 from scripts.study.mlp import build
 from scripts.study.plan import Training
 from scripts.study.pool import run_all
@@ -17,10 +18,11 @@ Row = dict[str, Any]
 
 
 class Observer:
-    """Notes, every so many steps, each layer's output scale, gradient and relative update.
+    """Records each layer's output scale, gradient and relative update every ``every`` steps.
 
     ``activation`` is the root mean square of the layer's output on the batch, ``gradient`` the
-    Frobenius norm of the weight's gradient, ``update`` the norm of a step over the weight's.
+    Frobenius norm of the weight's gradient, ``update`` the Frobenius norm of the step divided by
+    the weight's.
     """
 
     def __init__(self, model: nn.Module, every: int, last: int) -> None:
@@ -39,7 +41,7 @@ class Observer:
             site.register_forward_hook(note)
 
     def before(self, step: int, loss: float) -> None:
-        """Just before the optimizer steps."""
+        """Call just before the optimizer steps."""
         if not self._due:
             return
         for layer, (name, site) in enumerate(self._sites.items()):
@@ -55,7 +57,7 @@ class Observer:
             )
 
     def after(self, step: int) -> None:
-        """Just after."""
+        """Call just after the optimizer has stepped."""
         if self._due:
             latest = self.rows[-len(self._sites) :]
             for row, (name, site) in zip(latest, self._sites.items(), strict=True):
@@ -66,25 +68,41 @@ class Observer:
 
 
 def measure(width: int, depth: int, seed: int, plan: Training) -> list[Row]:
-    """Train one model; a row for each observed step and layer."""
+    """Train one model; one row per observed step and layer."""
     model, p = build("standard", "adam", width, depth, INPUTS, OUTPUTS, plan.lr, seed)
     observer = Observer(model, plan.observe_every, plan.steps - 1)
-    end = train(
+    outcome = train(
         model, p, plan.steps, plan.batch, seed, before=observer.before, after=observer.after
     )
-    about = {"width": width, "depth": depth, "seed": seed}
-    about_end = {"late_loss": end.late, "accuracy": end.accuracy}
-    return [{**about, **row, **about_end} for row in observer.rows]
-
-
-def cost(width: int, depth: int, seed: int, plan: Training) -> float:
-    """About how long `measure` takes, in no unit."""
-    return plan.steps * depth * (width * width + 4e4)
+    size = {"width": width, "depth": depth, "seed": seed}
+    end = {"late_loss": outcome.late_loss, "accuracy": outcome.accuracy}
+    return [{**size, **row, **end} for row in observer.rows]
 
 
 def run(plan: Training, workers: int) -> pd.DataFrame:
-    """A row for each width, depth, seed, observed step and layer."""
-    tasks = [(*size, plan) for size in product(plan.widths, plan.depths, range(plan.seeds))]
-    return pd.DataFrame.from_records(
-        run_all(measure, tasks, cost, workers=workers, label="training")
+    """One row per width, depth, seed, observed step and layer."""
+    tasks = product(plan.widths[::-1], plan.depths[::-1], range(plan.seeds), [plan])
+    return run_all(measure, tasks, workers=workers, label="training")
+
+
+def cells(rows: pd.DataFrame) -> pd.DataFrame:
+    """Means over seeds for each (depth, width), the index.
+
+    ``activation`` is that of the last layer before the readout. ``gradient`` and ``update`` are
+    geometric means over the hidden layers, ``spread`` is the largest gradient of a hidden layer
+    divided by the smallest; all four at the first step.
+    """
+    first = rows[rows.step == 0]
+    hidden = first[(first.layer > 0) & (first.layer < first.depth - 1)]
+    keys = ["depth", "width"]
+    gradients = hidden.groupby([*keys, "seed"]).gradient
+    return pd.DataFrame(
+        {
+            "late_loss": rows.groupby(keys).late_loss.mean(),
+            "accuracy": rows.groupby(keys).accuracy.mean(),
+            "activation": geometric(first[first.layer == first.depth - 2], keys, "activation"),
+            "gradient": geometric(hidden, keys, "gradient"),
+            "update": geometric(hidden, keys, "update"),
+            "spread": (gradients.max() / gradients.min()).groupby(keys).mean(),
+        }
     )
