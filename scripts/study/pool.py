@@ -1,7 +1,6 @@
 """Run many independent measurements in a few single-threaded processes, with a progress bar."""
 
 import multiprocessing
-import sys
 from collections.abc import Callable, Iterable
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import nullcontext
@@ -9,7 +8,8 @@ from typing import Any
 
 import pandas as pd
 import torch
-from tqdm import tqdm
+
+from train.progress import progress
 
 
 def run_all(
@@ -35,7 +35,5 @@ def run_all(
         else nullcontext()
     ) as pool:
         results = (pool.map if pool else map)(measure, *zip(*tasks, strict=True))
-        # Where stderr is a log file, the bar writes a line each time.
-        interval = 0.1 if sys.stderr.isatty() else 30
-        bar = tqdm(results, label, len(tasks), unit=" models", mininterval=interval)
+        bar = progress(results, desc=label, total=len(tasks), unit=" models")
         return pd.DataFrame([row for rows in bar for row in rows])
