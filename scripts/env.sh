@@ -1,4 +1,5 @@
-# Sourced by the other scripts: makes .venv from the constraints file, once, and puts it first.
+# The other scripts source this file. It creates .venv, again whenever constraints.txt or
+# pyproject.toml has changed, and puts it first on PATH.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -7,12 +8,12 @@ wanted=$(cat constraints.txt pyproject.toml | cksum)
 if [ "$(cat "$stamp" 2>/dev/null || true)" != "$wanted" ]; then
     python=${PYTHON:-python3}
     "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || {
-        echo "error: Python 3.11 or later is needed; name one with PYTHON=/path/to/python3.11" >&2
+        echo "error: $python is older than Python 3.11; set PYTHON=/path/to/python3.11" >&2
         exit 1
     }
     echo "Making .venv (torch and torchtitan: one to three minutes) ..." >&2
     "$python" -m venv .venv
-    # torch by itself first: its constraint picks the tested build before others ask for any.
+    # torch first and alone: its constraint selects the tested build, which the others then keep.
     .venv/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch
     .venv/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt \
         --editable '.[harness,dev]'

@@ -1,12 +1,13 @@
 #!/usr/bin/env bash
-# On a machine with a GPU: the tests that need one, the benchmark of a training step, and the speed
-# of scales s1 to s3 on the embedded corpus (tokens a second, and MFU as torchtitan computes it).
-# Arguments go to each of the three runs, e.g. --training.local_batch_size 16.
+# For a machine with a GPU: runs the tests that need one, the benchmark of a training step, and short
+# trainings of scales s1 to s3 on the embedded corpus. Prints the tokens per second and MFU of these,
+# as torchtitan computes them. Arguments are passed on to each of the three trainings, e.g.
+# --training.local_batch_size 16.
 #
-# MAXP_PYTHON=/path/to/python uses that interpreter and its packages instead of .venv. With torch
-# 2.11, which torchtitan 0.3.0 does not support, its sitecustomize must first give
-# torch.distributed.fsdp an attribute DataParallelMeshDims (any class), and the loss must be
-# torchtitan's plain CrossEntropyLoss: so only scale debug and pytest -m gpu are of use there.
+# MAXP_PYTHON=/path/to/python uses that interpreter and its packages instead of .venv. torchtitan
+# 0.3.0 does not support torch 2.11: with it, a sitecustomize.py must add an attribute
+# DataParallelMeshDims (any class) to torch.distributed.fsdp, and the loss must be torchtitan's
+# plain CrossEntropyLoss, so only scale debug and pytest -m gpu are useful.
 set -euo pipefail
 if [ -n "${MAXP_PYTHON:-}" ]; then
     cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -16,7 +17,7 @@ else
 fi
 
 python -c 'import sys, torch; sys.exit(not torch.accelerator.is_available())' || {
-    echo "error: torch sees no GPU here: nothing to check; scripts/run_tests.sh needs none" >&2
+    echo "error: torch finds no GPU here; for the tests that need none run scripts/run_tests.sh" >&2
     exit 1
 }
 

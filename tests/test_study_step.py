@@ -99,7 +99,7 @@ def test_the_largest_singular_value_is_within_a_hundredth(shape: tuple[int, int]
     assert largest_singular_value(matrix) == pytest.approx(exact, rel=0.01)
 
 
-def test_an_exact_cancellation_leaves_the_preset() -> None:
+def test_an_exact_cancellation_counts_as_full_alignment() -> None:
     # Adam's steps at a layer below cancel: two live outputs, one step up and one down.
     first = Site(
         torch.ones(1), torch.ones(2), torch.tensor([1.0, -1.0]), torch.ones(2, 1), 1, 1, 1, 2

@@ -1,9 +1,9 @@
 """One step on one input, in closed form: every update is an outer product, dW = u v^T.
 
-The gradient of W in y = s W z is s delta z^T. SGD's step is that times -lr; Adam's first step is
--lr g / (|g| + eps), for eps to 0 the sign of g, and the sign of an outer product is the outer
-product of the signs. So norms and products need no matrix, and a change spreads with one product a
-layer.
+The gradient of W in y = s W z is g = s delta z^T. SGD's step is -lr g. Adam's first step is
+-lr g / (|g| + eps); for eps to 0 this is -lr sign(g), and the sign of an outer product is the outer
+product of the signs. So norms and products need only vectors, and following a change through the
+model takes one matrix product per layer.
 """
 
 import math
@@ -17,10 +17,10 @@ from scripts.study.plan import Optimizer
 
 @dataclass(frozen=True)
 class Site:
-    """What one forward and backward pass leaves at a layer y = scale W z.
+    """The tensors of one forward and backward pass at a layer y = scale W z.
 
     Attributes:
-        z, y, delta: input (in,), output (out,) and the loss's gradient at y.
+        z, y, delta: input (in,), output (out,) and the gradient of the loss at y (out,).
         weight: (out, in).
         norm_f, norm_2: Frobenius and spectral norm of the weight.
         width: n.
@@ -44,7 +44,7 @@ class Update:
     v: torch.Tensor
 
     def norm(self) -> float:
-        """Frobenius, and spectral: there is one singular value."""
+        """The Frobenius norm, which is also the spectral norm: the rank is one."""
         return norm(self.u) * norm(self.v)
 
     def times(self, z: torch.Tensor) -> torch.Tensor:
@@ -57,16 +57,17 @@ def norm(x: torch.Tensor) -> float:
 
 
 def first_step(site: Site, optimizer: Optimizer, lr: float) -> Update:
-    """The optimizer's first step from zero state; Adam's for eps to 0."""
+    """The first step of a new optimizer; for Adam, the limit of eps to 0."""
     if optimizer == "sgd":
         return Update(-lr * site.scale * site.delta, site.z)
     return Update(-lr * site.delta.sign(), site.z.sign())
 
 
 def kept_with_eps(site: Site, eps: float, rows: int = 64) -> float:
-    """How much of Adam's change of the output, dW z, is left with an eps that is not 0.
+    """||dW z|| of Adam's first step with this eps, divided by that of eps to 0.
 
-    The update is then no outer product, so this is taken over the first ``rows`` live outputs.
+    With eps the update is not an outer product. To save time, only the first ``rows`` outputs with
+    a gradient are used.
     """
     z = site.z.double().abs()
     live = site.delta.double().abs()
@@ -95,10 +96,10 @@ class Spread:
     """How a small step of all layers changes one of them.
 
     Attributes:
-        total: ||dy|| / ||y||, its own update's part and what it inherits.
-        alignment: (z0_dW, dZ_w0, dZ_dW), as `maxp.compute_alignment` has them for small steps;
-            of (1, 1/2, 1), the preset, where a term is exactly zero: Adam's dZ dW adds up as many
-            equal steps up as down by chance.
+        total: ||dy|| / ||y||, from the layer's own update and from the change of its input.
+        alignment: (z0_dW, dZ_w0, dZ_dW), equal to `maxp.compute_alignment` for small steps. A term
+            that is exactly zero has the value of full alignment, (1, 1/2, 1). With Adam this
+            happens in dZ dW, by chance: equal steps up and down can cancel.
     """
 
     total: float
@@ -109,10 +110,10 @@ def spread(sites: list[Site], updates: list[Update]) -> list[Spread]:
     """Follow a step through a ReLU MLP to first order in the learning rate.
 
     Args:
-        sites: in order.
-        updates: of each.
+        sites: all layers, from the embedding to the readout.
+        updates: one per site.
     """
-    found = []
+    spreads = []
     dz = torch.zeros_like(sites[0].z)
     for site, update in zip(sites, updates, strict=True):
         own, inherited = update.times(site.z), site.weight @ dz
@@ -123,24 +124,23 @@ def spread(sites: list[Site], updates: list[Update]) -> list[Spread]:
             _align(inherited, dz, site.norm_f, site.width, full.dZ_w0),
             _align(update.times(dz), dz, update.norm(), site.width, full.dZ_dW),
         )
-        found.append(Spread(norm(dy) / norm(site.y), alignment))
+        spreads.append(Spread(norm(dy) / norm(site.y), alignment))
         dz = dy * (site.y > 0)
-    return found
+    return spreads
 
 
-def _align(y: torch.Tensor, x: torch.Tensor, matrix: float, n: int, otherwise: float) -> float:
-    """log_n of rms(y) / (rms(x) rms(M)); a term that is zero has none, and the preset holds."""
-    product = norm(y)
-    if product == 0:
-        return otherwise
-    return math.log(len(x) * product / (norm(x) * matrix)) / math.log(n)
+def _align(y: torch.Tensor, x: torch.Tensor, norm_f: float, n: int, default: float) -> float:
+    """log_n of rms(y) / (rms(x) rms(M)) for y = M x, or the default if y is zero."""
+    if not y.any():
+        return default
+    return math.log(len(x) * norm(y) / (norm(x) * norm_f)) / math.log(n)
 
 
 def largest_singular_value(matrix: torch.Tensor, steps: int = 24) -> float:
-    """By Golub-Kahan bidiagonalisation from a fixed start: from below, 1% off for random weights.
+    """The spectral norm by Golub-Kahan bidiagonalisation (1965) from a fixed start vector.
 
-    Where the spectrum has no gap at its edge, as a random matrix's has none, this needs far fewer
-    products than power iteration. Golub and Kahan 1965.
+    For random weights the result is up to 1% too small. The spectrum of a random matrix has no gap
+    at its edge, so power iteration would need far more matrix products.
     """
     rows, columns = matrix.shape
     v = torch.randn(columns, generator=torch.Generator().manual_seed(0)).to(matrix)
