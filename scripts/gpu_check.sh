@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# For a machine with a GPU: runs the tests that need one, the benchmark of a training step, and short
-# trainings of scales s1 to s3 on the embedded corpus. Prints the tokens per second and MFU of these,
-# as torchtitan computes them. Arguments are passed on to each of the three trainings, e.g.
+# For a machine with a GPU: runs the tests that need one, the benchmark of a training step, and
+# short trainings of scales s1 to s3 on the embedded corpus. Prints the tokens per second and MFU of
+# these trainings, as torchtitan computes them. Arguments are passed on to each of the three, e.g.
 # --training.local_batch_size 16.
 #
 # MAXP_PYTHON=/path/to/python uses that interpreter and its packages instead of .venv. torchtitan

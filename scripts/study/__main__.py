@@ -1,8 +1,8 @@
 """Run the muP study and write its report: slopes, numbers, tables and figures.
 
-python -m scripts.study                 # everything, into docs/study; ten minutes on two cores
-python -m scripts.study --quick         # small sizes, into runs/study-quick; seconds
-python -m scripts.study --part report   # the report again, from the rows that were measured
+$ python -m scripts.study                 # everything, into docs/study; nine minutes on two cores
+$ python -m scripts.study --quick         # small sizes, into runs/study-quick; seconds
+$ python -m scripts.study --part report   # the report again, from the rows that were measured
 
 The measured rows (single.csv, training.csv) stay in the folder but out of git. The full study also
 updates the numbers in docs/tutorial.md.
@@ -13,7 +13,7 @@ import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import pandas as pd
 import tyro
@@ -34,19 +34,19 @@ PARTS = ("single", "training", "sweep")
 
 @dataclass
 class Options:
-    """The muP study: one step over widths and depths, the spiral, the learning-rate sweep."""
+    """What to measure, and where to write it."""
 
     quick: bool = False
     """Use small sizes, to try the command. The numbers are noisy."""
 
-    out: Path | None = None
+    out: Annotated[Path | None, tyro.conf.arg(metavar="FOLDER")] = None
     """Output folder; docs/study by default, runs/study-quick with --quick."""
 
     part: Literal["all", "single", "training", "sweep", "report"] = "all"
     """Measure only this part, or only write the report from the rows in the output folder."""
 
     workers: int = os.cpu_count() or 1
-    """Single-threaded processes; 0 runs in this process. It does not change the numbers."""
+    """Number of single-threaded processes; 0 runs in this process. The numbers stay the same."""
 
     @property
     def folder(self) -> Path:
@@ -126,7 +126,7 @@ def draw(
 
 
 def main() -> int:
-    options = tyro.cli(Options, prog="python -m scripts.study")
+    options = tyro.cli(Options, prog="python -m scripts.study", description=__doc__)
     try:
         check(options)
         options.folder.mkdir(parents=True, exist_ok=True)
