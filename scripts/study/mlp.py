@@ -39,12 +39,19 @@ class MLP(nn.Module):
         self.hidden = nn.ModuleList(linear(width, width, "hidden") for _ in range(depth - 2))
         self.readout = linear(width, outputs, "readout")
 
+    @property
+    def layers(self) -> list[Any]:
+        return [self.embedding, *self.hidden, self.readout]
+
+    def outputs(self, x: torch.Tensor) -> list[torch.Tensor]:
+        """The outputs of all layers, before ReLU."""
+        outputs: list[torch.Tensor] = []
+        for layer in self.layers:
+            outputs.append(layer(outputs[-1].relu() if outputs else x))
+        return outputs
+
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        z = self.embedding(x).relu()
-        for layer in self.hidden:
-            z = layer(z).relu()
-        out: torch.Tensor = self.readout(z)
-        return out
+        return self.outputs(x)[-1]
 
 
 def build(

@@ -47,39 +47,28 @@ def forward_backward(model: MLP, x: torch.Tensor, norm_2: dict[str, float]) -> d
         x: (inputs,).
         norm_2: spectral norm of each site's weight.
     """
-    sites = find_sites(model)
-    inputs: dict[str, torch.Tensor] = {}
-    outputs: dict[str, torch.Tensor] = {}
-    hooks = []
-    for name, module in sites.items():
-        assert isinstance(module, torch.nn.Module)
-
-        def after(_: Any, args: Any, out: torch.Tensor, name: str = name) -> None:
-            inputs[name] = args[0].detach()[0]
-            outputs[name] = out
-            out.retain_grad()
-
-        hooks.append(module.register_forward_hook(after))
     model.requires_grad_(False)
-    model(x[None].requires_grad_()).sum().backward()
-    for hook in hooks:
-        hook.remove()
-    passed = {}
-    for name, module in sites.items():
-        out = outputs[name]
-        assert out.grad is not None
-        weight = module.weight.detach()
-        passed[name] = Site(
-            z=inputs[name],
-            y=out.detach()[0],
-            delta=out.grad[0],
+    x = x[None].requires_grad_()
+    outputs = model.outputs(x)
+    for out in outputs:
+        out.retain_grad()
+    outputs[-1].sum().backward()
+    inputs = [x, *(out.relu() for out in outputs[:-1])]
+    sites = {}
+    for (name, layer), z, y in zip(find_sites(model).items(), inputs, outputs, strict=True):
+        assert y.grad is not None
+        weight = layer.weight.detach()
+        sites[name] = Site(
+            z=z.detach()[0],
+            y=y.detach()[0],
+            delta=y.grad[0],
             weight=weight,
-            scale=module.scale,
+            scale=layer.scale,
             norm_f=float(torch.linalg.vector_norm(weight, dtype=torch.float64)),
             norm_2=norm_2[name],
-            width=module.width_dim,
+            width=layer.width_dim,
         )
-    return passed
+    return sites
 
 
 def step_and_spread(

@@ -2,7 +2,9 @@
 
 import math
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch.nn import functional as F
@@ -52,15 +54,14 @@ def train(
     seed: int,
     *,
     measured: bool = False,
-    before: Callable[[int, float], None] | None = None,
-    after: Callable[[int], None] | None = None,
+    observe: Callable[[int, torch.Tensor, torch.Tensor], AbstractContextManager[Any]] | None = None,
 ) -> Outcome:
     """Adam at a constant learning rate, on batches drawn with a seed.
 
     Args:
         measured: measure the alignment and solve for the learning rates during training (maxP).
-        before: called with the step and the batch's loss, just before the optimizer steps.
-        after: called with the step, just after it.
+        observe: called with the step, the batch's inputs and its loss; returns a context in which
+            the optimizer then steps.
     """
     x, y = spiral()
     draws = torch.Generator().manual_seed(seed)
@@ -74,13 +75,10 @@ def train(
         losses.append(loss.detach())
         optimizer.zero_grad()
         loss.backward()
-        if before is not None:
-            before(step, float(loss.detach()))
-        optimizer.step()
+        with observe(step, x[index], losses[-1]) if observe else nullcontext():
+            optimizer.step()
         if measured:
             p.step(None, optimizer)
-        if after is not None:
-            after(step)
     with torch.no_grad():
         accuracy = float(((model(x) > 0) == (y > 0)).float().mean())
     all_losses = torch.stack(losses)

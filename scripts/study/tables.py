@@ -10,7 +10,6 @@ from scripts.study.plan import OPTIMIZERS
 Numbers = dict[str, Any]
 KINDS = ("embedding", "hidden", "readout")
 _CODE = {quantity: f"`{name}`" for quantity, name in QUANTITIES.items()}
-_CHANGES = (*RATIOS, TOTAL)
 
 
 def markdown(rows: Iterable[dict[str, Any]]) -> str:
@@ -90,29 +89,16 @@ def close_by_quantity(numbers: Numbers) -> str:
     )
 
 
-def cv_width(numbers: Numbers) -> str:
-    """The largest coefficient of variation over widths among the hidden layers."""
+def _variation(rows: list[dict[str, Any]], column: str, key: str, digits: int) -> str:
+    """Coefficients of variation of the ratios and the total change."""
     return markdown(
         {
             "": METHODS[row["method"]],
             " ": row["optimizer"],
-            "depth": row["depth"],
-            **{_CODE[q]: f"{row[q]:.3f}" for q in _CHANGES},
+            column: row[key],
+            **{_CODE[q]: f"{row[q]:.{digits}f}" for q in (*RATIOS, TOTAL)},
         }
-        for row in numbers["single"]["cv_width"]
-    )
-
-
-def cv_depth(numbers: Numbers) -> str:
-    """Coefficients of variation over depths at the largest width."""
-    return markdown(
-        {
-            "": METHODS[row["method"]],
-            " ": row["optimizer"],
-            "layer": row["kind"],
-            **{_CODE[q]: f"{row[q]:.2f}" for q in _CHANGES},
-        }
-        for row in numbers["single"]["cv_depth"]
+        for row in rows
     )
 
 
@@ -174,8 +160,8 @@ TABLES: dict[str, Callable[[Numbers], str]] = {
     "totals": totals,
     "close": close,
     "close_by_quantity": close_by_quantity,
-    "cv_width": cv_width,
-    "cv_depth": cv_depth,
+    "cv_width": lambda numbers: _variation(numbers["single"]["cv_width"], "depth", "depth", 3),
+    "cv_depth": lambda numbers: _variation(numbers["single"]["cv_depth"], "layer", "kind", 2),
     "kept": kept,
     "training": training,
     "sweep_small": lambda numbers: _sweep(numbers, "small"),

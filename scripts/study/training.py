@@ -1,13 +1,13 @@
 """The spiral with one learning rate for all sizes: what changes with width and with depth."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import product
 from typing import Any
 
 import pandas as pd
 import torch
-from torch import nn
 
-from maxp.module import find_sites
 from scripts.study.fits import geometric
 from scripts.study.mlp import build
 from scripts.study.plan import Training
@@ -17,66 +17,41 @@ from scripts.study.spiral import INPUTS, OUTPUTS, train
 Row = dict[str, Any]
 
 
-class Observer:
-    """Records each layer's output scale, gradient and relative update every ``every`` steps.
+def measure(width: int, depth: int, seed: int, plan: Training) -> list[Row]:
+    """Train one model; one row per observed step and layer.
 
     ``activation`` is the root mean square of the layer's output on the batch, ``gradient`` the
     Frobenius norm of the weight's gradient, ``update`` the Frobenius norm of the step divided by
     the weight's.
     """
+    model, p = build("standard", "adam", width, depth, INPUTS, OUTPUTS, plan.lr, seed)
+    rows: list[Row] = []
 
-    def __init__(self, model: nn.Module, every: int, last: int) -> None:
-        self.rows: list[Row] = []
-        self._sites, self._every, self._last = find_sites(model), every, last
-        self._activations: dict[str, float] = {}
-        self._weights: dict[str, torch.Tensor] = {}
-        self._due = True
-        for name, site in self._sites.items():
-            assert isinstance(site, nn.Module)
-
-            def note(_: Any, __: Any, out: torch.Tensor, name: str = name) -> None:
-                if self._due:
-                    self._activations[name] = float(out.detach().square().mean().sqrt())
-
-            site.register_forward_hook(note)
-
-    def before(self, step: int, loss: float) -> None:
-        """Call just before the optimizer steps."""
-        if not self._due:
+    @contextmanager
+    def observe(step: int, x: torch.Tensor, loss: torch.Tensor) -> Iterator[None]:
+        if step % plan.observe_every and step != plan.steps - 1:
+            yield
             return
-        for layer, (name, site) in enumerate(self._sites.items()):
-            self._weights[name] = site.weight.detach().clone()
-            self.rows.append(
+        weights = [layer.weight.detach().clone() for layer in model.layers]
+        with torch.no_grad():
+            outputs = model.outputs(x)
+        yield
+        for i, (layer, old, out) in enumerate(zip(model.layers, weights, outputs, strict=True)):
+            rows.append(
                 {
                     "step": step,
-                    "layer": layer,
-                    "loss": loss,
-                    "activation": self._activations[name],
-                    "gradient": float(site.weight.grad.norm()),
+                    "layer": i,
+                    "loss": float(loss),
+                    "activation": float(out.square().mean().sqrt()),
+                    "gradient": float(layer.weight.grad.norm()),
+                    "update": float((layer.weight.detach() - old).norm() / old.norm()),
                 }
             )
 
-    def after(self, step: int) -> None:
-        """Call just after the optimizer has stepped."""
-        if self._due:
-            latest = self.rows[-len(self._sites) :]
-            for row, (name, site) in zip(latest, self._sites.items(), strict=True):
-                old = self._weights[name]
-                row["update"] = float((site.weight.detach() - old).norm() / old.norm())
-        following = step + 1
-        self._due = following % self._every == 0 or following == self._last
-
-
-def measure(width: int, depth: int, seed: int, plan: Training) -> list[Row]:
-    """Train one model; one row per observed step and layer."""
-    model, p = build("standard", "adam", width, depth, INPUTS, OUTPUTS, plan.lr, seed)
-    observer = Observer(model, plan.observe_every, plan.steps - 1)
-    outcome = train(
-        model, p, plan.steps, plan.batch, seed, before=observer.before, after=observer.after
-    )
+    outcome = train(model, p, plan.steps, plan.batch, seed, observe=observe)
     size = {"width": width, "depth": depth, "seed": seed}
     end = {"late_loss": outcome.late_loss, "accuracy": outcome.accuracy}
-    return [{**size, **row, **end} for row in observer.rows]
+    return [{**size, **row, **end} for row in rows]
 
 
 def run(plan: Training, workers: int) -> pd.DataFrame:
