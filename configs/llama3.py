@@ -9,7 +9,7 @@ from functools import partial
 
 from train.config import make_config
 from train.method.methods import METHODS
-from train.model.llama3 import SCALES
+from train.model.scales import SCALES
 from train.trainer import MaxPTrainer
 
 _FUNCTIONS: dict[str, Callable[[], MaxPTrainer.Config]] = {

@@ -29,9 +29,10 @@ from maxp.diagnose.slopes import SiteStats
 from scripts.coord_derived import HeadSplit, derived_slopes, footnotes, with_derived
 from train import cpu
 from train.alignment_table import kind
-from train.data.corpus import VOCAB_SIZE, prepare_embedded
+from train.data.corpus import prepare_embedded
 from train.method.methods import METHODS, Method, get_method
-from train.model.llama3 import SCALES, get_scale, model_config, site_graph
+from train.model.llama3 import model_config, site_graph
+from train.model.scales import SCALES, VOCAB_SIZE, get_scale
 from train.model.sites import plain_attention_config
 from train.run.files import write_whole
 

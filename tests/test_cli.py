@@ -17,10 +17,11 @@ from harness import STEPS, Run, run, tiny
 from configs import llama3
 from train import __main__ as program
 from train.cli import parse, record
-from train.config import make_config, run_name
+from train.config import make_config
 from train.method.methods import METHODS
-from train.model.llama3 import SCALES
+from train.model.scales import SCALES
 from train.run.identity import identity
+from train.run.names import run_name
 from train.trainer import MaxPTrainer
 
 ROOT = Path(__file__).parents[1]

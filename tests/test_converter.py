@@ -19,7 +19,8 @@ from maxp import Parametrization
 from maxp.module import find_sites
 from train.method.methods import METHODS
 from train.model.converter import SiteConverter
-from train.model.llama3 import Scale, model_config, site_graph
+from train.model.llama3 import model_config, site_graph
+from train.model.scales import Scale
 
 VOCABULARY = 50
 SCALE = Scale("tiny", dim=64, n_layers=2, n_heads=4, n_kv_heads=2, ffn_dim=96)

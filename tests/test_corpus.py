@@ -18,7 +18,6 @@ from torchtitan.components.tokenizer import HuggingFaceTokenizer
 
 from train.data.cache import DataError
 from train.data.corpus import (
-    VOCAB_SIZE,
     Document,
     EmbeddedCorpus,
     prepare_corpus,
@@ -30,6 +29,7 @@ from train.data.corpus import (
 )
 from train.data.loader import TextDataLoader
 from train.data.store import TokenStore
+from train.model.scales import VOCAB_SIZE
 
 ROOT = Path(__file__).parents[1]
 

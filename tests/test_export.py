@@ -24,9 +24,11 @@ from maxp import Parametrization
 from maxp.overrides import PARAMETRIZATIONS
 from maxp.shards import local
 from train import export
+from train.checkpoint import find_checkpoint
 from train.data.corpus import BOS_TOKEN, EOS_TOKEN, prepare_embedded
-from train.export import find_checkpoint, hf_config, multipliers
-from train.model.llama3 import get_scale, model_config
+from train.export import hf_config, multipliers
+from train.model.llama3 import model_config
+from train.model.scales import get_scale
 
 METHODS = ("maxP", "mup-no", "sp")
 TOLERANCE = 1e-4

@@ -10,14 +10,8 @@ from models import sources as sources_of
 
 from maxp import Parametrization
 from maxp.graph import Graph
-from train.model.llama3 import (
-    SCALES,
-    compute_steps,
-    get_scale,
-    llama3_graph,
-    model_config,
-    site_graph,
-)
+from train.model.llama3 import llama3_graph, model_config, site_graph
+from train.model.scales import SCALES, compute_steps, get_scale
 
 # The sizes that were asked for: dim, layers, heads, key heads, non-embedding parameters.
 TABLE = {

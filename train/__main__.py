@@ -16,7 +16,7 @@ import torch.distributed as dist
 from filelock import FileLock, Timeout
 from torchtitan.tools.logging import init_logger, logger
 
-from train.checkpoint import CheckpointError
+from train.checkpoint import CheckpointError, complete_steps
 from train.cli import parse, record
 from train.data.loader import DataError
 from train.faults import lost_contact, meeting_within, port_taken
@@ -49,7 +49,9 @@ def main() -> int:
             if _is_first():
                 print(f"{folder.path}: {folder.describe()} already; nothing to do")
             return 0
-        if _is_first() and not _has_checkpoint(config):
+        checkpoints = folder.path / config.checkpoint.folder
+        resumes = config.checkpoint.enable and complete_steps(checkpoints)
+        if _is_first() and not resumes:
             folder.metrics().archive()  # of an attempt that left nothing to continue from
         return _run(config, folder)
 
@@ -165,12 +167,6 @@ def _refuse(error: Exception) -> int:
 
 def _is_first() -> bool:
     return int(os.environ.get("RANK", "0")) == 0
-
-
-def _has_checkpoint(config: MaxPTrainer.Config) -> bool:
-    """Whether there is one that was written to its end, which torchtitan will load."""
-    folder = RunFolder(config.dump_folder).path / config.checkpoint.folder
-    return config.checkpoint.enable and any(folder.glob("step-*/.metadata"))
 
 
 def _single_process_environment() -> None:

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch.distributed.checkpoint import FileSystemReader
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.metadata import Metadata
 from torchtitan.components.checkpointer import CheckpointManager
@@ -116,6 +117,50 @@ def complete_steps(folder: Path) -> list[int]:
     """Steps of the checkpoints in ``folder`` that were written to their end, newest first."""
     found = (path.parent.name.removeprefix(_PREFIX) for path in folder.glob(f"*/{METADATA}"))
     return sorted((int(step) for step in found if step.isdecimal()), reverse=True)
+
+
+def find_checkpoint(folder: Path, step: int | None = None) -> Path:
+    """The checkpoint of ``step``, or of the latest step, that was written to its end.
+
+    Raises:
+        ValueError: one line: there is none, or not of that step.
+    """
+    steps = {
+        int(path.name.removeprefix("step-")): path
+        for path in folder.glob("step-*")
+        if path.name.removeprefix("step-").isdecimal()
+    }
+    complete = {n: path for n, path in steps.items() if _is_complete(path)}
+    unusable = sorted(steps.keys() - complete.keys())
+    if not complete:
+        found = f"; {steps[unusable[-1]].name} was not written to its end" if unusable else ""
+        raise ValueError(
+            f"RUN {folder.parent}: no checkpoint in {folder.name}/{found}; train with "
+            "--checkpoint.enable"
+        )
+    if step is None:
+        for n in unusable:
+            logger.warning("%s was not written to its end: skipped", steps[n])
+        return complete[max(complete)]
+    if step not in complete:
+        why = "was not written to its end" if step in steps else "is not there"
+        raise ValueError(
+            f"--step {step}: {folder / f'step-{step}'} {why}; choose one of "
+            f"{', '.join(map(str, sorted(complete)))}"
+        )
+    return complete[step]
+
+
+def _is_complete(checkpoint: Path) -> bool:
+    """The metadata is written last; its files may still be missing from a copy."""
+    if not (checkpoint / ".metadata").is_file():
+        return False
+    try:
+        stored = FileSystemReader(checkpoint).read_metadata().storage_data or {}
+    except (EOFError, pickle.UnpicklingError):
+        return False
+    names = {info.relative_path for info in stored.values()}
+    return all((checkpoint / name).is_file() for name in names)
 
 
 def fault(folder: Path, model: Mapping[str, Any], *, model_only: bool = False) -> str | None:

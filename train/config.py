@@ -22,7 +22,8 @@ from train.data.corpus import prepare_embedded
 from train.data.loader import TextDataLoader
 from train.method.settings import MaxPSettings
 from train.metrics import HeldOutValidator, RunMetrics
-from train.model.llama3 import LLAMA3_VOCABULARY, Scale, compute_steps, get_scale, model_config
+from train.model.llama3 import model_config
+from train.model.scales import LLAMA3_VOCABULARY, Scale, compute_steps, get_scale
 from train.run.identity import run_name
 from train.trainer import MaxPTrainer
 

@@ -7,9 +7,7 @@ QK^T has no weight, and Hugging Face scales it by 1/sqrt(head_dim): the queries 
 """
 
 import json
-import logging
 import os
-import pickle
 import shutil
 import sys
 import tempfile
@@ -30,11 +28,11 @@ from tqdm import tqdm
 
 from maxp.module import find_sites
 from maxp.overrides import AB, resolve_ab
+from train.checkpoint import find_checkpoint
 from train.method.methods import get_method
-from train.model.llama3 import get_scale, model_config
+from train.model.llama3 import model_config
+from train.model.scales import get_scale
 from train.run.folder import RunFolderError, load_run
-
-log = logging.getLogger(__name__)
 
 TOKENIZER_FILES = (
     *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"),
@@ -97,50 +95,6 @@ def hf_config(config: Llama3Model.Config, bos: int | None, eos: int | None) -> d
         "eos_token_id": eos,
         "torch_dtype": "float32",
     }
-
-
-def find_checkpoint(folder: Path, step: int | None = None) -> Path:
-    """The checkpoint of ``step``, or of the latest step, that was written to its end.
-
-    Raises:
-        ValueError: one line: there is none, or not of that step.
-    """
-    steps = {
-        int(path.name.removeprefix("step-")): path
-        for path in folder.glob("step-*")
-        if path.name.removeprefix("step-").isdecimal()
-    }
-    complete = {n: path for n, path in steps.items() if _is_complete(path)}
-    unusable = sorted(steps.keys() - complete.keys())
-    if not complete:
-        found = f"; {steps[unusable[-1]].name} was not written to its end" if unusable else ""
-        raise ValueError(
-            f"RUN {folder.parent}: no checkpoint in {folder.name}/{found}; train with "
-            "--checkpoint.enable"
-        )
-    if step is None:
-        for n in unusable:
-            log.warning("%s was not written to its end: skipped", steps[n])
-        return complete[max(complete)]
-    if step not in complete:
-        why = "was not written to its end" if step in steps else "is not there"
-        raise ValueError(
-            f"--step {step}: {folder / f'step-{step}'} {why}; choose one of "
-            f"{', '.join(map(str, sorted(complete)))}"
-        )
-    return complete[step]
-
-
-def _is_complete(checkpoint: Path) -> bool:
-    """The metadata is written last; its files may still be missing from a copy."""
-    if not (checkpoint / ".metadata").is_file():
-        return False
-    try:
-        stored = dcp.FileSystemReader(checkpoint).read_metadata().storage_data or {}
-    except (EOFError, pickle.UnpicklingError):
-        return False
-    names = {info.relative_path for info in stored.values()}
-    return all((checkpoint / name).is_file() for name in names)
 
 
 def read_weights(

@@ -20,7 +20,8 @@ from maxp.shards import local
 from train import cpu
 from train.config import make_config, match_tokenizer
 from train.model.converter import SiteConverter
-from train.model.llama3 import get_scale, model_config
+from train.model.llama3 import model_config
+from train.model.scales import get_scale
 from train.trainer import MaxPTrainer
 
 TITAN, STATIC = "torchtitan", "mup-no"

@@ -24,10 +24,10 @@ from tqdm import tqdm
 
 from train.data.cache import DataError, build_once, cache_root
 from train.data.store import DocumentEncoder, TokenStore, write_store
+from train.model.scales import VOCAB_SIZE
 
 logger = logging.getLogger(__name__)
 
-VOCAB_SIZE = 4096
 BOS_TOKEN = "<|begin_of_text|>"
 EOS_TOKEN = "<|end_of_text|>"
 

@@ -7,8 +7,7 @@ attention matrix is counted although half of it is masked (as torchtitan's
 
 from dataclasses import dataclass
 
-from train.data.corpus import VOCAB_SIZE
-from train.model.scales import LLAMA3_VOCABULARY, Scale
+from train.model.scales import LLAMA3_VOCABULARY, VOCAB_SIZE, Scale
 
 FLOAT32, FLOAT64, INT64 = 4, 8, 8
 

@@ -23,28 +23,8 @@ from maxp.graph import Graph
 from maxp.trace import trace
 from train import cpu
 from train.model.converter import SiteConverter
-from train.model.scales import (
-    LLAMA3_VOCABULARY,
-    SCALES,
-    TOKENS_PER_PARAMETER,
-    Scale,
-    compute_steps,
-    get_scale,
-)
+from train.model.scales import LLAMA3_VOCABULARY, Scale, get_scale
 from train.model.sites import plain_attention_config
-
-__all__ = [
-    "LLAMA3_VOCABULARY",
-    "SCALES",
-    "TOKENS_PER_PARAMETER",
-    "Scale",
-    "compute_steps",
-    "get_scale",
-    "inner_attention_config",
-    "llama3_graph",
-    "model_config",
-    "site_graph",
-]
 
 _NORM_INIT = {"weight": nn.init.ones_}
 # What a layer's weight starts from before maxp draws it; only a model without sites keeps it.

@@ -7,6 +7,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 LLAMA3_VOCABULARY = 128_256
+VOCAB_SIZE = 4096
+"""Tokens of the embedded corpus's tokenizer."""
 TOKENS_PER_PARAMETER = 20
 
 
