@@ -111,7 +111,7 @@ def test_a_checkpoint_of_the_same_model_without_the_methods_state_is_foreign(
 ) -> None:
     model = {"w": torch.zeros(3, 4)}
     dcp.save({"w": torch.ones(3, 4), "train_state": {"step": 3}}, checkpoint_id=tmp_path / "c")
-    assert "not of a run of maxP" in str(fault(tmp_path / "c", model))
+    assert "not of a maxP run" in str(fault(tmp_path / "c", model))
     assert fault(tmp_path / "c", model, model_only=True) is None
 
 

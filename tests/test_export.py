@@ -190,15 +190,20 @@ def test_the_latest_complete_step_is_exported_also_of_the_model_alone(
     export.export(copy, tmp_path / "to")
     found = load_file(tmp_path / "to" / "model.safetensors")
     assert torch.equal(found["model.norm.weight"], torch.ones(128))
-    assert "step-20 was not written to its end: skipped" in caplog.text
+    assert "skipped step-20: it was not written to the end" in caplog.text
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("lost", [".metadata", "__0_0.distcp"])
-def test_a_checkpoint_with_a_file_missing_is_not_complete(copy: Path, lost: str) -> None:
+@pytest.mark.parametrize(
+    ("lost", "reason"),
+    [(".metadata", "it was not written to the end"), ("__0_0.distcp", "__0_0.distcp is missing")],
+)
+def test_a_checkpoint_with_a_file_missing_is_not_complete(
+    copy: Path, lost: str, reason: str
+) -> None:
     (copy / "checkpoint" / f"step-{STEPS}" / lost).unlink()
-    with pytest.raises(ValueError, match=r"no checkpoint .*step-6 was not written to its end"):
-        find_checkpoint(copy / "checkpoint")
+    with pytest.raises(ValueError, match=rf"no checkpoint in .*step-6: {reason}"):
+        find_checkpoint(copy / "checkpoint", CONFIG.build().state_dict())
 
 
 # Bad input
@@ -242,9 +247,12 @@ def lose_a_step(folder: Path) -> tuple[str, ...]:
     [
         (lose_the_checkpoint, "no checkpoint in checkpoint/; train with --checkpoint.enable"),
         (lose_the_config, "config.json cannot be read"),
-        (change_the_scale, "is of another model than the scale"),
+        (
+            change_the_scale,
+            "it is of another model: tok_embeddings.weight is 4096x128, not 4096x64",
+        ),
         (lambda folder: ("--step", "3"), "--step 3: "),
-        (lose_a_step, "was not written to its end; choose one of 6"),
+        (lose_a_step, "it was not written to the end (no .metadata); choose one of 6"),
         (lambda folder: ("--tokenizer", str(folder)), "no tokenizer.json there; pass --tokenizer"),
     ],
 )

@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch.distributed.checkpoint import FileSystemReader
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.metadata import Metadata
 from torchtitan.components.checkpointer import CheckpointManager
@@ -114,72 +113,67 @@ class CheckedCheckpointManager(CheckpointManager):
 
 
 def complete_steps(folder: Path) -> list[int]:
-    """Steps of the checkpoints in ``folder`` that were written to their end, newest first."""
-    found = (path.parent.name.removeprefix(_PREFIX) for path in folder.glob(f"*/{METADATA}"))
-    return sorted((int(step) for step in found if step.isdecimal()), reverse=True)
+    """Steps of the checkpoints in ``folder`` that were written to the end, newest first."""
+    return [step for step in _steps(folder) if (folder / f"{_PREFIX}{step}" / METADATA).is_file()]
 
 
-def find_checkpoint(folder: Path, step: int | None = None) -> Path:
-    """The checkpoint of ``step``, or of the latest step, that was written to its end.
+def _steps(folder: Path) -> list[int]:
+    names = (path.name.removeprefix(_PREFIX) for path in folder.glob(f"{_PREFIX}*"))
+    return sorted((int(name) for name in names if name.isdecimal()), reverse=True)
+
+
+def find_checkpoint(folder: Path, model: Mapping[str, Any], step: int | None = None) -> Path:
+    """The newest checkpoint in ``folder`` that `fault` accepts, or the checkpoint of ``step``.
 
     Raises:
-        ValueError: one line: there is none, or not of that step.
+        ValueError: one line: no checkpoint can be used, or that of ``step`` cannot.
     """
-    steps = {
-        int(path.name.removeprefix("step-")): path
-        for path in folder.glob("step-*")
-        if path.name.removeprefix("step-").isdecimal()
+    faults = {
+        number: fault(folder / f"{_PREFIX}{number}", model, model_only=True)
+        for number in _steps(folder)
     }
-    complete = {n: path for n, path in steps.items() if _is_complete(path)}
-    unusable = sorted(steps.keys() - complete.keys())
-    if not complete:
-        found = f"; {steps[unusable[-1]].name} was not written to its end" if unusable else ""
+    usable = [number for number, reason in faults.items() if reason is None]
+    if not faults:
         raise ValueError(
-            f"RUN {folder.parent}: no checkpoint in {folder.name}/{found}; train with "
-            "--checkpoint.enable"
+            f"RUN {folder.parent}: no checkpoint in {folder.name}/; train with --checkpoint.enable"
         )
-    if step is None:
-        for n in unusable:
-            logger.warning("%s was not written to its end: skipped", steps[n])
-        return complete[max(complete)]
-    if step not in complete:
-        why = "was not written to its end" if step in steps else "is not there"
+    if not usable:
+        reasons = (f"{_PREFIX}{number}: {reason}" for number, reason in faults.items())
         raise ValueError(
-            f"--step {step}: {folder / f'step-{step}'} {why}; choose one of "
-            f"{', '.join(map(str, sorted(complete)))}"
+            f"RUN {folder.parent}: no checkpoint in {folder.name}/ can be used "
+            f"({'; '.join(reasons)}); restore one, or use the code and scale that trained it"
         )
-    return complete[step]
-
-
-def _is_complete(checkpoint: Path) -> bool:
-    """The metadata is written last; its files may still be missing from a copy."""
-    if not (checkpoint / ".metadata").is_file():
-        return False
-    try:
-        stored = FileSystemReader(checkpoint).read_metadata().storage_data or {}
-    except (EOFError, pickle.UnpicklingError):
-        return False
-    names = {info.relative_path for info in stored.values()}
-    return all((checkpoint / name).is_file() for name in names)
+    if step is not None and step not in usable:
+        raise ValueError(
+            f"--step {step}: {faults.get(step, 'there is no such checkpoint')}; choose one of "
+            f"{', '.join(map(str, sorted(usable)))}"
+        )
+    chosen = max(usable) if step is None else step
+    for number, reason in faults.items():
+        if number > chosen and step is None:
+            logger.warning("skipped %s%d: %s", _PREFIX, number, reason)
+    return folder / f"{_PREFIX}{chosen}"
 
 
 def fault(folder: Path, model: Mapping[str, Any], *, model_only: bool = False) -> str | None:
-    """Why a checkpoint cannot be loaded into a model; None if nothing speaks against it.
+    """Why a checkpoint cannot be loaded into a model; None if no reason is found.
 
-    Looks at its list of contents, and at the sizes of its files; the tensors are not read.
+    Reads the list of contents and the sizes of the files, but no tensor.
 
     Args:
-        folder: of one checkpoint of `torch.distributed.checkpoint`.
-        model: the model's state dict: names and (whole) shapes.
-        model_only: it need not hold the state of a run of maxP.
+        folder: one checkpoint of `torch.distributed.checkpoint`.
+        model: the model's state dict: names and whole shapes.
+        model_only: accept a checkpoint without the state of a maxP run.
     """
+    if not (folder / METADATA).is_file():
+        return f"it was not written to the end (no {METADATA})"
     try:
         metadata: Metadata = pickle.loads((folder / METADATA).read_bytes())
         contents, stored = metadata.state_dict_metadata, metadata.storage_data
     except Exception as error:  # pickle raises nearly anything
         return f"its {METADATA} cannot be read ({type(error).__name__})"
     ends: dict[str, int] = {}
-    for place in stored.values():
+    for place in (stored or {}).values():
         end = place.offset + place.length
         ends[place.relative_path] = max(end, ends.get(place.relative_path, 0))
     for name, end in sorted(ends.items()):
@@ -193,10 +187,10 @@ def fault(folder: Path, model: Mapping[str, Any], *, model_only: bool = False) -
             return f"it is of another model: {name} is not in it"
         shape = getattr(contents[name], "size", None)
         if isinstance(tensor, torch.Tensor) and shape != tensor.shape:
-            there = "x".join(map(str, shape or ()))
-            return f"it is of another model: {name} is {there}, not {_shape(tensor)}"
+            size = "x".join(map(str, shape or ()))
+            return f"it is of another model: {name} is {size}, not {_shape(tensor)}"
     if not model_only and not any(name.startswith(_METHOD_STATE) for name in contents):
-        return "it is not of a run of maxP: learning rates and alignment are not in it"
+        return "it is not of a maxP run: it holds no learning rates and no alignment"
     return None
 
 

@@ -24,7 +24,6 @@ from torch import nn
 from torchtitan.components.tokenizer import HuggingFaceTokenizer
 from torchtitan.models.llama3 import Llama3StateDictAdapter
 from torchtitan.models.llama3.model import Llama3Model
-from tqdm import tqdm
 
 from maxp.module import find_sites
 from maxp.overrides import AB, resolve_ab
@@ -103,30 +102,19 @@ def read_weights(
     """The model's tensors of a checkpoint, whole, in float32, each multiplied by its factor.
 
     Args:
-        checkpoint: a folder of `torch.distributed.checkpoint`, of the full state or the model's.
+        checkpoint: a folder of `torch.distributed.checkpoint` that `train.checkpoint.fault` accepts
+            for this model.
         model: gives names and shapes; may be on the meta device.
-        factors: by parameter name; a name without one is read as it is.
-
-    Raises:
-        ValueError: one line: the checkpoint is of another model.
+        factors: by parameter name; a parameter without a factor is read unchanged.
     """
-    shapes = {name: tensor.shape for name, tensor in model.state_dict().items()}
-    reader = dcp.FileSystemReader(checkpoint)
-    there = reader.read_metadata().state_dict_metadata
-    other = [name for name, s in shapes.items() if getattr(there.get(name), "size", None) != s]
-    if other:
-        raise ValueError(
-            f"RUN: {checkpoint} is of another model than the scale in config.json now stands for "
-            f"({other[0]} and {len(other) - 1} more differ); use the code that trained it"
-        )
-    weights = {}
-    for name, shape in tqdm(shapes.items(), desc=f"Reading {checkpoint.name}", unit="tensors"):
-        target = {name: torch.empty(shape, dtype=torch.float32)}
-        with warnings.catch_warnings():
-            # Told with no_dist=True as well, that there is one process.
-            warnings.filterwarnings("ignore", "torch.distributed is disabled", UserWarning)
-            dcp.load(target, storage_reader=reader, no_dist=True)
-        weights[name] = target[name].mul_(factors.get(name, 1.0))
+    state = model.state_dict()
+    weights = {name: torch.empty(t.shape, dtype=torch.float32) for name, t in state.items()}
+    with warnings.catch_warnings():
+        # torch warns that there is one process, even with no_dist=True.
+        warnings.filterwarnings("ignore", "torch.distributed is disabled", UserWarning)
+        dcp.load(weights, checkpoint_id=checkpoint, no_dist=True)
+    for name, factor in factors.items():
+        weights[name].mul_(factor)
     return weights
 
 
@@ -202,15 +190,15 @@ def export(
         folder = run / record["checkpoint"]["folder"]
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"RUN {run}: config.json is of no run of this code ({error})") from error
-    checkpoint = find_checkpoint(folder, step)
-    assets = tokenizer or Path(assets)
-    text = _read_tokenizer(assets, vocab_size)
     config = model_config(scale, vocab_size)
     with torch.device("meta"):
         model = config.build()
+    checkpoint = find_checkpoint(folder, model.state_dict(), step)
+    assets = tokenizer or Path(assets)
+    text = _read_tokenizer(assets, vocab_size)
+    print(f"reading {checkpoint}, writing {to} ...", flush=True)
     weights = read_weights(checkpoint, model, multipliers(model, method.ab))
     tensors = Llama3StateDictAdapter(config, None).to_hf(weights)
-    print(f"writing {to} ...", flush=True)
     write_folder(to, tensors, hf_config(config, text.bos_id, text.eos_id), assets)
     numbers = sum(tensor.numel() for tensor in tensors.values())
     print(f"wrote {to}: {len(tensors)} tensors, {numbers:,} parameters, {checkpoint.name} of {run}")
