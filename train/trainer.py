@@ -103,7 +103,7 @@ class MaxPTrainer(Trainer):
             )
         self.groups = SiteGroups(
             optimizers,
-            self.parametrization.weights,
+            self.parametrization.own_parameters,
             rest=self.parametrization.rest,
             independent_decay=settings.independent_weight_decay,
         )

@@ -1,43 +1,45 @@
-"""torchtitan's optimizer groups, split one a site, and their lr under its schedules."""
+"""torchtitan's optimizer groups, split into one per site, and their lr under a schedule."""
 
 from collections.abc import Iterable, Mapping
-from typing import Any
 
 import torch
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
+from maxp.groups import split_group
+
 
 class SiteGroups:
-    """One param group a site and one for the rest, in optimizers that torchtitan has built.
+    """One param group per site and one for the rest, in optimizers that torchtitan has built.
 
-    torchtitan's `LambdaLR` computes ``base_lr * factor(step)`` and recomputes it from the live
-    ``base_lrs`` after a checkpoint is loaded; so what changes with a solve is ``base_lrs``.
+    torchtitan's `LambdaLR` computes ``base_lr * factor(step)``, and recomputes it from the live
+    ``base_lrs`` after it loads a checkpoint. A new solution therefore changes ``base_lrs``.
 
     Args:
-        optimizers: as built; each group is split, its other settings kept.
-        weights: the sites' weights by name.
-        independent_decay: AdamW's decay a step as ``factor(step) * independent_decay`` (Wortsman et
-            al. 2023, arXiv 2309.14322), not times the lr, which here differs from site to site;
-            0 keeps AdamW's own.
+        optimizers: as torchtitan built them. Each group is split and keeps its other settings.
+        own: the parameters with a learning rate of their own, by group name
+            (`maxp.Parametrization.own_parameters`).
+        rest: the name of the group of all other parameters (`maxp.Parametrization.rest`).
+        independent_decay: weight decay per step, ``factor(step) * independent_decay`` (Wortsman et
+            al. 2023, arXiv 2309.14322). It does not depend on the learning rate, which differs
+            between sites. 0 keeps AdamW's own decay.
     """
 
     def __init__(
         self,
         optimizers: Iterable[Optimizer],
-        weights: Mapping[str, torch.Tensor],
+        own: Mapping[str, torch.Tensor],
         *,
         rest: str,
         independent_decay: float = 0.0,
     ) -> None:
         self._optimizers = list(optimizers)
         self._independent_decay = independent_decay
-        site_of = {id(weight): name for name, weight in weights.items()}
         for optimizer in self._optimizers:
             optimizer.param_groups[:] = [
-                part for group in optimizer.param_groups for part in _split(group, site_of, rest)
+                part for group in optimizer.param_groups for part in split_group(group, own, rest)
             ]
-        # lr as configured for each group, which n^-c multiplies.
+        # The configured lr of each group, which n^-c multiplies.
         self._prefactors = [[g["lr"] for g in o.param_groups] for o in self._optimizers]
 
     def set_factors(
@@ -47,11 +49,11 @@ class SiteGroups:
 
         Args:
             factors: n^-c by group name.
-            schedulers: one an optimizer, once they exist; the present lr follows the schedule.
+            schedulers: one per optimizer, once they exist; the current lr follows the schedule.
         """
-        followed = [None] * len(self._optimizers) if schedulers is None else list(schedulers)
+        schedules = [None] * len(self._optimizers) if schedulers is None else list(schedulers)
         for optimizer, prefactors, scheduler in zip(
-            self._optimizers, self._prefactors, followed, strict=True
+            self._optimizers, self._prefactors, schedules, strict=True
         ):
             groups = optimizer.param_groups
             lrs = bases = [
@@ -74,19 +76,5 @@ class SiteGroups:
                     group["weight_decay"] = self._independent_decay / base
 
     def lrs(self) -> dict[str, float]:
-        """The lr by group name that the optimizers' next step uses."""
+        """By group name, the lr that the optimizers' next step uses."""
         return {g["name"]: float(g["lr"]) for o in self._optimizers for g in o.param_groups}
-
-
-def _split(group: dict[str, Any], site_of: Mapping[int, str], rest: str) -> list[dict[str, Any]]:
-    """A group as one a site, and one for what is no site; parameter names stay aligned."""
-    parts: dict[str, dict[str, Any]] = {}
-    shared = {k: v for k, v in group.items() if k not in ("params", "param_names")}
-    for parameter, name in zip(group["params"], group["param_names"], strict=True):
-        site = site_of.get(id(parameter), rest)
-        if site not in parts:
-            parts[site] = {"params": [], "param_names": [], **shared, "name": site}
-        parts[site]["params"].append(parameter)
-        parts[site]["param_names"].append(name)
-    ordered = sorted(parts, key=lambda site: site == rest)
-    return [parts[site] for site in ordered]
