@@ -7,15 +7,15 @@ Method ``maxP-frozen`` takes its table by flag, so it is reached by ``--maxp.met
 from collections.abc import Callable
 from functools import partial
 
-from train.config import make_config
+from train.config import Flags, make_config
 from train.method.methods import METHODS
 from train.model.scales import SCALES
 from train.trainer import MaxPTrainer
 
 _FUNCTIONS: dict[str, Callable[[], MaxPTrainer.Config]] = {
-    **{scale: partial(make_config, scale) for scale in SCALES},
+    **{scale: partial(make_config, Flags(scale)) for scale in SCALES},
     **{
-        f"{scale}_{name.replace('-', '_')}": partial(make_config, scale, name)
+        f"{scale}_{name.replace('-', '_')}": partial(make_config, Flags(scale, name))
         for scale in SCALES
         for name, method in METHODS.items()
         if not method.needs_table

@@ -17,7 +17,7 @@ from harness import STEPS, Run, run, tiny
 from configs import llama3
 from train import __main__ as program
 from train.cli import parse, record
-from train.config import make_config
+from train.config import Flags, make_config
 from train.method.methods import METHODS
 from train.model.scales import SCALES
 from train.run.identity import identity
@@ -115,7 +115,7 @@ def test_every_scale_has_a_configuration_for_every_method_without_a_table(scale:
 
 
 def test_adamw_decay_and_clip_are_those_that_were_asked_for() -> None:
-    config = make_config("s3")
+    config = make_config(Flags("s3"))
     (group,) = config.optimizer.param_groups
     assert group.optimizer_name == "AdamW"
     assert group.optimizer_kwargs["betas"] == (0.9, 0.95)
@@ -130,7 +130,7 @@ def test_adamw_decay_and_clip_are_those_that_were_asked_for() -> None:
 )
 def test_a_runs_default_folder_names_what_it_is(lr: float, name: str) -> None:
     assert run_name("s1", "sp", lr, 4) == name
-    assert make_config("s1", "sp", lr=lr, seed=4).dump_folder == f"runs/{name}"
+    assert make_config(Flags("s1", "sp", lr=lr, seed=4)).dump_folder == f"runs/{name}"
 
 
 @pytest.mark.parametrize(
@@ -256,13 +256,33 @@ def test_a_corrupt_token_cache_is_told_with_the_remedy(
 @pytest.mark.parametrize(
     ("processes", "flags", "message"),
     [
-        (3, "data_parallel_replicate_degree 2", "2 must divide the 3 processes of this run"),
-        (4, "data_parallel_shard_degree 3", "3 must be the 4 processes of this run"),
-        (4, "data_parallel_shard_degree 2", "2 must be the 4 processes of this run"),
-        (2, "tensor_parallel_degree 4", "4 must divide the 2 processes of this run"),
-        (2, "tensor_parallel_degree 0", "--parallelism.tensor_parallel_degree 0: must be at least"),
-        (4, "tensor_parallel_degree 4", "must divide the 2 key and value heads of --scale debug"),
-        (8, "tensor_parallel_degree 8", "must divide the 4 heads of --scale debug"),
+        (3, "data_parallel_replicate_degree 2", "--parallelism.data_parallel_replicate_degree 2, "),
+        (4, "data_parallel_shard_degree 3", "--parallelism.data_parallel_shard_degree 3, "),
+        (
+            4,
+            "data_parallel_shard_degree 2",
+            "and their product the number of processes of this run, 4;",
+        ),
+        (
+            2,
+            "tensor_parallel_degree 4",
+            "--parallelism.tensor_parallel_degree 4: each must be at least 1",
+        ),
+        (
+            2,
+            "tensor_parallel_degree 0",
+            "--parallelism.tensor_parallel_degree 0: each must be at least 1",
+        ),
+        (
+            4,
+            "tensor_parallel_degree 4",
+            "--scale debug with these flags: tensor_parallel_degree (4) must divide n_kv_heads (2)",
+        ),
+        (
+            8,
+            "tensor_parallel_degree 8",
+            "--scale debug with these flags: tensor_parallel_degree (8) must divide n_heads (4)",
+        ),
         (2, "expert_parallel_degree 2", "--parallelism.expert_parallel_degree 2: not supported"),
     ],
 )
@@ -335,7 +355,7 @@ def test_a_run_that_does_not_measure_takes_any_probe(flags: str, tmp_path: Path)
 
 @pytest.mark.parametrize("scale", SCALES)
 def test_the_probe_of_every_scale_fits_its_batch(scale: str) -> None:
-    config = make_config(scale)
+    config = make_config(Flags(scale))
     assert config.maxp.probe_tokens <= config.maxp.probe_sequences * config.training.seq_len
     assert config.maxp.probe_sequences <= config.training.global_batch_size
 

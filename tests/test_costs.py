@@ -20,11 +20,12 @@ def trainer(corpus_cache: Path, tmp_path_factory: pytest.TempPathFactory):
     from harness import in_process
 
     from train.__main__ import _single_process_environment
-    from train.config import make_config
+    from train.config import Flags, make_config
 
     with in_process():
         _single_process_environment()
-        config = make_config("debug", output_dir=str(tmp_path_factory.mktemp("run")), steps=10)
+        folder = str(tmp_path_factory.mktemp("run"))
+        config = make_config(Flags("debug", output_dir=folder, steps=10))
         config.maxp.probe_tokens, config.maxp.probe_sequences = 40, 2
         config.validator.enable = False
         built = config.build()

@@ -21,7 +21,7 @@ from torchtitan.models.common.attention import FlexAttention, ScaledDotProductAt
 from torchtitan.tools import utils
 
 from train import cpu, torch_compat
-from train.config import make_config
+from train.config import Flags, make_config
 from train.model.llama3 import inner_attention_config
 from train.trainer import MaxPTrainer  # installs what is tested here
 
@@ -105,7 +105,7 @@ def test_installing_changes_nothing_beside_an_accelerator(
 
 def test_beside_an_accelerator_a_run_keeps_torchtitans_defaults(accelerator: None) -> None:
     assert isinstance(inner_attention_config(), FlexAttention.Config)
-    config = make_config("s1")
+    config = make_config(Flags("s1"))
     default = MaxPTrainer.Config()
     assert config.training.mixed_precision_param == default.training.mixed_precision_param
     assert config.training.disable_cuda_graphs == default.training.disable_cuda_graphs
@@ -115,7 +115,7 @@ def test_beside_an_accelerator_a_run_keeps_torchtitans_defaults(accelerator: Non
 
 @without_accelerator
 def test_without_an_accelerator_a_run_computes_in_float32() -> None:
-    config = make_config("s1")
+    config = make_config(Flags("s1"))
     assert config.training.mixed_precision_param == "float32"
     assert config.training.disable_cuda_graphs
     assert config.optimizer.implementation == "fused"

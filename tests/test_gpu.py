@@ -18,7 +18,7 @@ from torchtitan.models.common.attention import FlexAttention
 from maxp import compute_alignment
 from maxp.w0 import InitialWeights, draw_like
 from train.alignment_table import ALIGNMENTS
-from train.config import make_config
+from train.config import Flags, make_config
 
 ACCELERATOR = torch.accelerator.is_available()
 
@@ -39,7 +39,7 @@ def accelerator(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("accelerator", "corpus_cache")
 @pytest.mark.parametrize(("scale", "compiled"), [("debug", False), ("cpu64", False), ("s1", True)])
 def test_an_accelerator_is_used_unasked(scale: str, compiled: bool) -> None:
-    config = make_config(scale)
+    config = make_config(Flags(scale))
     assert config.training.mixed_precision_param == "bfloat16"
     assert config.training.mixed_precision_reduce == "float32"
     assert config.optimizer.implementation == "fused"

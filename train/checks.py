@@ -1,9 +1,14 @@
-"""What is wrong with a run's input, told before its folder is taken or a process group made."""
+"""Checks of a run's input, made before its folder is claimed and its processes are connected.
 
-import math
+A sweep makes them as well, before it submits anything.
+"""
+
+import copy
 import os
 from pathlib import Path
 from typing import Any
+
+from torchtitan.distributed import ParallelDims
 
 from train.alignment_table import read_table
 from train.data.loader import TextDataLoader
@@ -11,15 +16,13 @@ from train.method.methods import get_method
 
 
 def check(config: Any) -> None:
-    """Check what no single part of a `train.trainer.MaxPTrainer.Config` can see.
+    """Check how the parts of a `train.trainer.MaxPTrainer.Config` fit together.
 
     Raises:
         ValueError: one line that names the flag and the remedy.
     """
     _check_parallelism(config.parallelism)
-    _check_mesh(config.parallelism)
-    if config.model_spec is not None:
-        _check_tensor_parallelism(config)
+    _check_mesh(config)
     _check_batch(config)
     if get_method(config.maxp.method).follows or config.maxp.measure:
         _check_probe(config)
@@ -43,8 +46,8 @@ def _check_parallelism(parallelism: Any) -> None:
     for name in ("pipeline_parallel_degree", "context_parallel_degree", "expert_parallel_degree"):
         if getattr(parallelism, name) > 1:
             raise ValueError(
-                f"--parallelism.{name} {getattr(parallelism, name)}: not supported; sites are "
-                "measured on whole sequences of a whole dense model, so leave it at 1"
+                f"--parallelism.{name} {getattr(parallelism, name)}: not supported; "
+                "alignment is measured on whole sequences of a whole dense model, so leave it at 1"
             )
 
 
@@ -52,45 +55,26 @@ def _processes() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
-def _check_mesh(parallelism: Any) -> None:
-    """torchtitan asserts this, and what `_check_batch` looks at, once processes are connected."""
-    processes = _processes()
-    degrees = {
-        name: getattr(parallelism, name)
-        for name in (
-            "data_parallel_replicate_degree",
-            "data_parallel_shard_degree",
-            "tensor_parallel_degree",
-        )
-    }
-    rest = degrees["data_parallel_shard_degree"] == -1  # as many as there are
-    for name, degree in degrees.items():
-        if degree < 1 and not (rest and name == "data_parallel_shard_degree"):
-            raise ValueError(f"--parallelism.{name} {degree}: must be at least 1")
-    product = math.prod(degree for degree in degrees.values() if degree > 0)
-    if processes % product or not (rest or product == processes):
-        flags = " times ".join(f"--parallelism.{n} {d}" for n, d in degrees.items() if d > 0)
+def _check_mesh(config: Any) -> None:
+    """torchtitan's own checks, made early; its assertions name no flag."""
+    parallelism = config.parallelism
+    try:
+        ParallelDims.from_config(parallelism, _processes())
+    except AssertionError:
+        names = ("data_parallel_replicate", "data_parallel_shard", "tensor_parallel")
+        flags = [f"--parallelism.{n}_degree {getattr(parallelism, f'{n}_degree')}" for n in names]
         raise ValueError(
-            f"{flags}: {product} must {'divide' if rest else 'be'} the {processes} processes of "
-            "this run; change one of them, or how many processes are started"
-        )
-
-
-def _check_tensor_parallelism(config: Any) -> None:
-    degree, model = config.parallelism.tensor_parallel_degree, config.model_spec.model
-    attention = model.layers[0].attention
-    divided = {
-        "heads": attention.n_heads,
-        "key and value heads": attention.n_kv_heads or attention.n_heads,
-    }
-    if config.parallelism.enable_sequence_parallel:
-        divided["tokens of --training.seq_len"] = config.training.seq_len
-    for what, number in divided.items():
-        if number % degree:
+            f"{', '.join(flags)}: each must be at least 1 and their product the number of "
+            f"processes of this run, {_processes()}; a data_parallel_shard_degree of -1 takes all "
+            "processes that the others leave"
+        ) from None
+    if config.model_spec is not None:
+        try:
+            copy.deepcopy(config.model_spec.model).update_from_config(config=config)
+        except ValueError as error:
             raise ValueError(
-                f"--parallelism.tensor_parallel_degree {degree}: must divide the {number} {what} "
-                f"of --scale {config.scale}; take a divisor of {number}"
-            )
+                f"torchtitan refuses --scale {config.scale} with these flags: {error}"
+            ) from None
 
 
 def _check_probe(config: Any) -> None:
@@ -112,12 +96,12 @@ def _check_probe(config: Any) -> None:
 
 
 def data_parallel_ranks(config: Any) -> int:
-    """Processes, or groups of tensor-parallel ones, that share out a step's sequences."""
+    """Processes, or groups of tensor-parallel processes, that divide a step's sequences."""
     return max(1, _processes() // int(config.parallelism.tensor_parallel_degree))
 
 
 def global_batch_size(config: Any) -> int:
-    """Sequences a step; where none is set, one local batch on each data-parallel rank."""
+    """Sequences per step; where none is set, one local batch per data-parallel rank."""
     training = config.training
     if training.global_batch_size > 0:
         return int(training.global_batch_size)

@@ -1,9 +1,8 @@
-"""The command line of a run: its own flags, torchtitan's way, and every flag of torchtitan."""
+"""The command line of a run: its own flags, then torchtitan's; or torchtitan's own command line."""
 
 import hashlib
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,7 @@ import tyro
 from torchtitan.config import ConfigManager
 
 from train.checks import check, global_batch_size
-from train.config import make_config, match_tokenizer
+from train.config import Flags, make_config, match_tokenizer
 from train.run.provenance import git_commit, versions
 from train.trainer import MaxPTrainer
 
@@ -20,44 +19,16 @@ PROG = "python -m train"
 # torchtitan's own rules, as for lists: A,B,C.
 _REGISTRY = tyro.constructors.ConstructorRegistry()
 ConfigManager.register_tyro_rules(_REGISTRY)
-EPILOGUE = """Every flag of torchtitan and of --maxp can follow (--training.local_batch_size 4,
---maxp.solve_interval 50): list them with --scale NAME --help-all. torchtitan's own way works too:
---module configs.llama3 --config s1_mup_full."""
+USAGE = """Train LLaMA-3 with a learning rate for each layer. Examples:
 
+    python -m train --scale debug --method maxP --lr 1e-1
+    python -m train --scale s1 --method maxP --lr 1e-2 --output-dir runs/first
+    torchrun --nproc-per-node 8 -m train --scale s3 --lr 1e-2
 
-@dataclass
-class Flags:
-    """Train LLaMA-3 with per-layer learning rates."""
-
-    scale: str
-    """debug, s1 to s5, w256 to w4096 (width alone), or cpu64 to cpu512 (the same on a CPU)."""
-
-    method: str = "maxP"
-    """maxP, mup-full, mup-no, maxP-frozen or sp."""
-
-    lr: float = 1e-2
-    """Learning rate that n^-c multiplies at each layer."""
-
-    seed: int = 1
-    """Seed of the initial weights and of the order of the data."""
-
-    steps: int | None = None
-    """Steps to train; by default 20 tokens a non-embedding parameter."""
-
-    output_dir: str | None = None
-    """The run's folder; by default runs/SCALE_METHOD_lrLR_seedSEED."""
-
-    dataset: str | None = None
-    """embedded, local, fineweb-edu, fineweb-edu-100bt, fineweb-edu-10bt or c4."""
-
-    dataset_path: str | None = None
-    """Where local text, or a copy of a hub dataset, lies."""
-
-    tokenizer: str | None = None
-    """Folder with a tokenizer.json; by default the embedded corpus's own, or LLaMA-3's."""
-
-    alignment_table: str | None = None
-    """File made by `python -m train.alignment_table`, for method maxP-frozen."""
+The same command again resumes a run that was stopped. Every flag of torchtitan and of --maxp can
+follow, such as --training.local_batch_size 4 or --maxp.solve_interval 50; list them with
+--scale NAME --help-all. torchtitan's own command line works too: --module configs.llama3
+--config s1_mup_full."""
 
 
 def parse(arguments: Sequence[str] | None = None) -> MaxPTrainer.Config:
@@ -77,13 +48,17 @@ def parse(arguments: Sequence[str] | None = None) -> MaxPTrainer.Config:
             raise ValueError("--module: gives no configuration of this trainer; use configs.llama3")
     else:
         flags, rest = tyro.cli(
-            Flags, args=given, prog=PROG, description=EPILOGUE, return_unknown_args=True
+            Flags,
+            args=given,
+            prog=PROG,
+            description=USAGE,
+            return_unknown_args=True,
+            config=(tyro.conf.DisallowNone,),
         )
-        default = make_config(**asdict(flags))
         config = tyro.cli(
             MaxPTrainer.Config,
             args=["--help" if flag == "--help-all" else flag for flag in rest],
-            default=default,
+            default=make_config(flags),
             prog=PROG,
             registry=_REGISTRY,
         )

@@ -1,8 +1,10 @@
-"""From a scale and a method to torchtitan's configuration of a run."""
+"""A run's own flags, and the torchtitan configuration that they stand for."""
 
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+import tyro
 from tokenizers import Tokenizer
 from torchtitan.components.loss import ChunkedLossWrapper, CrossEntropyLoss
 from torchtitan.components.optimizer import LRSchedulersContainer, default_adamw
@@ -30,59 +32,81 @@ from train.trainer import MaxPTrainer
 LLAMA3_TOKENIZER = "assets/hf/Llama-3.1-8B"
 
 
-def make_config(
-    scale: str,
-    method: str = "maxP",
-    *,
-    lr: float = 1e-2,
-    seed: int = 1,
-    steps: int | None = None,
-    output_dir: str | None = None,
-    dataset: str | None = None,
-    dataset_path: str | None = None,
-    tokenizer: str | None = None,
-    alignment_table: str | None = None,
-) -> MaxPTrainer.Config:
-    """The configuration of one run; every field of it can still be changed.
+def _default(words: str) -> Any:
+    """What ``--help`` says of a flag whose default depends on other flags."""
+    return tyro.conf.arg(help_behavior_hint=f"(default: {words})")
 
-    Args:
-        scale: a name in `train.model.llama3.SCALES`.
-        method: a name in `train.method.methods.METHODS`.
-        lr: the learning rate that n^-c multiplies.
-        seed: of the initial weights and the order of the data.
-        steps: None is 20 tokens a non-embedding parameter.
-        output_dir: the run's folder; None is ``runs/SCALE_METHOD_lr1e-02_seed1``.
-        dataset: None is the embedded corpus for the CPU scales, else FineWeb-Edu.
-        dataset_path: where ``local`` data, or a copy of a hub dataset, lies.
-        tokenizer: folder with ``tokenizer.json``; None is the embedded corpus's own, or LLaMA-3's.
-        alignment_table: for method ``maxP-frozen``.
+
+@dataclass
+class Flags:
+    """The flags of ``python -m train`` itself; `make_config` turns them into a configuration."""
+
+    scale: str
+    """debug, s1 to s5, w256 to w4096 (only the width differs), or cpu64 to cpu512 (the same at a
+    size for CPUs)."""
+
+    method: str = "maxP"
+    """maxP, mup-full, mup-no, maxP-frozen or sp."""
+
+    lr: float = 1e-2
+    """Learning rate that n^-c multiplies at each layer."""
+
+    seed: int = 1
+    """Seed of the initial weights and of the order of the data."""
+
+    steps: Annotated[int | None, _default("20 tokens per non-embedding parameter")] = None
+    """Steps to train."""
+
+    output_dir: Annotated[str | None, _default("runs/SCALE_METHOD_lrLR_seedSEED")] = None
+    """The run's folder."""
+
+    dataset: Annotated[
+        str | None, _default("embedded for debug and cpu64 to cpu512, else fineweb-edu")
+    ] = None
+    """embedded, local, fineweb-edu, fineweb-edu-100bt, fineweb-edu-10bt or c4."""
+
+    dataset_path: Annotated[str | None, _default("none; a hub dataset is streamed")] = None
+    """Local text (with --dataset local), or a local copy of a hub dataset."""
+
+    tokenizer: Annotated[
+        str | None, _default(f"that of the embedded corpus, or {LLAMA3_TOKENIZER}")
+    ] = None
+    """Folder with a tokenizer.json."""
+
+    alignment_table: Annotated[str | None, _default("none")] = None
+    """File that `python -m train.alignment_table` wrote, for method maxP-frozen."""
+
+
+def make_config(flags: Flags) -> MaxPTrainer.Config:
+    """The configuration of one run; every field of it can still be changed.
 
     Raises:
         ValueError: one line that names the flag and the remedy.
     """
-    size = get_scale(scale)
-    settings = MaxPSettings(method=method, lr=lr, alignment_table=alignment_table)
-    if steps is not None and steps < 1:
-        raise ValueError(f"--steps {steps}: must be at least 1")
+    size, seed = get_scale(flags.scale), flags.seed
+    settings = MaxPSettings(method=flags.method, lr=flags.lr, alignment_table=flags.alignment_table)
+    if flags.steps is not None and flags.steps < 1:
+        raise ValueError(f"--steps {flags.steps}: must be at least 1")
     if seed < 0:
         raise ValueError(f"--seed {seed}: must not be negative")
-    steps = compute_steps(size) if steps is None else steps
-    dataset = dataset or ("embedded" if size.on_corpus else "fineweb-edu")
+    steps = compute_steps(size) if flags.steps is None else flags.steps
+    dataset = flags.dataset or ("embedded" if size.on_corpus else "fineweb-edu")
     small = dataset == "embedded" or (dataset == "local" and size.on_corpus)
-    assets = tokenizer or (str(prepare_embedded().tokenizer) if small else LLAMA3_TOKENIZER)
+    assets = flags.tokenizer or (str(prepare_embedded().tokenizer) if small else LLAMA3_TOKENIZER)
     accelerator = cpu.has_accelerator()
-    data: dict[str, Any] = {"dataset": dataset, "dataset_path": dataset_path, "seed": seed}
+    data: dict[str, Any] = {"dataset": dataset, "dataset_path": flags.dataset_path, "seed": seed}
+    folder = flags.output_dir or f"runs/{run_name(size.name, flags.method, flags.lr, seed)}"
     vocab_size = _vocabulary(assets)
     cross_entropy = CrossEntropyLoss.Config(global_vocab_size=vocab_size)
     return MaxPTrainer.Config(
-        scale=scale,
+        scale=size.name,
         maxp=settings,
         model_spec=model_spec(size, vocab_size),
         hf_assets_path=assets,
-        dump_folder=output_dir or f"runs/{run_name(scale, method, lr, seed)}",
-        # The chunked loss spares memory where logits are large.
+        dump_folder=folder,
+        # The chunked loss saves memory where logits are large.
         loss=cross_entropy if size.on_corpus else ChunkedLossWrapper.Config(loss_fn=cross_entropy),
-        optimizer=default_adamw(lr=lr),
+        optimizer=default_adamw(lr=flags.lr),
         lr_scheduler=LRSchedulersContainer.Config(
             warmup_steps=max(1, min(steps // 10, 2000)), decay_ratio=0.2, min_lr_factor=0.0
         ),
@@ -111,12 +135,12 @@ def make_config(
             last_save_model_only=False,
             initial_load_model_only=False,
         ),
-        activation_checkpoint=SelectiveAC.Config() if scale in ("s4", "s5", "w4096") else None,
+        activation_checkpoint=SelectiveAC.Config() if size.name in ("s4", "s5", "w4096") else None,
         compile=CompileConfig(enable=accelerator and not size.on_corpus),
         parallelism=ParallelismConfig(spmd_backend=torch_compat.spmd_backend()),
         debug=DebugConfig(
             seed=seed,
-            # On a CPU kernels are deterministic anyway; on a GPU this costs speed.
+            # Kernels on a CPU are deterministic anyway; on a GPU this costs speed.
             deterministic=size.on_corpus,
             deterministic_warn_only=True,
             enable_structured_logging=False,
@@ -138,30 +162,30 @@ def model_spec(scale: Scale, vocab_size: int) -> ModelSpec:
 
 
 def match_tokenizer(config: MaxPTrainer.Config) -> None:
-    """Give the model the vocabulary of the tokenizer that the configuration now names.
+    """Give the model the vocabulary size of the tokenizer at ``hf_assets_path``.
 
     Raises:
         ValueError: there is no tokenizer at ``hf_assets_path``.
     """
-    found = _vocabulary(config.hf_assets_path, required=True)
+    size = _vocabulary(config.hf_assets_path, required=True)
     assert config.model_spec is not None
-    if found != config.model_spec.model.vocab_size:
-        config.model_spec = model_spec(get_scale(config.scale), found)
+    if size != config.model_spec.model.vocab_size:
+        config.model_spec = model_spec(get_scale(config.scale), size)
 
 
 def _vocabulary(assets: str, *, required: bool = False) -> int:
-    """The tokenizer's size; LLaMA-3's where it is not there yet."""
+    """Tokens of the tokenizer; LLaMA-3's number where the file is not downloaded yet."""
     file = Path(assets) / "tokenizer.json"
     if not file.is_file():
         if required:
             raise ValueError(
-                f"--hf_assets_path {assets}: no tokenizer.json there; download LLaMA-3's, or pass "
-                "--dataset embedded, which has its own"
+                f"--tokenizer {assets}: no tokenizer.json there; download LLaMA-3's with "
+                "scripts/download_hf_assets.py, or pass --dataset embedded, which has its own"
             )
         return LLAMA3_VOCABULARY
     try:
         return int(Tokenizer.from_file(str(file)).get_vocab_size())
     except Exception as error:  # tokenizers raises plain Exception
         raise ValueError(
-            f"--hf_assets_path {assets}: tokenizer.json is corrupt ({error})"
+            f"--tokenizer {assets}: tokenizer.json is corrupt ({error}); download it again"
         ) from None

@@ -1,7 +1,6 @@
 """What `scripts.bench.train` compares: trainers of one model, on the same batches, in a process."""
 
 import gc
-import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,7 +17,8 @@ from torchtitan.trainer import Trainer
 from maxp import shards
 from maxp.shards import local
 from train import cpu
-from train.config import make_config, match_tokenizer
+from train.checks import data_parallel_ranks
+from train.config import Flags, make_config, match_tokenizer
 from train.model.converter import SiteConverter
 from train.model.llama3 import model_config
 from train.model.scales import get_scale
@@ -166,7 +166,8 @@ def contenders(
     """
 
     def config(name: str, method: str) -> MaxPTrainer.Config:
-        made = make_config(scale, method, lr=_LR, steps=_STEPS, output_dir=str(folder / name))
+        flags = Flags(scale, method, lr=_LR, steps=_STEPS, output_dir=str(folder / name))
+        made = make_config(flags)
         match_tokenizer(made)
         made.validator.enable = False
         made.checkpoint.enable = False
@@ -174,8 +175,8 @@ def contenders(
         made.training.gc_freq = _STEPS
         made.parallelism = replace(made.parallelism, **(parallelism or {}))
         # One process has the whole batch, several as much together.
-        ranks = _data_parallel_ranks(made)
-        made.training.local_batch_size = max(1, made.training.local_batch_size // ranks)
+        batch = made.training.local_batch_size // data_parallel_ranks(made)
+        made.training.local_batch_size = max(1, batch)
         return made
 
     yield Contender(TITAN, torchtitan_trainer(config(TITAN, STATIC)))
@@ -210,10 +211,6 @@ def torchtitan_trainer(config: MaxPTrainer.Config) -> Trainer:
 def _values(config: Any, parent: Any) -> dict[str, Any]:
     """The fields of a configuration that its class has from ``parent``."""
     return {f.name: getattr(config, f.name) for f in fields(parent) if f.init}
-
-
-def _data_parallel_ranks(config: MaxPTrainer.Config) -> int:
-    return int(os.environ.get("WORLD_SIZE", "1")) // config.parallelism.tensor_parallel_degree
 
 
 def _bytes(tree: Any) -> int:

@@ -119,11 +119,12 @@ def per_token(
 
 def measured_run(options: Options, seed: int, folder: Path) -> tuple[PerToken, Any]:
     """Train to the middle; every token's exponents, and the graph of the sites."""
-    from train.config import make_config, match_tokenizer
+    from train.config import Flags, make_config, match_tokenizer
 
-    config = make_config(
+    flags = Flags(
         options.scale, lr=options.lr, seed=seed, steps=options.steps, output_dir=str(folder)
     )
+    config = make_config(flags)
     match_tokenizer(config)
     config.validator.enable = False
     config.checkpoint.enable = False
