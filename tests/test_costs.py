@@ -7,6 +7,7 @@ import torch
 from torch.nn.attention import SDPBackend
 from torch.utils.flop_counter import FlopCounterMode
 
+from train.method.settings import MaxPSettings
 from train.model import costs
 from train.model.costs import Mesh, Probe
 from train.model.scales import SCALES, get_scale
@@ -77,6 +78,11 @@ def test_measurement_flops_are_those_that_torch_counts(trainer) -> None:
     with FlopCounterMode(display=False) as counter:
         trainer.parametrization.measure()
     assert costs.measurement_flops(DEBUG, Probe(2, 40)) == counter.get_total_flops()
+
+
+def test_the_probe_of_the_predictions_is_the_one_that_a_run_measures_on_by_default() -> None:
+    settings = MaxPSettings()
+    assert Probe() == Probe(settings.probe_sequences, settings.probe_tokens) == Probe(4, 32)
 
 
 def test_one_process_communicates_nothing() -> None:

@@ -4,6 +4,7 @@ import math
 from dataclasses import dataclass
 
 from train.method.methods import get_method
+from train.model.costs import Probe
 
 
 @dataclass(kw_only=True, slots=True)
@@ -23,10 +24,10 @@ class MaxPSettings:
     measure: bool = False
     """Measure and log alignment under a method that does not follow it."""
 
-    probe_sequences: int = 4
+    probe_sequences: int = Probe.sequences
     """Sequences that the model is run on for a measurement."""
 
-    probe_tokens: int = 32
+    probe_tokens: int = Probe.tokens
     """Token positions of them that alignment is averaged over; docs/measuring.md says why so few
     of so many sequences."""
 

@@ -33,10 +33,13 @@ class Mesh:
 
 @dataclass(frozen=True)
 class Probe:
-    """What alignment is measured on: whole sequences run, some tokens of them looked at."""
+    """What alignment is measured on: whole sequences are run, and some of their tokens are used.
 
-    sequences: int = 1
-    tokens: int = 256
+    The defaults are those of ``--maxp.probe_sequences`` and ``--maxp.probe_tokens``.
+    """
+
+    sequences: int = 4
+    tokens: int = 32
     itemsize: int = FLOAT32
     """Bytes of an activation: 4, or 2 where the model computes in bfloat16."""
 
