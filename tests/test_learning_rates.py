@@ -145,3 +145,15 @@ def test_an_independent_decay_is_the_same_for_every_site_and_follows_the_schedul
     toy.step()
     toy.groups.set_factors({"site a": 2.0, "site b": 1.0, "rest": 1.0}, [toy.scheduler])
     assert toy.decays == pytest.approx(dict.fromkeys(("site a", "site b", "rest"), 0.005))
+
+
+def test_an_independent_decay_leaves_a_group_without_decay_alone() -> None:
+    site, gain = (torch.nn.Parameter(torch.ones(2)) for _ in range(2))
+    decayed = {"params": [site], "param_names": ["site"], "weight_decay": 0.3}
+    plain = {"params": [gain], "param_names": ["gain"], "weight_decay": 0.0}
+    optimizer = torch.optim.AdamW([decayed, plain], lr=0.1)
+    groups = SiteGroups([optimizer], {"site": site}, rest="rest", independent_decay=0.01)
+    for _ in range(2):  # the second time on what the first has set
+        groups.set_factors({"site": 0.5, "rest": 1.0})
+    decays = {g["name"]: g["lr"] * g["weight_decay"] for g in optimizer.param_groups}
+    assert decays == pytest.approx({"site": 0.01, "rest": 0.0})

@@ -22,7 +22,7 @@ class SiteGroups:
         rest: the name of the group of all other parameters (`maxp.Parametrization.rest`).
         independent_decay: weight decay per step, ``factor(step) * independent_decay`` (Wortsman et
             al. 2023, arXiv 2309.14322). It does not depend on the learning rate, which differs
-            between sites. 0 keeps AdamW's own decay.
+            between sites. Groups configured without decay stay without. 0 keeps AdamW's own decay.
     """
 
     def __init__(
@@ -72,7 +72,7 @@ class SiteGroups:
                 group["lr"] = lr
                 if scheduler is not None:
                     group["initial_lr"] = base
-                if self._independent_decay:
+                if self._independent_decay and group["weight_decay"]:
                     group["weight_decay"] = self._independent_decay / base
 
     def lrs(self) -> dict[str, float]:
