@@ -1,6 +1,6 @@
 """The program against closed forms, and against an independent mixed-integer program.
 
-Random exponents come in steps of 1/512 (`milp_oracle.GRID`), so that the oracle is exact.
+Random exponents come in steps of 1/512 (`GRID`), so that the oracle is exact.
 """
 
 import math
@@ -14,7 +14,12 @@ from dataclasses import replace
 import highspy
 import pulp
 import pytest
-from milp_oracle import (
+from models import sources
+
+from maxp.exponents import PRESETS, Alignment, Exponents, OptimizerType, change_exponents
+from maxp.graph import Graph, JoinNode, Node, SiteNode
+from maxp.solver import InfeasibleProgramError, Program, solve
+from scripts.bench.milp_oracle import (
     GRID,
     PARAMETRIZATIONS,
     chain_of,
@@ -25,11 +30,6 @@ from milp_oracle import (
     random_graph,
     solve_big_m,
 )
-from models import sources
-
-from maxp.exponents import PRESETS, Alignment, Exponents, OptimizerType, change_exponents
-from maxp.graph import Graph, JoinNode, Node, SiteNode
-from maxp.solver import InfeasibleProgramError, Program, solve
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:pulp")
 

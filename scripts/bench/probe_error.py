@@ -181,7 +181,7 @@ def draw(
 
 def rows(tokens: PerToken, graph: Any, options: Options, seed: int) -> Iterator[Row]:
     """The errors of every kind of probe that the pool can give."""
-    from tests.milp_oracle import preset_exponents
+    from scripts.bench.milp_oracle import preset_exponents
 
     rng = np.random.default_rng(seed)
     program = Program(graph)

@@ -26,7 +26,7 @@ from tqdm import tqdm
 from maxp.exponents import PRESETS, Alignment, Exponents
 from maxp.graph import Graph
 from maxp.solver import Program, solve
-from tests.milp_oracle import chain_of, preset_exponents, solve_big_m
+from scripts.bench.milp_oracle import chain_of, preset_exponents, solve_big_m
 
 TARGET_SITES = 226
 TARGET_COLD_RATIO = 50.0
