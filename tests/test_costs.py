@@ -20,11 +20,11 @@ def trainer(corpus_cache: Path, tmp_path_factory: pytest.TempPathFactory):
     """A maxP trainer of the debug scale after a step, on a probe smaller than its sequence."""
     from harness import in_process
 
-    from train.__main__ import _single_process_environment
     from train.config import Flags, make_config
+    from train.faults import single_process_environment
 
     with in_process():
-        _single_process_environment()
+        single_process_environment()
         folder = str(tmp_path_factory.mktemp("run"))
         config = make_config(Flags("debug", output_dir=folder, steps=10))
         config.maxp.probe_tokens, config.maxp.probe_sequences = 40, 2

@@ -7,7 +7,6 @@ SIGTERM; the next start continues), 1 anything else.
 import contextlib
 import logging
 import os
-import socket
 import sys
 from contextlib import AbstractContextManager
 from typing import Any, NoReturn
@@ -19,7 +18,12 @@ from torchtitan.tools.logging import init_logger, logger
 from train.checkpoint import CheckpointError, complete_steps
 from train.cli import parse, record
 from train.data.loader import DataError
-from train.faults import lost_contact, meeting_within, port_taken
+from train.faults import (
+    lost_contact,
+    meeting_within,
+    port_taken,
+    single_process_environment,
+)
 from train.metrics import DivergedError
 from train.preemption import PREEMPTED, PreemptedError
 from train.run.folder import FINISHED, RunFolder, RunFolderError, load_run
@@ -75,7 +79,7 @@ def _lock(folder: RunFolder) -> AbstractContextManager[Any]:
 
 
 def _run(config: MaxPTrainer.Config, folder: RunFolder) -> int:
-    _single_process_environment()
+    single_process_environment()
     first = _is_first()
     lost: str | None = None
     status: Any = folder.set_status if first else lambda *args, **kwargs: None
@@ -167,18 +171,6 @@ def _refuse(error: Exception) -> int:
 
 def _is_first() -> bool:
     return int(os.environ.get("RANK", "0")) == 0
-
-
-def _single_process_environment() -> None:
-    """What torchrun would set, for a run that was started without it."""
-    if "RANK" in os.environ:
-        return
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    os.environ.update(
-        RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port)
-    )
 
 
 def _leave_at_once(status: int) -> NoReturn:

@@ -9,6 +9,7 @@ gloo after every step on a GPU as well; where it is what waits, the run ends as 
 
 import os
 import re
+import socket
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -27,6 +28,18 @@ _WHERE = re.compile(r"^\[\S+:\d+\] ")
 
 # Seconds beyond the limit for torch's own message, which says more, to come first.
 _GRACE = 10
+
+
+def single_process_environment() -> None:
+    """Set what torchrun would set, for a run that was started without it."""
+    if "RANK" in os.environ:
+        return
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    os.environ.update(
+        RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port)
+    )
 
 
 @contextmanager

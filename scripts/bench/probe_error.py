@@ -9,10 +9,8 @@ tokens within a sequence in it. It is set beside the naive one, that of single t
 Each drawn probe is also solved for, which gives the spread of c, and so of lr = n^-c.
 """
 
-import json
 import logging
 import math
-import os
 import sys
 import tempfile
 import warnings
@@ -31,6 +29,7 @@ from maxp.exponents import PRESETS, Alignment
 from maxp.shards import local
 from maxp.solver import Program
 from maxp.trace import evaluating
+from scripts.bench.outputs import check_folders, write_figure, write_json
 from train.method.probe import draw_probe
 from train.model.scales import get_scale
 
@@ -68,9 +67,7 @@ class Options:
             raise ValueError("--tokens, --sequences, --seeds and --steps must be at least 1")
         if self.draws < 2 or self.pool < 2:
             raise ValueError("--draws and --pool must be at least 2")
-        for flag, path in (("--json", self.json), ("--plot", self.plot)):
-            if path is not None and not path.parent.is_dir():
-                raise ValueError(f"{flag} {path}: there is no folder {path.parent}; make it first")
+        check_folders(json=self.json, plot=self.plot)
 
 
 @dataclass(frozen=True)
@@ -257,17 +254,14 @@ def write_plot(found: list[Row], path: Path) -> None:
         axes.grid(alpha=0.3)
     left.legend(fontsize="small")
     for suffix in (".png", ".svg"):
-        target = path.with_suffix(suffix)
-        temporary = target.with_name(f".{os.getpid()}.{target.name}")
-        figure.savefig(temporary, dpi=150, metadata={"Date": None} if suffix == ".svg" else None)
-        os.replace(temporary, target)
+        write_figure(path.with_suffix(suffix), figure)
     pyplot.close(figure)
 
 
 def main() -> int:
     from torchtitan.tools.logging import logger
 
-    from train.__main__ import _single_process_environment
+    from train.faults import single_process_environment
 
     try:
         options = tyro.cli(Options, description=__doc__)
@@ -279,7 +273,7 @@ def main() -> int:
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    _single_process_environment()
+    single_process_environment()
     logger.setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", "DTensor random operators")
     runs = []
@@ -290,9 +284,7 @@ def main() -> int:
     found = averaged(runs)
     print(table(found))
     if options.json is not None:
-        temporary = options.json.with_name(f".{os.getpid()}.{options.json.name}")
-        temporary.write_text(json.dumps([asdict(r) for r in found], indent=1) + "\n")
-        os.replace(temporary, options.json)
+        write_json(options.json, [asdict(row) for row in found])
     if options.plot is not None:
         write_plot(found, options.plot)
     return 0

@@ -1,10 +1,7 @@
 """The figures of `scripts.bench.train`: rows, tables, targets, and the predictions beside them."""
 
-import json
-import os
 import statistics
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
 from train.model import costs
@@ -194,11 +191,3 @@ def report(
             *(apart or [f"{scale}: every byte as predicted"]),
         )
     )
-
-
-def write_json(path: Path, rows: list[Row], mesh: costs.Mesh, probe: costs.Probe) -> None:
-    """All figures; the file is written whole."""
-    found = {"mesh": asdict(mesh), "probe": asdict(probe), "rows": [asdict(r) for r in rows]}
-    temporary = path.with_name(f".{os.getpid()}.{path.name}")
-    temporary.write_text(json.dumps(found, indent=1) + "\n")
-    os.replace(temporary, path)

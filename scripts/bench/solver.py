@@ -7,9 +7,7 @@ little, as between two measurements of a run. The mixed-integer program is the t
 built and solved, in the same process and on the same exponents. All times are medians, in ms.
 """
 
-import json
 import math
-import os
 import random
 import statistics
 import time
@@ -27,6 +25,7 @@ from maxp.exponents import PRESETS, Alignment, Exponents
 from maxp.graph import Graph
 from maxp.solver import Program, solve
 from scripts.bench.milp_oracle import chain_of, preset_exponents, solve_big_m
+from scripts.bench.outputs import check_folders, write_figure, write_json
 
 TARGET_SITES = 226
 TARGET_COLD_RATIO = 50.0
@@ -186,11 +185,6 @@ def _reached(yes: bool) -> str:
     return "reached" if yes else "MISSED"
 
 
-def write_json(rows: list[Row], path: Path) -> None:
-    found = [asdict(r) | {"cold_ratio": r.cold_ratio, "warm_ratio": r.warm_ratio} for r in rows]
-    _write_whole(path, lambda target: target.write_text(json.dumps(found, indent=1) + "\n"))
-
-
 def write_plot(rows: list[Row], path: Path) -> None:
     """Chains as lines, LLaMA-3 graphs as crosses, both axes logarithmic."""
     import matplotlib
@@ -210,34 +204,14 @@ def write_plot(rows: list[Row], path: Path) -> None:
     axes.set_xlabel("sites with a weight")
     axes.set_ylabel("ms")
     axes.legend(fontsize="small")
-    _write_whole(path, lambda target: figure.savefig(target, dpi=150))
+    write_figure(path, figure)
     pyplot.close(figure)
-
-
-def _write_whole(path: Path, write: Callable[[Path], Any]) -> None:
-    temporary = path.with_name(f".{os.getpid()}.{path.name}")
-    try:
-        write(temporary)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def _check_folders(options: Options) -> None:
-    """Before minutes of solving: can the results be written?
-
-    Raises:
-        ValueError: one line that names the flag.
-    """
-    for flag, path in (("--json", options.json), ("--plot", options.plot)):
-        if path is not None and not path.parent.is_dir():
-            raise ValueError(f"{flag} {path}: there is no folder {path.parent}; make it first")
 
 
 def main() -> None:
     try:
         options = tyro.cli(Options, description=__doc__)
-        _check_folders(options)
+        check_folders(json=options.json, plot=options.plot)
     except ValueError as error:
         raise SystemExit(str(error)) from None
     rng = random.Random(options.seed)
@@ -250,7 +224,9 @@ def main() -> None:
     print(table(rows))
     print(verdict(rows))
     if options.json is not None:
-        write_json(rows, options.json)
+        ratios = [{"cold_ratio": r.cold_ratio, "warm_ratio": r.warm_ratio} for r in rows]
+        written = [asdict(r) | ratio for r, ratio in zip(rows, ratios, strict=True)]
+        write_json(options.json, written)
     if options.plot is not None:
         write_plot(rows, options.plot)
 

@@ -26,13 +26,14 @@ import subprocess
 import sys
 import tempfile
 import warnings
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import tyro
 from tqdm import tqdm
 
-from scripts.bench.report import report, rows_of, write_json
+from scripts.bench.outputs import check_folders, write_json
+from scripts.bench.report import report, rows_of
 from train.model import costs
 from train.model.scales import get_scale
 
@@ -75,8 +76,7 @@ class Options:
             raise ValueError("--intervals needs at least one, each at least 1")
         if self.block > 1 and any(1 < k < self.block and self.block % k for k in self.intervals):
             raise ValueError(f"--block {self.block}: must be a multiple of the intervals under it")
-        if self.json is not None and not self.json.parent.is_dir():
-            raise ValueError(f"--json {self.json}: there is no such folder; make it first")
+        check_folders(json=self.json)
 
     def mesh(self, world: int) -> costs.Mesh:
         """The devices' axes.
@@ -101,11 +101,11 @@ def run(options: Options) -> None:
     from torchtitan.tools.logging import logger
 
     from scripts.bench.contenders import contenders
-    from train.__main__ import _single_process_environment
+    from train.faults import single_process_environment
 
     world = int(os.environ.get("WORLD_SIZE", "1"))
     mesh = options.mesh(world)
-    _single_process_environment()
+    single_process_environment()
     first = os.environ["RANK"] == "0"
     logger.setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", "DTensor random operators")
@@ -141,7 +141,8 @@ def run(options: Options) -> None:
         )
         print(report(rows, options.scale, mesh, probe, accelerator=accelerator))
         if options.json is not None:
-            write_json(options.json, rows, mesh, probe)
+            figures = {"mesh": asdict(mesh), "probe": asdict(probe)}
+            write_json(options.json, {**figures, "rows": [asdict(row) for row in rows]})
 
 
 def main() -> int:
