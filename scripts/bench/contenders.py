@@ -1,4 +1,4 @@
-"""What `scripts.bench.train` compares: trainers of one model, on the same batches, in a process."""
+"""The trainers that `scripts.bench.train` compares: one model, the same batches, one process."""
 
 import gc
 import time
@@ -25,22 +25,22 @@ from train.model.scales import get_scale
 from train.trainer import MaxPTrainer
 
 TITAN, STATIC = "torchtitan", "mup-no"
-# More than any benchmark makes: nothing is saved or validated, and lr is still warming up.
+# More than any benchmark makes, so that nothing is saved or validated and lr stays in warm-up.
 _STEPS = 1_000_000
 _LR = 1e-3
 
 
 @dataclass
 class Contender:
-    """One trainer, and the ms of its steps so far.
+    """A trainer, and the times of its steps so far, in ms.
 
     Attributes:
         interval: its solve interval; None for a trainer that never measures.
         redrawn: whether it draws W0 again instead of keeping it.
-        blocks: one list a block, of the ms of its steps; a step that measures is at every
-            ``min(interval, block)``-th place.
-        peak: bytes that a block allocated beyond what was there at its start; None on a CPU,
-            whose allocator does not tell.
+        blocks: per block, the times of its steps in ms; every ``min(interval, block)``-th step
+            measures.
+        peak: bytes that a block allocated beyond what was allocated before; None on a CPU, whose
+            allocator does not report them.
     """
 
     name: str
@@ -58,7 +58,7 @@ class Contender:
         return self.trainer.parametrization
 
     def step(self) -> float:
-        """One training step; its ms, the device's work included."""
+        """Make one training step; its time in ms, including the device's work."""
         _synchronize()
         start = time.perf_counter()
         self.trainer.step += 1
@@ -67,11 +67,11 @@ class Contender:
         return 1e3 * (time.perf_counter() - start)
 
     def run(self, block: int) -> None:
-        """One step that is not timed, since the caches hold another model, and ``block`` that are.
+        """Make one untimed step, since caches hold another model, and ``block`` timed ones.
 
-        A measuring trainer measures at every ``interval``-th of them, at least at the last.
+        A measuring trainer measures at every ``interval``-th timed step, and at least at the last.
         """
-        gc.collect()  # torchtitan has turned off the automatic collection
+        gc.collect()  # torchtitan has turned off automatic collection
         before = _allocated(reset=True)
         if self.interval is not None:
             self.parametrization.warmup_steps = self.trainer.step + 1
@@ -83,11 +83,11 @@ class Contender:
 
     @property
     def measures_every(self) -> int | None:
-        """Place in a block, and its multiples, at which it measures."""
+        """It measures at this place in a block, and at its multiples."""
         return None if self.interval is None else min(self.interval, len(self.blocks[0]))
 
     def plain(self, i: int | None = None) -> list[float]:
-        """The steps that do not measure, of the i-th block or of all."""
+        """Times of the steps that do not measure, in the i-th block or in all."""
         every = self.measures_every
         return [
             ms
@@ -97,7 +97,7 @@ class Contender:
         ]
 
     def measuring(self, i: int | None = None) -> list[float]:
-        """The steps that do."""
+        """Times of the steps that measure, in the i-th block or in all."""
         every = self.measures_every
         if every is None:
             return []
@@ -107,21 +107,21 @@ class Contender:
         return self.blocks if i is None else [self.blocks[i]]
 
     def bytes_of_model(self) -> int:
-        """Parameters, gradients and optimizer state on this rank, as they are after a step."""
+        """Bytes of parameters, gradients and optimizer state on this rank after a step."""
         parameters = [p for part in self.trainer.model_parts for p in part.parameters()]
         gradients = [p.grad for p in parameters]
         states = [dict(s) for o in self.trainer.optimizers for s in o.state.values()]
         return _bytes(parameters) + _bytes(gradients) + _bytes(states)
 
     def bytes_kept(self) -> dict[str, int]:
-        """What measuring keeps on this rank: W0, z0 and the probe."""
+        """Bytes that measuring keeps on this rank: W0, z0 and the probe."""
         if self.interval is None:
             return {"w0": 0, "z0": 0, "probe": 0}
         state = self.parametrization.state_dict()["measurement"]
         return {key: _bytes(state[key]) for key in ("w0", "z0", "probe")}
 
     def bytes_communicated(self) -> int:
-        """What this rank puts into the reductions of one measurement, over more than one rank."""
+        """Bytes that this rank sends in the reductions of one measurement."""
         if self.interval is None:
             return 0
         with reduced_bytes() as sizes:
@@ -131,7 +131,7 @@ class Contender:
 
 @contextmanager
 def reduced_bytes() -> Iterator[list[int]]:
-    """Collect the bytes of each reduction that `maxp.shards` makes among several ranks."""
+    """Collect the bytes of each reduction that `maxp.shards` makes between ranks."""
     sizes: list[int] = []
     reduce = shards._all_reduce
 
@@ -150,19 +150,19 @@ def contenders(
     folder: Path,
     *,
     log_freq: int,
-    probe_tokens: int | None = None,
-    probe_sequences: int | None = None,
+    probe_tokens: int,
+    probe_sequences: int,
     parallelism: dict[str, int] | None = None,
 ) -> Iterator[Contender]:
-    """torchtitan's own trainer, a static method, and maxP, with W0 kept and drawn again.
+    """torchtitan's own trainer, a static method, and maxP with W0 kept and with W0 drawn again.
 
     Args:
-        scale: of all.
-        intervals: solve intervals, one contender each; the last also with ``resample_w0``.
-        folder: of the runs' files.
-        log_freq: steps between logged ones.
-        probe_tokens, probe_sequences: of a measurement; None is the run's default.
-        parallelism: of torchtitan's configuration.
+        scale: the scale of all of them.
+        intervals: solve intervals, one trainer each; the last one also with ``resample_w0``.
+        folder: where the runs write their files.
+        log_freq: steps between logged steps.
+        probe_tokens, probe_sequences: as ``--maxp.probe_tokens`` and ``--maxp.probe_sequences``.
+        parallelism: fields of torchtitan's ``parallelism``.
     """
 
     def config(name: str, method: str) -> MaxPTrainer.Config:
@@ -174,7 +174,7 @@ def contenders(
         made.metrics.log_freq = log_freq
         made.training.gc_freq = _STEPS
         made.parallelism = replace(made.parallelism, **(parallelism or {}))
-        # One process has the whole batch, several as much together.
+        # The processes together have the same batch as one process.
         batch = made.training.local_batch_size // data_parallel_ranks(made)
         made.training.local_batch_size = max(1, batch)
         return made
@@ -186,13 +186,12 @@ def contenders(
     for name, interval, resample in variants:
         made = config(name.replace(" ", "-"), "maxP")
         made.maxp.solve_interval, made.maxp.resample_w0 = interval, resample
-        made.maxp.probe_tokens = probe_tokens or made.maxp.probe_tokens
-        made.maxp.probe_sequences = probe_sequences or made.maxp.probe_sequences
+        made.maxp.probe_tokens, made.maxp.probe_sequences = probe_tokens, probe_sequences
         yield Contender(name, made.build(), interval, resample)
 
 
 def torchtitan_trainer(config: MaxPTrainer.Config) -> Trainer:
-    """torchtitan's trainer and metrics on the same settings and the model without sites."""
+    """torchtitan's trainer and metrics with the same settings, on the model without sites."""
     inherited = _values(config, Trainer.Config)
     spec = config.model_spec
     assert spec is not None
@@ -209,14 +208,14 @@ def torchtitan_trainer(config: MaxPTrainer.Config) -> Trainer:
 
 
 def _values(config: Any, parent: Any) -> dict[str, Any]:
-    """The fields of a configuration that its class has from ``parent``."""
+    """The fields of a configuration that its class inherits from ``parent``."""
     return {f.name: getattr(config, f.name) for f in fields(parent) if f.init}
 
 
 def _bytes(tree: Any) -> int:
-    """Of the tensors in a nest, this rank's parts."""
-    found = {id(t): t for t in tree_leaves(tree) if isinstance(t, torch.Tensor)}
-    return sum(local(t).numel() * t.element_size() for t in found.values())
+    """Bytes of this rank's parts of the tensors in a nested container."""
+    tensors = {id(t): t for t in tree_leaves(tree) if isinstance(t, torch.Tensor)}
+    return sum(local(t).numel() * t.element_size() for t in tensors.values())
 
 
 def _synchronize() -> None:
@@ -225,7 +224,7 @@ def _synchronize() -> None:
 
 
 def _allocated(*, reset: bool) -> int | None:
-    """Bytes that the accelerator's allocator has given out; None without one."""
+    """Bytes that the accelerator's allocator has given out; None on a CPU."""
     if not torch.accelerator.is_available():
         return None
     if reset:

@@ -1,12 +1,13 @@
-"""How well a probe of so many tokens, from so many sequences, knows the alignment of a run.
+"""Estimate the error of measured alignment for probes of different sizes.
 
     python -m scripts.bench.probe_error --plot docs/figures/probe_error
 
-Trains with maxP to the middle of a run and takes every token's own exponents, at every site with a
-weight, on many sequences. Then draws probes from these again and again, sequences first and tokens
-of them then, as a run does: the spread of the means is the standard error, with the correlation of
-tokens within a sequence in it. It is set beside the naive one, that of single tokens over sqrt(n).
-Each drawn probe is also solved for, which gives the spread of c, and so of lr = n^-c.
+Trains with maxP to the middle of a run, and takes the exponents of every token at every site with a
+weight, on many sequences. Then it draws probes from these repeatedly, first sequences and then
+tokens of them, as a run does. The spread of their means is the standard error, which includes the
+correlation of tokens within a sequence. Beside it stands the error if tokens were independent: the
+spread of single tokens divided by sqrt(n). Solving with each drawn probe gives the spread of c, and
+so of lr = n^-c.
 """
 
 import logging
@@ -17,7 +18,7 @@ import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
@@ -33,34 +34,36 @@ from scripts.bench.outputs import check_folders, write_figure, write_json
 from train.method.probe import draw_probe
 from train.model.scales import get_scale
 
-# By site: (terms, sequences, positions), a NaN where a term is zero for a token.
+NO_FILE = tyro.conf.arg(help_behavior_hint="(default: none)")
+# By site, an array (terms, sequences, positions); NaN where a term is zero for a token.
 PerToken = dict[str, np.ndarray]
 
 
 @dataclass(frozen=True)
 class Options:
-    """Which run to look at, and which probes to draw."""
+    """The run to train, and the probes to draw."""
 
     scale: str = "debug"
     """Scale of the run."""
     lr: float = 1e-1
-    """Its learning rate."""
+    """Learning rate of the run."""
     steps: int = 400
-    """Its length; exponents are taken at half of it."""
+    """Steps of the run; exponents are taken after half of them."""
     seeds: tuple[int, ...] = (1, 2)
-    """Runs that the figures are averaged over."""
+    """Seeds of the runs that the results are averaged over."""
     pool: int = 64
     """Sequences to draw probes from."""
     tokens: tuple[int, ...] = (16, 32, 64, 128, 256, 512, 1024, 2048, 4096)
-    """Tokens of a probe."""
+    """Numbers of tokens of a probe."""
     sequences: tuple[int, ...] = (1, 2, 4, 8, 16, 64)
-    """Sequences of a probe; where they hold fewer tokens than asked for, it is left out."""
+    """Numbers of sequences of a probe; kinds with more tokens than their sequences hold are left
+    out."""
     draws: int = 200
-    """Probes drawn of each kind."""
-    json: Path | None = None
-    """Write the rows here."""
-    plot: Path | None = None
-    """Draw them to this name with .png and .svg."""
+    """Probes to draw per kind."""
+    json: Annotated[Path | None, NO_FILE] = None
+    """File to write the rows to."""
+    plot: Annotated[Path | None, NO_FILE] = None
+    """File to draw them to, as .png and .svg."""
 
     def __post_init__(self) -> None:
         if min((*self.tokens, *self.sequences, *self.seeds, self.steps), default=0) < 1:
@@ -75,10 +78,11 @@ class Row:
     """Probes of one kind. Errors are standard deviations over draws.
 
     Attributes:
-        exponent: of the measured exponents, root mean square over sites and terms.
-        worst: of the worst of them.
-        naive: what ``exponent`` would be if tokens were independent.
-        c: of c, root mean square over sites; ``lr`` the same as a factor of lr, in percent.
+        exponent: error of the measured exponents, root mean square over sites and terms.
+        worst: error of the worst of them.
+        naive: ``exponent`` if tokens were independent.
+        c: error of c, root mean square over sites.
+        lr: the same as a factor of lr, in percent.
     """
 
     tokens: int
@@ -93,7 +97,7 @@ class Row:
 def per_token(
     z0: torch.Tensor, z: torch.Tensor, w0: torch.Tensor, w: torch.Tensor, fan_in: int
 ) -> torch.Tensor:
-    """The exponents of each token alone, (3, tokens); their mean is `maxp.compute_alignment`.
+    """The exponents of each token, (3, tokens); their mean is `maxp.compute_alignment`.
 
     Args:
         z0, z: inputs with the initial and the current weights, (tokens, in).
@@ -106,16 +110,15 @@ def per_token(
     def rms(x: torch.Tensor, dim: Any) -> torch.Tensor:
         return x.square().mean(dim).sqrt()
 
-    found = []
+    exponents = []
     for x, m in ((z0, dw), (dz, w0), (dz, dw)):
-        # The definition has rms(x) of ``in`` entries and sums over them: hence the factor.
         grown = rms(x @ m.T, -1) / (rms(x, -1) * rms(m, (0, 1)))
-        found.append(torch.where(grown > 0, grown.log() / math.log(fan_in), torch.nan))
-    return torch.stack(found)
+        exponents.append(torch.where(grown > 0, grown.log() / math.log(fan_in), torch.nan))
+    return torch.stack(exponents)
 
 
 def measured_run(options: Options, seed: int, folder: Path) -> tuple[PerToken, Any]:
-    """Train to the middle; every token's exponents, and the graph of the sites."""
+    """Train to the middle of a run; the exponents of every token, and the graph of the sites."""
     from train.config import Flags, make_config, match_tokenizer
 
     flags = Flags(
@@ -147,7 +150,7 @@ def measured_run(options: Options, seed: int, folder: Path) -> tuple[PerToken, A
 
 
 def inputs(trainer: Any, names: list[str], pool: int) -> dict[str, torch.Tensor]:
-    """The present inputs of sites on the pool's sequences, (pool * positions, in)."""
+    """The current inputs of sites on the pool's sequences, (pool * positions, in)."""
     config, parametrization = trainer.config, trainer.parametrization
     drawn, labels = draw_probe(
         config.dataloader, trainer.tokenizer, seq_len=config.training.seq_len, sequences=pool
@@ -177,7 +180,7 @@ def draw(
 
 
 def rows(tokens: PerToken, graph: Any, options: Options, seed: int) -> Iterator[Row]:
-    """The errors of every kind of probe that the pool can give."""
+    """The errors of every kind of probe that the pool allows."""
     from scripts.bench.milp_oracle import preset_exponents
 
     rng = np.random.default_rng(seed)
@@ -188,16 +191,16 @@ def rows(tokens: PerToken, graph: Any, options: Options, seed: int) -> Iterator[
     kinds = [(n, s) for s in options.sequences for n in options.tokens if s <= n <= s * positions]
     single = np.stack([np.nanvar(v, axis=(1, 2)) for v in tokens.values()])
     for count, sequences in tqdm(kinds, f"seed {seed}: draw", unit="kind"):
-        means, answers = [], []
+        means, solutions = [], []
         for _ in range(options.draws):
-            found = draw(tokens, count, sequences, rng)
+            probe = draw(tokens, count, sequences, rng)
             exponents = dict(preset)
-            for name, values in found.items():
+            for name, values in probe.items():
                 exponents[name] = replace(preset[name], alignment=Alignment(*map(float, values)))
-            means.append(np.stack(list(found.values())))
-            answers.append(list(program.solve(exponents).c.values()))
+            means.append(np.stack(list(probe.values())))
+            solutions.append(list(program.solve(exponents).c.values()))
         variance = np.var(means, axis=0, ddof=1)
-        c = math.sqrt(np.var(answers, axis=0, ddof=1).mean())
+        c = math.sqrt(np.var(solutions, axis=0, ddof=1).mean())
         yield Row(
             tokens=count,
             sequences=sequences,
@@ -211,38 +214,38 @@ def rows(tokens: PerToken, graph: Any, options: Options, seed: int) -> Iterator[
 
 def averaged(runs: list[list[Row]]) -> list[Row]:
     """Root mean squares over runs."""
-    found = []
+    means = []
     for same in zip(*runs, strict=True):
         values = {
             key: math.sqrt(sum(getattr(r, key) ** 2 for r in same) / len(same))
             for key in ("exponent", "worst", "naive", "c", "lr")
         }
-        found.append(replace(same[0], **values))
-    return found
+        means.append(replace(same[0], **values))
+    return means
 
 
-def table(found: list[Row]) -> str:
+def table(rows: list[Row]) -> str:
     head = ("tokens", "sequences", "exponent", "naive", "worst", "c", "lr %")
     lines = ["".join(f"{x:>11}" for x in head)]
-    for r in found:
+    for r in rows:
         errors = (f"{x:.4f}" for x in (r.exponent, r.naive, r.worst, r.c))
         cells = (str(r.tokens), str(r.sequences), *errors, f"{r.lr:.2f}")
         lines.append("".join(f"{cell:>11}" for cell in cells))
     return "\n".join(lines)
 
 
-def write_plot(found: list[Row], path: Path) -> None:
-    """Standard error of the exponents, and lr's, against tokens; one line a number of sequences."""
+def write_plot(rows: list[Row], path: Path) -> None:
+    """Draw the errors of exponents and lr against tokens; one line per number of sequences."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
     figure, (left, right) = pyplot.subplots(1, 2, figsize=(9, 3.8), layout="constrained")
-    naive = {r.tokens: r.naive for r in found}
+    naive = {r.tokens: r.naive for r in rows}
     left.loglog(sorted(naive), [naive[n] for n in sorted(naive)], "k:", label="if independent")
-    for sequences in sorted({r.sequences for r in found}):
-        some = [r for r in found if r.sequences == sequences]
+    for sequences in sorted({r.sequences for r in rows}):
+        some = [r for r in rows if r.sequences == sequences]
         x, label = [r.tokens for r in some], f"{sequences} sequence{'s' if sequences > 1 else ''}"
         left.loglog(x, [r.exponent for r in some], "o-", markersize=3, label=label)
         right.loglog(x, [r.lr for r in some], "o-", markersize=3, label=label)
@@ -264,12 +267,17 @@ def main() -> int:
     from train.faults import single_process_environment
 
     try:
-        options = tyro.cli(Options, description=__doc__)
+        options = tyro.cli(
+            Options,
+            prog="python -m scripts.bench.probe_error",
+            description=__doc__,
+            config=(tyro.conf.DisallowNone,),
+        )
         scale = get_scale(options.scale)
         if options.pool < max(options.sequences):
-            raise ValueError(f"--pool {options.pool}: must be at least the most --sequences")
+            raise ValueError(f"--pool {options.pool}: must be at least the largest of --sequences")
         if not any(n <= s * scale.seq_len for n in options.tokens for s in options.sequences):
-            raise ValueError("--tokens: no probe of --sequences has so many; ask for fewer")
+            raise ValueError("--tokens: more than any of --sequences holds; ask for fewer")
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -281,12 +289,12 @@ def main() -> int:
         for seed in options.seeds:
             tokens, graph = measured_run(options, seed, Path(folder) / str(seed))
             runs.append(list(rows(tokens, graph, options, seed)))
-    found = averaged(runs)
-    print(table(found))
+    means = averaged(runs)
+    print(table(means))
     if options.json is not None:
-        write_json(options.json, [asdict(row) for row in found])
+        write_json(options.json, [asdict(row) for row in means])
     if options.plot is not None:
-        write_plot(found, options.plot)
+        write_plot(means, options.plot)
     return 0
 
 

@@ -1,4 +1,4 @@
-"""The figures of `scripts.bench.train`: rows, tables, targets, and the predictions beside them."""
+"""The report of `scripts.bench.train`: measured rows, targets and predictions."""
 
 import statistics
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ MIB = 2**20
 
 @dataclass(frozen=True)
 class Row:
-    """One contender; times in ms, bytes on the first rank."""
+    """One trainer; times in ms, bytes on the first rank."""
 
     name: str
     interval: int | None
@@ -37,12 +37,12 @@ class Row:
 
     @property
     def share(self) -> float:
-        """What measuring keeps, of the model's parameters, gradients and optimizer state."""
+        """`kept_bytes` as a part of parameters, gradients and optimizer state."""
         return self.kept_bytes / self.model_bytes
 
 
 def step_time(plain: list[float], measuring: list[float], interval: int | None) -> float:
-    """The mean step of a whole interval, from medians; see the module's docstring."""
+    """The mean step time of a whole interval, from medians; see `scripts.bench.train`."""
     if not measuring or interval is None:
         return statistics.median(plain)
     measured = statistics.median(measuring)
@@ -53,9 +53,9 @@ def step_time(plain: list[float], measuring: list[float], interval: int | None) 
 
 
 def rows_of(contenders: list[Any]) -> list[Row]:
-    """What was measured of `scripts.bench.contenders.Contender`s: torchtitan's, the static, others.
+    """Rows of `scripts.bench.contenders.Contender`: torchtitan's first, then the static one.
 
-    A collective, where there are several ranks.
+    With several ranks this is a collective.
     """
     static = contenders[1]
     return [_row(contender, static) for contender in contenders]
@@ -88,7 +88,7 @@ def _round(contender: Any, i: int) -> float:
 
 
 def table(rows: list[Row]) -> str:
-    """Times and ratios, then bytes."""
+    """A table of times and ratios, and one of bytes."""
     own, static = rows[0], rows[1]
     head = ("plain ms", "measuring", "step ms", "/torchtitan", f"/{static.name}", "paired")
     width = max(len(r.name) for r in rows) + 2
@@ -108,18 +108,18 @@ def table(rows: list[Row]) -> str:
 
 
 def predictions(names: list[str], mesh: costs.Mesh, probe: costs.Probe) -> str:
-    """`train.model.costs` for some scales on the same mesh."""
+    """Predictions of `train.model.costs` for some scales on the same mesh."""
     head = ("parameters", "model MiB", "W0 MiB", "z0 MiB", "kept", "W0 redrawn", "sent KiB")
     more = ("FLOPs/step", "measurement")
     lines = [f"{'':<8}" + "".join(f"{name:>12}" for name in head + more)]
     for name in names:
         scale = SCALES[name]
-        found = costs.memory(scale, mesh, probe)
-        shares = (f"{found.share(resample_w0=redrawn):.2%}" for redrawn in (False, True))
+        memory = costs.memory(scale, mesh, probe)
+        shares = (f"{memory.share(resample_w0=redrawn):.2%}" for redrawn in (False, True))
         flops = costs.step_flops(scale)
         values = (
             f"{sum(costs.parameters(scale)) / 1e6:.1f}M",
-            *(_mib(size) for size in (found.model, found.w0, found.z0)),
+            *(_mib(size) for size in (memory.model, memory.w0, memory.z0)),
             *shares,
             f"{costs.communicated(scale, mesh, probe) / 1024:.1f}",
             f"{flops:.3g}",
@@ -130,7 +130,7 @@ def predictions(names: list[str], mesh: costs.Mesh, probe: costs.Probe) -> str:
 
 
 def differences(r: Row, scale: str, mesh: costs.Mesh, probe: costs.Probe) -> list[str]:
-    """Where a measured row is not what `train.model.costs` predicts; empty when all is equal."""
+    """Bytes of a row that differ from the prediction of `train.model.costs`."""
     memory = costs.memory(SCALES[scale], mesh, probe)
     pairs = {
         "model": (r.model_bytes, memory.model),
@@ -149,21 +149,21 @@ def differences(r: Row, scale: str, mesh: costs.Mesh, probe: costs.Probe) -> lis
 
 
 def verdict(rows: list[Row], *, accelerator: bool) -> list[str]:
-    """The targets, and whether they are reached."""
+    """One line per target: the measured value, the target, and whether it is reached."""
     own, static = rows[0], rows[1]
     limit = TARGET_STATIC["accelerator" if accelerator else "cpu"]
     lines = [_judged("static / torchtitan", static.step_ms / own.step_ms, limit)]
     for r in rows:
         if r.interval in TARGET_INTERVAL and not r.redrawn:
-            found = r.step_ms / static.step_ms
-            lines.append(_judged(f"{r.name} / static", found, TARGET_INTERVAL[r.interval]))
+            ratio = r.step_ms / static.step_ms
+            lines.append(_judged(f"{r.name} / static", ratio, TARGET_INTERVAL[r.interval]))
         if r.redrawn:
             lines.append(_judged("kept with W0 redrawn", r.share, TARGET_REDRAWN_SHARE))
     return lines
 
 
-def _judged(name: str, found: float, limit: float) -> str:
-    return f"{name} {found:.4f}, asked {limit}: {'reached' if found <= limit else 'MISSED'}"
+def _judged(name: str, value: float, limit: float) -> str:
+    return f"{name} {value:.4f}, target {limit}: {'reached' if value <= limit else 'MISSED'}"
 
 
 def _ms(value: float | None) -> str:
@@ -177,7 +177,7 @@ def _mib(size: int) -> str:
 def report(
     rows: list[Row], scale: str, mesh: costs.Mesh, probe: costs.Probe, *, accelerator: bool
 ) -> str:
-    """All of it, as text."""
+    """The whole report as text."""
     apart = [line for r in rows for line in differences(r, scale, mesh, probe)]
     return "\n".join(
         (
@@ -185,7 +185,7 @@ def report(
             table(rows),
             "",
             *verdict(rows, accelerator=accelerator),
-            "\npredicted on this mesh (a measurement in FLOPs of a step on the global batch):",
+            "\npredicted on this mesh (FLOPs of a measurement relative to those of a step):",
             predictions([scale, *(f"s{i}" for i in range(1, 6))], mesh, probe),
             "",
             *(apart or [f"{scale}: every byte as predicted"]),

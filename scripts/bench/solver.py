@@ -1,10 +1,10 @@
-"""Solve times: the linear program through HiGHS, cold and warm, beside big-M through CBC.
+"""Compare solve times of the linear program through HiGHS, cold and warm, with big-M through CBC.
 
     python -m scripts.bench.solver --json solver.json --plot solver.png
 
-A cold solve builds the program and solves it; a warm one re-solves after every alignment moved a
-little, as between two measurements of a run. The mixed-integer program is the tests' oracle, also
-built and solved, in the same process and on the same exponents. All times are medians, in ms.
+A cold solve builds the program and solves it. A warm solve solves it again after every alignment
+has changed a little, as between two measurements of a run. The mixed-integer program, also built
+and solved in this process, gets the same exponents. All times are medians in ms.
 """
 
 import math
@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import pulp
 import tyro
@@ -27,45 +27,46 @@ from maxp.solver import Program, solve
 from scripts.bench.milp_oracle import chain_of, preset_exponents, solve_big_m
 from scripts.bench.outputs import check_folders, write_figure, write_json
 
+NO_FILE = tyro.conf.arg(help_behavior_hint="(default: none)")
 TARGET_SITES = 226
 TARGET_COLD_RATIO = 50.0
 TARGET_WARM_RATIO = 100.0
 TARGET_WARM_MS = 2.0
-# What the objectives may differ by: CBC hands each c over as text, to eight digits.
+# Allowed difference of the objectives: CBC returns each c as text with eight digits.
 CBC_DIGITS = 1e-5
 
 
 @dataclass(frozen=True)
 class Options:
-    """What to time, and where to write it."""
+    """What to time, and where to write the results."""
 
     chains: tuple[int, ...] = (10, 50, 113, TARGET_SITES)
     """Sites of each chain."""
     scales: tuple[str, ...] = ("s1", "s2", "s3", "s4", "s5")
-    """LLaMA-3 scales whose graphs are timed; a bare --scales for none."""
+    """LLaMA-3 scales whose graphs are timed; --scales without a value times none."""
     repeats: int = 15
-    """Linear solves that each median is over."""
+    """Linear solves per median."""
     milp_repeats: int = 3
-    """Mixed-integer solves that each median is over: up to --repeats."""
+    """Mixed-integer solves per median, at most --repeats."""
     seed: int = 0
-    """Of the alignments."""
-    json: Path | None = None
-    """Write the rows here."""
-    plot: Path | None = None
-    """Draw the times against the number of sites here."""
+    """Seed of the alignments."""
+    json: Annotated[Path | None, NO_FILE] = None
+    """File to write the rows to."""
+    plot: Annotated[Path | None, NO_FILE] = None
+    """File to draw the times to, against the number of sites."""
 
     def __post_init__(self) -> None:
         if not 1 <= self.milp_repeats <= self.repeats:
             raise ValueError(
-                f"--milp-repeats must be 1 to --repeats, got {self.milp_repeats} of {self.repeats}"
+                f"--milp-repeats {self.milp_repeats}: must be 1 to --repeats, {self.repeats}"
             )
         if min(self.chains, default=2) < 2:
-            raise ValueError("--chains needs at least 2 sites each: an embedding and a readout")
+            raise ValueError("--chains: each needs at least 2 sites, an embedding and a readout")
 
 
 @dataclass(frozen=True)
 class Row:
-    """One graph's medians in ms. ``sites`` counts those with a weight."""
+    """Medians of one graph, in ms. ``sites`` counts the sites with a weight."""
 
     graph: str
     sites: int
@@ -73,7 +74,7 @@ class Row:
     cold_ms: float
     warm_ms: float
     difference: float
-    """The largest difference of the two programs' objectives."""
+    """The largest difference between the objectives of the two programs."""
 
     @property
     def cold_ratio(self) -> float:
@@ -85,7 +86,7 @@ class Row:
 
 
 def measured_like(rng: random.Random, graph: Graph) -> dict[str, Exponents]:
-    """muP, with alignments spread as in a run; sites without a weight have 1/2, as by default."""
+    """muP with alignments spread as in a run; sites without a weight have the default, 1/2."""
     exponents = preset_exponents(graph, "mup", PRESETS["full"])
     for site in graph.weighted:
         drawn = Alignment(rng.gauss(0.75, 0.1), rng.gauss(0.5, 0.03), rng.gauss(0.75, 0.1))
@@ -96,7 +97,7 @@ def measured_like(rng: random.Random, graph: Graph) -> dict[str, Exponents]:
 def moved(
     rng: random.Random, graph: Graph, exponents: Mapping[str, Exponents]
 ) -> dict[str, Exponents]:
-    """The exponents of the next measurement."""
+    """The exponents after another measurement."""
     weighted = {site.name for site in graph.weighted}
     return {
         name: replace(e, alignment=Alignment(*(x + rng.gauss(0, 0.01) for x in e.alignment)))
@@ -107,7 +108,7 @@ def moved(
 
 
 def timed(call: Callable[[], Any]) -> tuple[float, Any]:
-    """The ms that ``call`` took, and what it returned."""
+    """The time that ``call`` took in ms, and its result."""
     start = time.perf_counter()
     value = call()
     return 1e3 * (time.perf_counter() - start), value
@@ -117,7 +118,7 @@ def bench(name: str, graph: Graph, options: Options, rng: random.Random) -> Row:
     """Time the three ways to solve ``graph`` on the same exponents.
 
     Raises:
-        RuntimeError: their optima differ, so that the times compare nothing.
+        RuntimeError: their optima differ, so the times cannot be compared.
     """
     exponents = measured_like(rng, graph)
     live = Program(graph, warm_start=True)
@@ -149,7 +150,7 @@ def graphs(options: Options) -> Iterator[tuple[str, Graph]]:
     for sites in options.chains:
         yield f"chain {sites}", chain_of(sites)
     for scale in options.scales:
-        # torchtitan's import takes seconds, and chains alone do not need it.
+        # Imported here: torchtitan's import takes seconds, and chains do not need it.
         from train.model.llama3 import llama3_graph
 
         yield f"LLaMA-3 {scale}", llama3_graph(scale)
@@ -167,17 +168,17 @@ def table(rows: list[Row]) -> str:
 
 
 def verdict(rows: list[Row]) -> str:
-    """Whether the targets are reached on the chain that they are set for."""
+    """Whether the chain of `TARGET_SITES` sites reaches the targets."""
     target = next((row for row in rows if row.graph == f"chain {TARGET_SITES}"), None)
     if target is None:
-        return f"targets: not measured, they are set for --chains {TARGET_SITES}"
+        return f"targets: not measured; they need --chains {TARGET_SITES}"
     cold = target.cold_ratio >= TARGET_COLD_RATIO
     warm = target.warm_ms <= TARGET_WARM_MS or target.warm_ratio >= TARGET_WARM_RATIO
     return (
         f"targets at {TARGET_SITES} sites: "
-        f"cold {target.cold_ratio:.0f}x, asked {TARGET_COLD_RATIO:.0f}x: {_reached(cold)}; "
-        f"warm {target.warm_ms:.2f} ms and {target.warm_ratio:.0f}x, asked {TARGET_WARM_MS:.0f} ms "
-        f"or {TARGET_WARM_RATIO:.0f}x: {_reached(warm)}"
+        f"cold {target.cold_ratio:.0f}x, target {TARGET_COLD_RATIO:.0f}x: {_reached(cold)}; "
+        f"warm {target.warm_ms:.2f} ms and {target.warm_ratio:.0f}x, "
+        f"target {TARGET_WARM_MS:.0f} ms or {TARGET_WARM_RATIO:.0f}x: {_reached(warm)}"
     )
 
 
@@ -186,7 +187,7 @@ def _reached(yes: bool) -> str:
 
 
 def write_plot(rows: list[Row], path: Path) -> None:
-    """Chains as lines, LLaMA-3 graphs as crosses, both axes logarithmic."""
+    """Draw chains as lines and LLaMA-3 graphs as crosses, on logarithmic axes."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -210,10 +211,15 @@ def write_plot(rows: list[Row], path: Path) -> None:
 
 def main() -> None:
     try:
-        options = tyro.cli(Options, description=__doc__)
+        options = tyro.cli(
+            Options,
+            prog="python -m scripts.bench.solver",
+            description=__doc__,
+            config=(tyro.conf.DisallowNone,),
+        )
         check_folders(json=options.json, plot=options.plot)
     except ValueError as error:
-        raise SystemExit(str(error)) from None
+        raise SystemExit(f"error: {error}") from None
     rng = random.Random(options.seed)
     total = len(options.chains) + len(options.scales)
     rows = []

@@ -1,22 +1,23 @@
-"""Step times and memory of torchtitan's own trainer, a static method and maxP, in one run.
+"""Compare step times and memory of torchtitan's own trainer, a static method and maxP in one run.
 
     python -m scripts.bench.train --scale debug --json debug.json
     python -m scripts.bench.train --scale cpu256 --processes 2
 
-All trainers live in the same processes, have the same model and batches, and take turns in short
-blocks of steps in a rotating order, so that whatever disturbs the machine disturbs all. The first
+All trainers live in the same processes, with the same model and batches, and take turns in short
+blocks of steps in a rotating order, so a disturbance of the machine affects all of them. The first
 step of a block is not timed.
 
-A contender's step time is ``plain + (measuring - plain) / interval``, of the medians of its steps
-that do not measure and of those that do: the mean over a whole interval, robust to outliers. (The
-median of all steps would hide the measuring ones.) Where an interval is longer than a block,
-one step of each block is made to measure all the same; at interval 1 every step does. Ratios are of
-these step times; ``paired`` is the median over rounds of the same ratio to the static method within
-a round, which drifts of the machine touch less. Times are the first rank's.
+A trainer's step time is ``plain + (measuring - plain) / interval``, where ``plain`` and
+``measuring`` are the medians of its steps without and with a measurement. This is the mean over a
+whole interval, robust to outliers. (The median of all steps would ignore the measuring ones.) If an
+interval is longer than a block, one step of each block measures; at interval 1 every step does.
+Ratios compare these step times. ``paired`` is the median over rounds of the ratio to the static
+method within one round, which slow drifts of the machine affect less. Times are those of the first
+rank.
 
-Peak memory is what torch's allocator of the accelerator gave out in a block beyond what was there,
-plus what the contender keeps between steps. On a CPU no allocator tells: only what is kept is
-counted, exactly, on the first rank. The predictions are of `train.model.costs`.
+Peak memory is what the accelerator's allocator gave out in a block beyond what it had given out
+before, plus what the trainer keeps between steps. On a CPU no allocator reports this, and only what
+the trainer keeps on the first rank is counted. `train.model.costs` makes the predictions.
 """
 
 import contextlib
@@ -28,6 +29,7 @@ import tempfile
 import warnings
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Annotated
 
 import tyro
 from tqdm import tqdm
@@ -43,27 +45,27 @@ class Options:
     """What to compare, for how long, and where to write it."""
 
     scale: str = "debug"
-    """Scale of the model; predictions are of s1 to s5 as well."""
+    """Scale of the model; the report also predicts s1 to s5."""
     processes: int = 1
-    """Processes that share each model; under torchrun leave it out."""
+    """Processes that share each model; leave the flag out under torchrun."""
     intervals: tuple[int, ...] = (1, 10, 100, 1000)
     """Solve intervals of maxP."""
     rounds: int = 40
-    """Blocks of each contender."""
+    """Blocks per trainer."""
     block: int = 5
-    """Timed steps a block."""
+    """Timed steps per block."""
     log_freq: int = 10
-    """Steps between those that are logged, in all contenders; 10 is torchtitan's default."""
-    probe_tokens: int | None = None
-    """As --maxp.probe_tokens; by default its default."""
-    probe_sequences: int | None = None
+    """Steps between logged steps, for all trainers; torchtitan's default is 10."""
+    probe_tokens: int = costs.Probe.tokens
+    """As --maxp.probe_tokens."""
+    probe_sequences: int = costs.Probe.sequences
     """As --maxp.probe_sequences."""
     tensor_parallel: int = 1
     """As --parallelism.tensor_parallel_degree."""
     replicate: int = 1
     """As --parallelism.data_parallel_replicate_degree."""
-    json: Path | None = None
-    """Write all figures here."""
+    json: Annotated[Path | None, tyro.conf.arg(help_behavior_hint="(default: none)")] = None
+    """File to write all figures to."""
 
     def __post_init__(self) -> None:
         get_scale(self.scale)
@@ -73,29 +75,30 @@ class Options:
                 flag = name.replace("_", "-")
                 raise ValueError(f"--{flag} {getattr(self, name)}: must be at least 1")
         if not self.intervals or min(self.intervals) < 1:
-            raise ValueError("--intervals needs at least one, each at least 1")
+            raise ValueError("--intervals: give at least one, each at least 1")
         if self.block > 1 and any(1 < k < self.block and self.block % k for k in self.intervals):
-            raise ValueError(f"--block {self.block}: must be a multiple of the intervals under it")
+            raise ValueError(f"--block {self.block}: must be a multiple of every smaller interval")
         check_folders(json=self.json)
 
     def mesh(self, world: int) -> costs.Mesh:
-        """The devices' axes.
+        """The mesh of ``world`` processes.
 
         Raises:
-            ValueError: the processes do not divide.
+            ValueError: the degrees do not divide the processes.
         """
-        rest, left = divmod(world, self.tensor_parallel * self.replicate)
-        if left or not rest:
+        shard, remainder = divmod(world, self.tensor_parallel * self.replicate)
+        if remainder or not shard:
             raise ValueError(
                 f"--tensor-parallel {self.tensor_parallel} --replicate {self.replicate}: do not "
                 f"divide {world} processes"
             )
-        return costs.Mesh(self.replicate, rest, self.tensor_parallel)
+        return costs.Mesh(self.replicate, shard, self.tensor_parallel)
 
 
 def run(options: Options) -> None:
-    """Compare in this process, one rank of however many there are."""
-    # torchtitan's import takes seconds, and the process that only starts others needs none.
+    """Compare the trainers in this process, which is one rank."""
+    # Imported here: torchtitan's import takes seconds, and a process that only starts ranks needs
+    # none of it.
     import torch
     import torch.distributed as dist
     from torchtitan.tools.logging import logger
@@ -114,7 +117,7 @@ def run(options: Options) -> None:
         "data_parallel_replicate_degree": options.replicate,
     }
     with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
-        found = []
+        runners = []
         built = contenders(
             options.scale,
             options.intervals,
@@ -127,18 +130,17 @@ def run(options: Options) -> None:
         count = len(options.intervals) + 3
         for contender in tqdm(built, "build", total=count, disable=not first):
             stack.callback(contender.trainer.close)
-            found.append(contender)
-        turns = [(r + i) % len(found) for r in range(options.rounds) for i in range(len(found))]
+            runners.append(contender)
+        count = len(runners)
+        turns = [(r + i) % count for r in range(options.rounds) for i in range(count)]
         for turn in tqdm(turns, "time", unit="block", disable=not first):
-            found[turn].run(options.block)
-        rows = rows_of(found)
-        maxp = found[-1].trainer.config.maxp
+            runners[turn].run(options.block)
+        rows = rows_of(runners)
     accelerator = torch.accelerator.is_available()
     dist.destroy_process_group()
     if first:
-        probe = costs.Probe(
-            maxp.probe_sequences, maxp.probe_tokens, 2 if accelerator else costs.FLOAT32
-        )
+        itemsize = 2 if accelerator else costs.FLOAT32
+        probe = costs.Probe(options.probe_sequences, options.probe_tokens, itemsize)
         print(report(rows, options.scale, mesh, probe, accelerator=accelerator))
         if options.json is not None:
             figures = {"mesh": asdict(mesh), "probe": asdict(probe)}
@@ -147,7 +149,12 @@ def run(options: Options) -> None:
 
 def main() -> int:
     try:
-        options = tyro.cli(Options, description=__doc__)
+        options = tyro.cli(
+            Options,
+            prog="python -m scripts.bench.train",
+            description=__doc__,
+            config=(tyro.conf.DisallowNone,),
+        )
         if options.processes > 1 and "RANK" not in os.environ:
             options.mesh(options.processes)
             torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
