@@ -1,7 +1,7 @@
-"""Every scale with every method as a torchtitan config function, named ``SCALE_METHOD``.
+"""A torchtitan config function ``SCALE_METHOD`` for every scale and method.
 
-A dash in a method's name is an underscore here: ``s1_mup_full``. ``s1`` alone is ``s1_maxP``.
-Method ``maxP-frozen`` takes its table by flag, so it is reached by ``--maxp.method``.
+A dash in a method's name is an underscore: ``s1_mup_full``. ``s1`` alone is ``s1_maxP``. Method
+``maxP-frozen`` needs a table, so pass ``--maxp.method`` and ``--maxp.alignment_table`` for it.
 """
 
 from collections.abc import Callable

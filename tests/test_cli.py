@@ -150,6 +150,17 @@ def test_help_lists_the_flags(
     assert all(flag in printed for flag in expected)
 
 
+def test_help_shows_examples_before_the_flags_and_every_default_in_words(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with pytest.raises(SystemExit):
+        parse(["--help"])
+    printed = capsys.readouterr().out
+    assert 0 < printed.index("python -m train --scale debug") < printed.index("--scale STR")
+    for placeholder in ("{None}", "(default: )", "default: None"):
+        assert placeholder not in printed
+
+
 # Bad input: one line, exit status 2, nothing written
 
 
@@ -204,7 +215,7 @@ def test_bad_input_is_answered_by_one_line_that_names_the_flag(
         ("--module configs.llama3", "--config is required"),
         ("--module configs.llama3 --config s1_sgd", "Config function 's1_sgd' not found"),
         ("--module configs.mamba --config s1", "--module: Cannot import module 'configs.mamba'"),
-        ("--module llama3 --config llama3_debugmodel", "--module: gives no configuration of this"),
+        ("--module llama3 --config llama3_debugmodel", "--module: not a configuration of this"),
     ],
 )
 def test_a_configuration_that_is_not_there_is_answered_by_one_line(
@@ -370,7 +381,7 @@ def test_the_same_run_again_does_nothing(
     again = run(tiny(mup_no_run.folder, "mup-no"))
     assert (again.code, again.trainer) == (0, None)
     assert contents(mup_no_run.folder) == before
-    said = f"{mup_no_run.folder}: completed at step {STEPS} already; nothing to do\n"
+    said = f"{mup_no_run.folder}: already completed at step {STEPS}; nothing to do\n"
     assert capsys.readouterr().out == said
 
 

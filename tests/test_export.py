@@ -276,7 +276,7 @@ def test_a_folder_with_something_in_it_is_refused_and_left_alone(
     to.mkdir()
     (to / "notes.txt").write_text("mine")
     found = command(monkeypatch, str(copy), "--to", str(to))
-    assert found == f"error: --to {to}: is there and is not an empty folder; name a new one"
+    assert found == f"error: --to {to}: exists and is not an empty folder; choose a new one"
     assert [path.name for path in to.iterdir()] == ["notes.txt"]
 
 
@@ -290,5 +290,5 @@ def test_a_write_that_fails_leaves_nothing(
     monkeypatch.setattr(export, "save_file", full)
     found = command(monkeypatch, str(copy), "--to", str(tmp_path / "to"))
     assert isinstance(found, str)
-    assert found.endswith("cannot be written (No space left on device); name another")
+    assert found.endswith("cannot be written (No space left on device); choose another folder")
     assert [path.name for path in tmp_path.iterdir()] == ["run"]

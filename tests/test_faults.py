@@ -132,7 +132,7 @@ def test_a_port_in_use_ends_every_rank_with_a_line_from_the_first(
     line = f"MASTER_PORT {port} is in use on this machine: set another"
     assert f"error: {line}" in logs[0].read_text().splitlines()[-1]
     assert "Traceback" not in logs[0].read_text()
-    said = f"error: rank 1: another process did not come to 127.0.0.1:{port} in {LIMIT} s"
+    said = f"error: rank 1: another process did not connect to 127.0.0.1:{port} within {LIMIT} s"
     assert logs[1].read_text().splitlines()[-1].startswith(said)
     status = Run(folder).record.status
     assert status["state"] == "failed"

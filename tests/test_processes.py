@@ -69,7 +69,7 @@ def test_a_completed_run_is_left_alone_by_every_rank(two: Run) -> None:
     before = two.record
     done = torchrun("-m", "train", *tiny(two.folder, "maxP", "--training.local_batch_size", "2"))
     assert done.returncode == 0
-    assert done.stdout.count("already; nothing to do") == 1
+    assert done.stdout.count("already completed at step 24; nothing to do") == 1
     assert two.record == before
 
 

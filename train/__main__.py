@@ -1,7 +1,7 @@
-"""``python -m train --scale debug --method maxP --lr 1e-2``: one run, from start to its status.
+"""``python -m train --scale debug --method maxP --lr 1e-2`` trains one model.
 
-Exit status: 0 completed or diverged (both are results), 2 bad input, 75 preempted (by SIGUSR2 or
-SIGTERM; the next start continues), 1 anything else.
+Exit status: 0 completed or diverged (both count as results), 2 bad input, 75 preempted by SIGUSR2
+or SIGTERM (the same command resumes the run), 1 anything else.
 """
 
 import contextlib
@@ -42,8 +42,8 @@ def main() -> int:
     try:
         config = parse()
         folder = RunFolder(config.dump_folder)
-        # On every rank: one that went on alone would wait for the others, or write where the first
-        # has not looked yet.
+        # On every rank, so that all ranks refuse a folder together: a rank that continued alone
+        # would wait for the others.
         folder.claim(record(config))
         hold = _lock(folder) if _is_first() else contextlib.nullcontext()
     except (ValueError, RunFolderError) as error:
@@ -51,20 +51,20 @@ def main() -> int:
     with hold:
         if load_run(folder.path, metrics=False).status.get("state") in FINISHED:
             if _is_first():
-                print(f"{folder.path}: {folder.describe()} already; nothing to do")
+                print(f"{folder.path}: already {folder.describe()}; nothing to do")
             return 0
         checkpoints = folder.path / config.checkpoint.folder
         resumes = config.checkpoint.enable and complete_steps(checkpoints)
         if _is_first() and not resumes:
-            folder.metrics().archive()  # of an attempt that left nothing to continue from
+            folder.metrics().archive()  # of an earlier attempt that left no checkpoint
         return _run(config, folder)
 
 
 def _lock(folder: RunFolder) -> AbstractContextManager[Any]:
-    """Keep any other process out of a claimed folder for as long as this one lives.
+    """Lock a claimed folder against other processes until this one ends.
 
     Raises:
-        RunFolderError: another process is in it.
+        RunFolderError: another process holds the lock.
     """
     try:
         return FileLock(folder.path / ".lock").acquire(timeout=0)
@@ -74,7 +74,9 @@ def _lock(folder: RunFolder) -> AbstractContextManager[Any]:
             "choose another --output-dir"
         ) from None
     except (OSError, NotImplementedError) as error:
-        logger.warning("%s cannot be locked against a second start (%s)", folder.path, error)
+        logger.warning(
+            "%s cannot be locked (%s): do not start the same run twice at once", folder.path, error
+        )
         return contextlib.nullcontext()
 
 
@@ -102,7 +104,7 @@ def _run(config: MaxPTrainer.Config, folder: RunFolder) -> int:
     except ValueError as error:
         status("failed", reason=str(error))
         if trainer is not None and not isinstance(error, (DataError, CheckpointError)):
-            raise  # a fault of the training, not of its input
+            raise  # an error in training, not in its input
         return _refuse(error)
     except KeyboardInterrupt:
         status("failed", reason="interrupted")
@@ -119,7 +121,7 @@ def _run(config: MaxPTrainer.Config, folder: RunFolder) -> int:
         _tell_lost(folder, lost)
         return 1
     finally:
-        # Neither is of use where another process is gone, and both could wait for it.
+        # Where another process is gone, both could wait for it.
         if lost is None:
             with contextlib.suppress(Exception):
                 if trainer is not None:
@@ -137,7 +139,7 @@ def _run(config: MaxPTrainer.Config, folder: RunFolder) -> int:
 
 
 def _meeting(config: MaxPTrainer.Config, folder: RunFolder) -> AbstractContextManager[None]:
-    """A limit on how long several processes may take to find each other."""
+    """Limit how long several processes may take to connect."""
     if os.environ.get("WORLD_SIZE", "1") == "1":
         return contextlib.nullcontext()
 
@@ -149,14 +151,14 @@ def _meeting(config: MaxPTrainer.Config, folder: RunFolder) -> AbstractContextMa
 
 
 def _fail(folder: RunFolder, reason: str) -> None:
-    """Say in the folder why the run failed, on any rank: the first may be the one that is gone."""
+    """Write to the folder why the run failed; any rank may, since the first may be gone."""
     if os.environ.get("WORLD_SIZE", "1") != "1":
         reason = f"rank {os.environ['RANK']}: {reason}"
     folder.set_status("failed", reason=reason)
 
 
 def _tell_lost(folder: RunFolder, reason: str) -> None:
-    """Say that contact was lost; the status that a rank which has ended left stays."""
+    """Report that contact was lost, unless a rank that has ended wrote its own status."""
     state = load_run(folder.path, metrics=False).status.get("state")
     if state not in ("failed", "preempted", *FINISHED):
         _fail(folder, reason)
@@ -174,7 +176,7 @@ def _is_first() -> bool:
 
 
 def _leave_at_once(status: int) -> NoReturn:
-    """Exit without torch's own end, which would wait for processes that are gone."""
+    """Exit without torch's own shutdown, which would wait for processes that are gone."""
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(status)
@@ -182,6 +184,6 @@ def _leave_at_once(status: int) -> NoReturn:
 
 if __name__ == "__main__":
     code = main()
-    if dist.is_initialized():  # the processes could not part
+    if dist.is_initialized():  # not shut down, since another process is gone
         _leave_at_once(code)
     sys.exit(code)

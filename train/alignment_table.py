@@ -1,9 +1,9 @@
-"""The measured alignment of a run as a table, for method ``maxP-frozen`` at any scale.
+"""Export a run's measured alignment as a table, for method ``maxP-frozen`` at any scale.
 
     python -m train.alignment_table RUN --to FILE
 
-averages what a run measured over its second half and over the layers of a kind (all
-``feed_forward.w1``, say), so that the table fits a model of any depth.
+The table holds means over the second half of the run and over all layers of one kind (for example
+all ``feed_forward.w1``), so it fits a model of any depth.
 """
 
 import json
@@ -24,37 +24,37 @@ Table = dict[str, tuple[float, float, float]]
 
 
 def kind(site: str) -> str:
-    """A site's name without its layer: ``layers.3.attention.wo`` is an ``attention.wo``."""
+    """A site's name without its layer: ``attention.wo`` for ``layers.3.attention.wo``."""
     parts = site.split(".")
     numbers = [i for i, part in enumerate(parts) if part.isdigit()]
     return ".".join(parts[numbers[-1] + 1 :]) if numbers else site
 
 
 def average(records: Iterable[Mapping[str, Any]], first_step: int) -> Table:
-    """Mean exponents by kind of site over the records from ``first_step`` on.
+    """Mean exponents by kind of site, over the records from ``first_step`` on.
 
     Raises:
-        ValueError: a kind of site for which some exponent was never measured.
+        ValueError: an exponent of a kind of site was never measured.
     """
-    found: dict[str, list[list[float]]] = defaultdict(lambda: [[], [], []])
+    columns: dict[str, list[list[float]]] = defaultdict(lambda: [[], [], []])
     for record in records:
         if record.get("step", 0) < first_step:
             continue
         for site, values in record.get("sites", {}).items():
             measured = [values.get(name) for name in ALIGNMENTS]
             if any(value is not None for value in measured):
-                for column, value in zip(found[kind(site)], measured, strict=True):
+                for column, value in zip(columns[kind(site)], measured, strict=True):
                     if value is not None and math.isfinite(value):
                         column.append(value)
-    missing = [name for name, columns in found.items() if not all(columns)]
-    if missing or not found:
+    missing = [name for name, values in columns.items() if not all(values)]
+    if missing or not columns:
         raise ValueError(
             f"no measured alignment for {', '.join(missing) or 'any site'} from step {first_step} "
-            "on; use a run of method maxP, or one with --maxp.measure, that measured there"
+            "on; use a run of method maxP or with --maxp.measure, or an earlier --from-step"
         )
     return {
         name: (_mean(first), _mean(second), _mean(third))
-        for name, (first, second, third) in sorted(found.items())
+        for name, (first, second, third) in sorted(columns.items())
     }
 
 
@@ -63,22 +63,22 @@ def _mean(values: list[float]) -> float:
 
 
 def write_table(path: Path, table: Table, source: Mapping[str, Any]) -> None:
-    """Write the table whole, with the run that it is from.
+    """Write the table and the coordinates of its run, whole or not at all.
 
     Raises:
-        ValueError: it cannot be written there.
+        ValueError: the file cannot be written.
     """
     text = json.dumps({"source": dict(source), "order": ALIGNMENTS, "alignment": table}, indent=2)
     try:
         write_whole(path, text + "\n")
     except OSError as error:
         raise ValueError(
-            f"--to {path}: cannot be written ({error.strerror}); name a file in a folder that can"
+            f"--to {path}: cannot be written ({error.strerror}); choose a file in another folder"
         ) from error
 
 
 def read_table(path: str) -> Table:
-    """Read what `write_table` wrote.
+    """Read a table that `write_table` wrote.
 
     Raises:
         ValueError: one line: the file is missing, or holds no table.
@@ -90,7 +90,9 @@ def read_table(path: str) -> Table:
     except FileNotFoundError:
         raise ValueError(f"--maxp.alignment-table {path}: no such file; {remedy}") from None
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"--maxp.alignment-table {path}: no table ({error}); {remedy}") from None
+        raise ValueError(
+            f"--maxp.alignment-table {path}: not a table ({error}); {remedy}"
+        ) from None
     if not table:
         raise ValueError(f"--maxp.alignment-table {path}: holds no alignment; {remedy}")
     for name, values in table.items():
@@ -100,16 +102,23 @@ def read_table(path: str) -> Table:
 
 
 def export(
-    run: Annotated[Path, tyro.conf.Positional],
+    run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")],
     to: Path,
-    from_step: int | None = None,
+    from_step: Annotated[
+        int | None, tyro.conf.arg(help_behavior_hint="(default: half of the run's last step)")
+    ] = None,
 ) -> None:
-    """Export the alignment that a run measured.
+    """Export the alignment that a run measured, for method maxP-frozen.
+
+    For example:
+
+        python -m train.alignment_table runs/first --to alignment.json
+        python -m train --scale s3 --method maxP-frozen --alignment-table alignment.json
 
     Args:
-        run: the run's folder.
-        to: the file to write.
-        from_step: average from this step on; by default from half of the run's last step.
+        run: The run's folder.
+        to: File to write.
+        from_step: First step of the averages.
     """
     record = load_run(run)
     last = max((m["step"] for m in record.metrics if "sites" in m), default=0)
@@ -125,7 +134,7 @@ def export(
 
 def main() -> None:
     try:
-        tyro.cli(export, prog="python -m train.alignment_table")
+        tyro.cli(export, prog="python -m train.alignment_table", config=(tyro.conf.DisallowNone,))
     except (RunFolderError, ValueError) as error:
         sys.exit(f"error: {error}")
 

@@ -1,8 +1,8 @@
-"""torchtitan's checkpoints, looked at before they are loaded.
+"""torchtitan's checkpoints, checked before they are loaded.
 
-A checkpoint that is truncated, or of another model, is refused with its reason and put aside; the
-one before it is used where there is one. A run with checkpoints of which none can be used does not
-start over in silence: it ends, and says so.
+A checkpoint that is truncated or of another model is refused with a reason, and renamed; the run
+resumes from the checkpoint before it. If no checkpoint of a run can be used, the run ends with an
+error: it does not silently start over.
 """
 
 import pickle
@@ -30,11 +30,11 @@ class CheckpointError(ValueError):
 class CheckedCheckpointManager(CheckpointManager):
     """Loads the newest checkpoint that is whole and of this model.
 
-    The first rank looks, and all follow it.
+    The first rank checks, and all ranks load what it chose.
 
     Raises:
-        CheckpointError: from `load`, on every rank: no usable one among those there are, or the one
-            asked for by ``--checkpoint.load_step`` is not usable.
+        CheckpointError: from `load`, on every rank: checkpoints exist but none can be used, or the
+            checkpoint of ``--checkpoint.load_step`` cannot be used.
     """
 
     @dataclass(kw_only=True, slots=True)
@@ -46,61 +46,60 @@ class CheckedCheckpointManager(CheckpointManager):
         while True:
             chosen = self._choose(step, refused)
             if chosen is None:
-                return bool(super()._load(step))  # torchtitan's own cases: nothing there, or a path
+                return bool(super()._load(step))  # torchtitan's own cases: no checkpoint, or a path
             try:
                 return bool(super()._load(chosen))
             except CheckpointException as error:  # on every rank
                 reason = _first_failure(error)
                 if step != -1:
                     raise CheckpointError(
-                        f"--checkpoint.load_step {step} cannot be used ({reason}); leave it out to "
-                        "continue from another"
+                        f"--checkpoint.load_step {step} cannot be used ({reason}); leave the flag "
+                        "out to resume from another checkpoint"
                     ) from error
                 if dist.get_rank() == 0:
                     self._put_aside(chosen, reason, refused)
 
     def _save(self, curr_step: int, last_step: bool = False) -> bool:
-        # Written over an older one of the same step: until it is whole it must not pass for it.
+        # An older checkpoint of this step loses its metadata first, so that a partly overwritten
+        # one never looks complete.
         if dist.get_rank() == 0 and self._should_save(curr_step, last_step):
             (Path(self._create_checkpoint_id(curr_step)) / METADATA).unlink(missing_ok=True)
         return bool(super()._save(curr_step, last_step))
 
     def _choose(self, step: int, refused: list[str]) -> int | None:
-        """The step to load; None where torchtitan has nothing of this run to load.
+        """The step to load; None where this run has no checkpoint to load.
 
-        ``refused`` gets what was refused on the way.
+        Appends to ``refused`` the checkpoints that it refused, with reasons.
         """
-        answer: list[Any] = [None]
+        choice: list[Any] = [None]
         if dist.get_rank() == 0:
-            answer = [self._look(step, refused)]
-        dist.broadcast_object_list(answer, src=0)
-        chosen, found = answer[0]
-        if dist.get_rank() != 0:
-            refused[:] = found
+            choice = [(self._look(step, refused), refused)]
+        dist.broadcast_object_list(choice, src=0)
+        chosen, refused[:] = choice[0]
         if chosen is None and refused:
             raise CheckpointError(
                 f"--checkpoint.folder {self.folder}: no checkpoint can be used "
-                f"({'; '.join(refused)}); restore one, or give another --output-dir to start over"
+                f"({'; '.join(refused)}); restore one, or start over in another --output-dir"
             )
         return chosen
 
-    def _look(self, step: int, refused: list[str]) -> tuple[int | None, list[str]]:
+    def _look(self, step: int, refused: list[str]) -> int | None:
         model = self.states["model"].state_dict()
-        for there in [step] if step != -1 else complete_steps(Path(self.folder)):
-            folder = Path(self._create_checkpoint_id(there))
+        for candidate in [step] if step != -1 else complete_steps(Path(self.folder)):
+            folder = Path(self._create_checkpoint_id(candidate))
             if not folder.is_dir():
-                return None, refused
-            reason = fault(folder, model, model_only=there == 0)
+                return None
+            reason = fault(folder, model, model_only=candidate == 0)
             if reason is None:
-                return there, refused
+                return candidate
             if step != -1:
                 refused.append(f"{folder.name}: {reason}")
-                return None, refused
-            self._put_aside(there, reason, refused)
-        return None, refused
+                return None
+            self._put_aside(candidate, reason, refused)
+        return None
 
     def _put_aside(self, step: int, reason: str, refused: list[str]) -> None:
-        """Rename it, so that a later checkpoint of that step does not mix with its files."""
+        """Rename a checkpoint, so that a later one of that step does not mix with its files."""
         folder = Path(self._create_checkpoint_id(step))
         aside = next(
             name
@@ -199,6 +198,6 @@ def _shape(tensor: torch.Tensor) -> str:
 
 
 def _first_failure(error: CheckpointException) -> str:
-    """One line of what `torch.distributed.checkpoint` says over many."""
+    """The first error of a `torch.distributed.checkpoint` exception, as one line."""
     first = next(iter(error.failures.values()))[0] if error.failures else error
     return f"{type(first).__name__}: {first}".splitlines()[0]

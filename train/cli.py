@@ -16,7 +16,7 @@ from train.trainer import MaxPTrainer
 
 PROG = "python -m train"
 
-# torchtitan's own rules, as for lists: A,B,C.
+# torchtitan's own rules, for example for lists: A,B,C.
 _REGISTRY = tyro.constructors.ConstructorRegistry()
 ConfigManager.register_tyro_rules(_REGISTRY)
 USAGE = """Train LLaMA-3 with a learning rate for each layer. Examples:
@@ -45,7 +45,7 @@ def parse(arguments: Sequence[str] | None = None) -> MaxPTrainer.Config:
         except ImportError as error:
             raise ValueError(f"--module: {error}".splitlines()[0]) from error
         if not isinstance(config, MaxPTrainer.Config):
-            raise ValueError("--module: gives no configuration of this trainer; use configs.llama3")
+            raise ValueError("--module: not a configuration of this trainer; use configs.llama3")
     else:
         flags, rest = tyro.cli(
             Flags,
@@ -68,9 +68,9 @@ def parse(arguments: Sequence[str] | None = None) -> MaxPTrainer.Config:
 
 
 def record(config: MaxPTrainer.Config) -> dict[str, Any]:
-    """What ``config.json`` keeps: the experiment's coordinates first, then every setting."""
+    """The content of ``config.json``: the experiment's coordinates first, then every setting."""
     settings = _plain(config.to_dict())
-    # With as many sequences a step, a run is the same experiment on any number of processes.
+    # With the same sequences per step, a run is the same experiment on any number of processes.
     settings["training"]["global_batch_size"] = global_batch_size(config)
     return {
         "scale": config.scale,
@@ -90,7 +90,7 @@ def _digest(file: Path) -> str:
 
 
 def _plain(value: Any) -> Any:
-    """Without the addresses of functions, which differ from process to process."""
+    """``value`` without functions, whose addresses differ from process to process."""
     if isinstance(value, dict):
         return {k: _plain(v) for k, v in value.items() if k != "param_init"}
     if isinstance(value, (list, tuple)):

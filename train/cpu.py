@@ -1,7 +1,7 @@
-"""Machines without an accelerator: what torchtitan 0.3.0 takes for granted of one.
+"""What torchtitan 0.3.0 needs on a machine without an accelerator.
 
-With an accelerator at hand, nothing here changes anything. Can go once torchtitan runs on
-``torch.device("cpu")`` by itself (it does not in 0.3.0).
+With an accelerator, nothing here has an effect. Delete this module once torchtitan runs on
+``torch.device("cpu")`` by itself.
 """
 
 import os
@@ -24,10 +24,10 @@ def has_accelerator() -> bool:
 
 
 def install() -> bool:
-    """Point torchtitan at the CPU, if there is nothing else; returns whether it did.
+    """Make torchtitan use the CPU where there is no accelerator; returns whether it did.
 
-    Call it after torchtitan's modules are imported: many copy the device's name and module then,
-    and those copies are replaced as well.
+    Call it after torchtitan's modules are imported: many copy the device's name and module at
+    import, and these copies are replaced as well.
     """
     if has_accelerator():
         return False
@@ -41,13 +41,13 @@ def install() -> bool:
             for attribute, value in copied.items():
                 if attribute in vars(module):
                     setattr(module, attribute, value)
-    utils.get_peak_flops = lambda device_name: float("nan")  # there is no MFU to speak of
+    utils.get_peak_flops = lambda device_name: float("nan")  # MFU has no meaning here
     dist.barrier = _barrier_without_device_ids(dist.barrier)
     return True
 
 
 def use_sum_reductions(model: nn.Module) -> None:
-    """gloo has no PREMUL_SUM, which FSDP otherwise reduces gradients with."""
+    """Make FSDP reduce gradients by sums: gloo has no PREMUL_SUM, which it uses by default."""
     from torch.distributed.fsdp import FSDPModule
 
     for module in model.modules():
@@ -60,7 +60,7 @@ def _device_module() -> Any:
     total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
     def memory_stats(device: Any = None) -> dict[str, int]:
-        # The process's peak: there is no allocator whose peak could be reset.
+        # The peak of the process: a CPU has no allocator whose peak could be reset.
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * _KIB
         return {"active_bytes.all.peak": peak, "reserved_bytes.all.peak": peak}
 

@@ -1,9 +1,10 @@
-"""A run's checkpoint as a Hugging Face LLaMA, the multipliers folded into the weights.
+"""Export a run's checkpoint as a Hugging Face LLaMA, with the multipliers folded into the weights.
 
     python -m train.export RUN --to DIR
 
-A site computes ``n^-a W z``; Hugging Face's LLaMA has no multipliers, so ``n^-a W`` is written.
-QK^T has no weight, and Hugging Face scales it by 1/sqrt(head_dim): the queries carry the rest.
+A site computes ``n^-a W z``. Hugging Face's LLaMA has no multipliers, so ``n^-a W`` is written.
+QK^T has no weight, and Hugging Face scales it by 1/sqrt(head_dim), so the query weights take the
+rest of its multiplier.
 """
 
 import json
@@ -37,11 +38,11 @@ TOKENIZER_FILES = (
     *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"),
     *("added_tokens.json", "vocab.json", "merges.txt", "chat_template.jinja"),
 )
-"""What of a tokenizer's folder is copied; all but the first may be missing there."""
+"""Tokenizer files to copy; only the first is required."""
 
 
 def multipliers(model: nn.Module, ab: Mapping[str, AB]) -> dict[str, float]:
-    """By parameter name, the factor that folds a parametrization into a LLaMA's weights.
+    """By parameter name, the factors that fold a parametrization into the weights of a LLaMA.
 
     Args:
         model: built from `train.model.llama3.model_config`, on any device.
@@ -58,9 +59,9 @@ def multipliers(model: nn.Module, ab: Mapping[str, AB]) -> dict[str, float]:
 
 
 def hf_config(config: Llama3Model.Config, bos: int | None, eos: int | None) -> dict[str, Any]:
-    """The ``config.json`` that makes transformers' ``LlamaForCausalLM`` compute the same.
+    """The ``config.json`` with which transformers' ``LlamaForCausalLM`` computes the same logits.
 
-    In the spelling of transformers 4, which 5 reads too.
+    Its keys are those of transformers 4, which version 5 reads as well.
     """
     attention, feed_forward = config.layers[0].attention, config.layers[0].feed_forward
     rope = attention.rope
@@ -121,7 +122,7 @@ def read_weights(
 def write_folder(
     to: Path, tensors: Mapping[str, torch.Tensor], config: Mapping[str, Any], tokenizer: Path
 ) -> None:
-    """Write a model's folder whole: under another name first, then renamed.
+    """Write a model's folder under a temporary name, then rename it to ``to``.
 
     Raises:
         ValueError: one line: ``to`` is not empty, or cannot be written.
@@ -130,7 +131,7 @@ def write_folder(
     try:
         to.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=f".{to.name}.", dir=to.parent) as temporary:
-            partial = Path(temporary) / to.name  # mkdir's mode, where the temporary's is private
+            partial = Path(temporary) / to.name  # readable to others, unlike the temporary folder
             partial.mkdir()
             contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
             save_file(contiguous, partial / "model.safetensors", metadata={"format": "pt"})
@@ -138,49 +139,57 @@ def write_folder(
             for name in TOKENIZER_FILES:
                 if (tokenizer / name).is_file():
                     shutil.copyfile(tokenizer / name, partial / name)
-            # safetensors makes its file private, which would hide it from who shares the folder.
+            # safetensors makes its file private; other users of the folder need to read it.
             shutil.copymode(partial / "config.json", partial / "model.safetensors")
-            os.replace(partial, to)  # refused where a rival has filled the folder by now
+            os.replace(partial, to)  # fails where another process has filled it by now
     except OSError as error:
         raise ValueError(
-            f"--to {to}: cannot be written ({error.strerror}); name another"
+            f"--to {to}: cannot be written ({error.strerror}); choose another folder"
         ) from error
 
 
 def _check_target(to: Path) -> None:
     if to.exists() and not (to.is_dir() and not any(to.iterdir())):
-        raise ValueError(f"--to {to}: is there and is not an empty folder; name a new one")
+        raise ValueError(f"--to {to}: exists and is not an empty folder; choose a new one")
 
 
 def _read_tokenizer(folder: Path, vocab_size: int) -> HuggingFaceTokenizer:
-    remedy = "pass --tokenizer FOLDER, the one that the run was trained with"
+    remedy = "pass --tokenizer FOLDER with the tokenizer of the run"
     if not (folder / "tokenizer.json").is_file():
         raise ValueError(f"--tokenizer {folder}: no tokenizer.json there; {remedy}")
     try:
         tokenizer = HuggingFaceTokenizer(tokenizer_path=str(folder))
     except Exception as error:  # tokenizers raises plain Exception
         raise ValueError(f"--tokenizer {folder}: corrupt ({error}); {remedy}") from error
-    found = tokenizer.get_vocab_size()
-    if found != vocab_size:
+    size = tokenizer.get_vocab_size()
+    if size != vocab_size:
         raise ValueError(
-            f"--tokenizer {folder}: {found} tokens, and the model has {vocab_size}; {remedy}"
+            f"--tokenizer {folder}: {size} tokens, but the model has {vocab_size}; {remedy}"
         )
     return tokenizer
 
 
 def export(
-    run: Annotated[Path, tyro.conf.Positional],
+    run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")],
     to: Path,
-    step: int | None = None,
-    tokenizer: Path | None = None,
+    step: Annotated[int | None, tyro.conf.arg(help_behavior_hint="(default: the last)")] = None,
+    tokenizer: Annotated[
+        Path | None, tyro.conf.arg(help_behavior_hint="(default: the one that the run used)")
+    ] = None,
 ) -> None:
     """Write a run's model for transformers: weights, configuration and tokenizer.
 
+    For example:
+
+        python -m train.export runs/first --to exported/first
+
+    The folder then loads with AutoModelForCausalLM.from_pretrained.
+
     Args:
-        run: the run's folder.
-        to: the folder to write; must be new or empty.
-        step: of the checkpoint; by default the latest that was written to its end.
-        tokenizer: folder with the run's tokenizer.json; by default where the run found it.
+        run: The run's folder.
+        to: Folder to write; it must be new or empty.
+        step: Step of the checkpoint to export.
+        tokenizer: Folder with the tokenizer.json of the run.
     """
     _check_target(to)
     record = load_run(run, metrics=False).config
@@ -189,7 +198,10 @@ def export(
         vocab_size, assets = record["model_spec"]["model"]["vocab_size"], record["hf_assets_path"]
         folder = run / record["checkpoint"]["folder"]
     except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"RUN {run}: config.json is of no run of this code ({error})") from error
+        raise ValueError(
+            f"RUN {run}: config.json is not from this version of train ({error}); export with the "
+            "version that trained it"
+        ) from error
     config = model_config(scale, vocab_size)
     with torch.device("meta"):
         model = config.build()
@@ -206,7 +218,7 @@ def export(
 
 def main() -> None:
     try:
-        tyro.cli(export, prog="python -m train.export")
+        tyro.cli(export, prog="python -m train.export", config=(tyro.conf.DisallowNone,))
     except (RunFolderError, ValueError) as error:
         sys.exit(f"error: {error}")
 

@@ -1,10 +1,10 @@
-"""Processes that are gone, hang, or cannot be reached: time limits, and what is said of them.
+"""Processes that are gone, hang or cannot be reached: time limits and error messages.
 
-Over gloo a collective that waits longer than its group's limit, or whose peer has gone, raises on
-every rank that waits, so a run ends with a message and its status. Over NCCL a peer that has gone
-shows only as a wait, and torch's watchdog aborts the process at the limit: its message is on
-stderr, and what is left of the run says "running" with no process behind it. `StopFlag` asks over
-gloo after every step on a GPU as well; where it is what waits, the run ends as on a CPU.
+Over gloo, a collective raises on every waiting rank when a peer is gone or the group's time limit
+passes, so a run ends with a message and a status. Over NCCL, ranks wait for a peer that is gone
+until torch's watchdog aborts them at the time limit: the message is on stderr, and status.json
+still says "running". `StopFlag` exchanges flags over gloo after every step, on a GPU as well; a run
+that waits there ends as on a CPU.
 """
 
 import os
@@ -21,12 +21,12 @@ from torch.distributed import distributed_c10d
 
 from train import torch_compat
 
-# How gloo and the store say that a peer has gone, and that it has not answered in time.
+# The messages of gloo and of the store when a peer is gone, and when it is late.
 _GONE = re.compile(r"connection (was )?(likely )?(closed|reset)|broken pipe|socket closed", re.I)
 _LATE = re.compile(r"timed ?out|timeout", re.I)
 _WHERE = re.compile(r"^\[\S+:\d+\] ")
 
-# Seconds beyond the limit for torch's own message, which says more, to come first.
+# Seconds beyond the limit, so that torch's own message, which says more, comes first.
 _GRACE = 10
 
 
@@ -44,18 +44,18 @@ def single_process_environment() -> None:
 
 @contextmanager
 def meeting_within(seconds: float, late: Callable[[str], Any]) -> Iterator[None]:
-    """Call ``late(reason)``, in a thread, if the processes have not met this long after the start.
+    """Call ``late(reason)`` in a thread if the processes are not connected after ``seconds``.
 
-    Not left to torch: its store's handshake has no time limit, so that a rank which reaches some
-    other program's port waits for ever. ``late`` must end the process.
+    ``late`` must end the process. torch does not do this itself: its store's handshake has no time
+    limit, so a rank that reaches another program's port waits for ever.
     """
 
     def check() -> None:
         if not dist.is_initialized():
             where = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
             late(
-                f"another process did not come to {where} in {seconds:g} s: it is gone, or another "
-                "program has that port (limit: --comm.init_timeout_seconds)"
+                f"another process did not connect to {where} within {seconds:g} s: it is gone, or "
+                "another program uses that port (limit: --comm.init_timeout_seconds)"
             )
 
     timer = threading.Timer(seconds + _GRACE, check)
@@ -68,10 +68,10 @@ def meeting_within(seconds: float, late: Callable[[str], Any]) -> Iterator[None]
 
 
 def limit_collectives(seconds: float) -> None:
-    """Give every process group that there is this time limit for a collective.
+    """Set the time limit of collectives in every existing process group.
 
-    torch gives a group that is made without one half an hour (ten minutes over NCCL), whatever the
-    limit of the default group; torchtitan 0.3.0 sets its meshes' only after the first step.
+    torch gives a group that is made without a limit half an hour (ten minutes over NCCL), whatever
+    the limit of the default group; torchtitan 0.3.0 sets those of its meshes after the first step.
     """
     torch_compat.install()
     for group, (backend, _) in list(distributed_c10d._world.pg_map.items()):
@@ -80,22 +80,23 @@ def limit_collectives(seconds: float) -> None:
 
 
 def port_taken(error: BaseException) -> str | None:
-    """What to say of an error that means the first rank cannot listen; None of any other."""
+    """The message for an error that means the first rank cannot listen; None for any other."""
     if not (isinstance(error, dist.DistNetworkError) and "EADDRINUSE" in str(error)):
         return None
     port = os.environ.get("MASTER_PORT")
-    return f"MASTER_PORT {port} is in use on this machine: set another, the same for every process"
+    return f"MASTER_PORT {port} is in use on this machine: set another one on every process"
 
 
 def lost_contact(error: BaseException) -> str | None:
-    """What to say of an error that means another process is gone or hangs; None of any other."""
-    said = str(error).partition("\n")[0]
-    found: Any = isinstance(error, dist.DistError) or "gloo/" in said
-    if not isinstance(error, RuntimeError) or not found:
+    """The message for an error that means another process is gone or hangs; None for any other."""
+    text = str(error).partition("\n")[0]
+    if not isinstance(error, RuntimeError):
         return None
-    said = _WHERE.sub("", said)
-    if _LATE.search(said):
-        return f"another process hangs or is gone; the time limit of a collective passed ({said})"
-    if _GONE.search(said):
-        return f"another process is gone ({said})"
+    if not (isinstance(error, dist.DistError) or "gloo/" in text):
+        return None
+    text = _WHERE.sub("", text)
+    if _LATE.search(text):
+        return f"another process hangs or is gone; the time limit of a collective passed ({text})"
+    if _GONE.search(text):
+        return f"another process is gone ({text})"
     return None

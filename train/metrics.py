@@ -1,4 +1,4 @@
-"""torchtitan's metrics, written to ``metrics.jsonl`` as well, and validation at the run's end."""
+"""torchtitan's metrics, also written to ``metrics.jsonl``, and validation at the end of a run."""
 
 import logging
 import math
@@ -21,7 +21,7 @@ SITE_PREFIX = "sites/"
 
 
 class DivergedError(Exception):
-    """The loss is no longer finite: a result of the run, not a fault."""
+    """The loss is no longer finite; this counts as a result of the run, not as an error."""
 
     def __init__(self, step: int) -> None:
         self.step = step
@@ -43,7 +43,7 @@ _NAMES = {
 
 
 class JsonLinesLogger(BaseLogger):
-    """One record a logged step; per-site values under ``sites``."""
+    """Writes one record per logged step; per-site values are under ``sites``."""
 
     def __init__(self, log: MetricsLog) -> None:
         self._log = log
@@ -53,7 +53,7 @@ class JsonLinesLogger(BaseLogger):
         sites: dict[str, dict[str, Any]] = {}
         for tag, value in metrics.items():
             if tag == "mfu(%)" and math.isnan(value):
-                continue  # a CPU has no peak to compare with
+                continue  # a CPU has no peak FLOP/s to compare with
             if tag in _NAMES:
                 record[_NAMES[tag]] = value
             elif tag.startswith(SITE_PREFIX):
@@ -65,19 +65,19 @@ class JsonLinesLogger(BaseLogger):
 
 
 class RunMetrics(MetricsProcessor):
-    """Adds what `site_metrics` gives to every logged step, and writes ``metrics.jsonl``."""
+    """Adds the values of `site_metrics` to every logged step, and writes ``metrics.jsonl``."""
 
     @dataclass(kw_only=True, slots=True)
     class Config(MetricsProcessor.Config):
         pass
 
-    # Set by the trainer; the metrics are flat, tags ``sites/NAME/lr`` and so on.
+    # Set by the trainer; the tags are ``sites/NAME/lr`` and so on.
     site_metrics: Callable[[], dict[str, float]] | None = None
     last_step: int = -1
 
     def should_log(self, step: int) -> bool:
-        # torchtitan looks at the loss only when it logs: without the last step, a run that
-        # diverged since the one before would pass for a result.
+        # torchtitan checks the loss only at steps that it logs. If it did not log the last step, a
+        # run that diverged after the last logged step would count as completed.
         return step == self.last_step or bool(super().should_log(step))
 
     def _build_metric_logger(self, **kwargs: Any) -> BaseLogger:
@@ -96,7 +96,7 @@ class RunMetrics(MetricsProcessor):
         grad_norm: float,
         extra_metrics: dict[str, Any] | None = None,
     ) -> None:
-        # torchtitan numbers its groups' lr; here they have names.
+        # torchtitan logs the lr of numbered groups; site_metrics has them by name.
         extra = {k: v for k, v in (extra_metrics or {}).items() if not k.startswith("lr/")}
         if self.site_metrics is not None:
             extra |= self.site_metrics()
@@ -108,7 +108,7 @@ class RunMetrics(MetricsProcessor):
         """Write the validation loss.
 
         Raises:
-            DivergedError: it is not finite; on every rank, since it is a mean over all.
+            DivergedError: it is not finite; on every rank, since it is a mean over all ranks.
         """
         super().log_validation(loss, step, extra_metrics)
         if not math.isfinite(loss):
@@ -116,15 +116,15 @@ class RunMetrics(MetricsProcessor):
 
 
 def share(sequences: int, ranks: int, largest: int) -> tuple[int, int]:
-    """(batch size, batches) with which each of ``ranks`` takes its part of ``sequences``.
+    """(batch size, number of batches) per rank, to validate on ``sequences`` over all ranks.
 
-    The batch size is at most ``largest``. Where the ranks are too many to share evenly, each takes
-    one more, which is logged: the loss is then of a few sequences more than asked for.
+    The batch size is at most ``largest``. If ``sequences`` is not a multiple of ``ranks``, it is
+    rounded up to one, and a warning is logged.
     """
     each = -(-sequences // ranks)
     if each * ranks != sequences:
         logger.warning(
-            "validating on %d sequences, not %d, so that %d ranks take equal parts",
+            "validating on %d sequences, not %d, so that all %d ranks get the same number",
             each * ranks,
             sequences,
             ranks,
@@ -134,18 +134,18 @@ def share(sequences: int, ranks: int, largest: int) -> tuple[int, int]:
 
 
 class HeldOutValidator(Validator):
-    """Validates every ``freq`` steps; after the last the trainer asks for it.
+    """Validates every ``freq`` steps; the trainer calls it after the last step.
 
-    On the same sequences whatever the batch and the number of ranks, so that losses compare.
+    The sequences do not depend on the batch size or the number of ranks, so losses are comparable.
     """
 
     @dataclass(kw_only=True, slots=True)
     class Config(Validator.Config):
         sequences: int = 64
-        """Held-out sequences that the loss is measured on, together on all ranks."""
+        """Held-out sequences to validate on, over all ranks."""
 
         steps: int = -1
-        """Batches on each rank, instead of `sequences`; -1 takes those."""
+        """Batches per rank, instead of `sequences`; -1 uses `sequences`."""
 
         def __post_init__(self) -> None:
             Validator.Config.__post_init__(self)

@@ -1,8 +1,8 @@
-"""Stopping on SIGUSR2 or SIGTERM: at a step that all ranks agree on, with a checkpoint.
+"""Stopping on SIGUSR2 or SIGTERM, after a step that all ranks agree on, with a checkpoint.
 
-Slurm sends a signal before the wall time and when it preempts, not always to every process. A
-checkpoint is made by all ranks together, so the signal only sets a flag, and after each step the
-ranks exchange theirs.
+Slurm sends a signal before the wall time and when it preempts a job, not always to every process.
+All ranks make a checkpoint together, so the signal only sets a flag, and the ranks exchange their
+flags after each step.
 """
 
 import signal
@@ -20,7 +20,7 @@ PREEMPTED = 75
 
 
 class PreemptedError(Exception):
-    """The run was asked to stop, and has; the next start continues it."""
+    """A signal has stopped the run; the same command resumes it."""
 
     def __init__(self, step: int, name: str, *, saved: bool) -> None:
         self.step, self.saved = step, saved
@@ -29,11 +29,11 @@ class PreemptedError(Exception):
 
 
 class StopFlag:
-    """Whether any rank has been signalled. Restore the former handlers with `close`.
+    """Whether any rank has received a signal. `close` restores the former handlers.
 
     Args:
-        limit: how long to wait for the other ranks before they are taken for gone; from the second
-            time on, since the first step may take one rank much longer than another.
+        limit: time limit for the exchange between ranks. It applies from the second exchange on,
+            since the first step may take one rank much longer than another.
     """
 
     def __init__(self, limit: timedelta | None = None) -> None:
@@ -41,7 +41,7 @@ class StopFlag:
         self._former: dict[signal.Signals, Any] = {}
         if threading.current_thread() is threading.main_thread():
             self._former = {number: signal.signal(number, self._note) for number in SIGNALS}
-        # On the CPU, so that asking does not wait for an accelerator.
+        # On the CPU, so that the exchange does not wait for an accelerator.
         several = dist.get_world_size() > 1
         self._group = dist.new_group(backend="gloo") if several else None
 
@@ -49,7 +49,7 @@ class StopFlag:
         self._seen = number
 
     def agreed(self) -> str | None:
-        """The name of a signal that some rank has had; the same answer on every rank."""
+        """The name of a signal that some rank has received; the same on every rank."""
         seen = self._seen
         if self._group is not None:
             flag = torch.tensor(seen)

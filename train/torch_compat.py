@@ -1,7 +1,7 @@
-"""Differences between the torch versions that torchtitan 0.3.0 meets.
+"""Differences between torch versions, and a peculiarity of torchtitan 0.3.0.
 
-Everything here can go with support for torch 2.13 and 2.14: torch 2.15 has `set_timeout`, and its
-FSDP takes torchtitan's default backend.
+With torch 2.13 and 2.14 unsupported, only `is_divergence` is still needed: torch 2.15 has
+`set_timeout`, and its FSDP accepts torchtitan's default backend.
 """
 
 from datetime import timedelta
@@ -30,5 +30,5 @@ def spmd_backend() -> str:
 
 
 def is_divergence(error: RuntimeError) -> bool:
-    """Whether torchtitan stopped on a loss that is not finite; it has no exception for it."""
+    """Whether torchtitan stopped on a loss that is not finite; it has no exception of its own."""
     return str(error).startswith("Loss is not finite")

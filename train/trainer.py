@@ -1,4 +1,4 @@
-"""torchtitan's trainer with learning rates from `maxp`: solved, measured, and solved again."""
+"""torchtitan's trainer with learning rates from `maxp`."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
@@ -30,16 +30,17 @@ torch_compat.install()
 
 
 class MaxPTrainer(Trainer):
-    """A torchtitan trainer whose every site has its own learning rate.
+    """A torchtitan trainer in which every site has its own learning rate.
 
-    The program is solved after the optimizer is built. A method that follows alignment measures it
-    after the optimizer's step, at the interval, on a probe of its own, and solves again.
+    It solves the program after the optimizer is built. A method that follows alignment measures it
+    on a separate probe every ``maxp.solve_interval`` steps, after the optimizer's step, and solves
+    again.
     """
 
     @dataclass(kw_only=True, slots=True)
     class Config(Trainer.Config):
         scale: Annotated[str, tyro.conf.Suppress] = ""
-        """Name of the scale; set with the model."""
+        """Name of the scale; `train.config.make_config` sets it together with the model."""
 
         maxp: MaxPSettings = field(default_factory=MaxPSettings)
 
@@ -63,7 +64,8 @@ class MaxPTrainer(Trainer):
         if not cpu.has_accelerator():
             cpu.use_sum_reductions(self.model_parts[0])
             logger.info(
-                "no accelerator: torch's attention, in which packed documents see each other"
+                "no accelerator: training uses torch's attention, and attention is not masked at "
+                "document boundaries"
             )
         if isinstance(self.metrics_processor, RunMetrics):
             self.metrics_processor.site_metrics = self.site_metrics
@@ -72,7 +74,7 @@ class MaxPTrainer(Trainer):
             self.parametrization.capture_initial(self._draw_probe())
 
     def _set_learning_rates(self, optimizers: Any, model_parts: Any, parallel_dims: Any) -> None:
-        """torchtitan's hook after the optimizer is built: draw the weights, solve, split groups."""
+        """torchtitan's hook after the optimizer is built: draw weights, solve, split the groups."""
         settings, method = self.config.maxp, self.method
         one_lr = dict.fromkeys(method.ab, 0.0) if method.one_lr else None
         graph = site_graph(self._model_config)
@@ -99,7 +101,7 @@ class MaxPTrainer(Trainer):
         if method.needs_table and missing:
             raise ValueError(
                 f"--maxp.alignment-table {settings.alignment_table}: no alignment for "
-                f"{', '.join(sorted(missing)[:4])}; export a table from a run of this model"
+                f"{', '.join(sorted(missing)[:4])}; export a table from a run with these layers"
             )
         self.groups = SiteGroups(
             optimizers,
@@ -110,7 +112,7 @@ class MaxPTrainer(Trainer):
         self.groups.set_factors(self.parametrization.lr_factors())
 
     def _frozen_alignment(self, graph: Graph) -> Table:
-        """The table; what it says of QK^T enters the program by the same flag as measurements."""
+        """The table; its rows for QK^T count only with ``measure_bilinear``, as measurements do."""
         settings = self.config.maxp
         assert settings.alignment_table is not None
         table = read_table(settings.alignment_table)
@@ -132,20 +134,20 @@ class MaxPTrainer(Trainer):
         """torchtitan's loop, and validation after its last step.
 
         Raises:
-            DivergedError: the loss, or the validation loss, is not finite.
-            PreemptedError: some rank had a signal; all have stopped after the same step.
+            DivergedError: the loss or the validation loss is not finite.
+            PreemptedError: a rank received a signal; all ranks have stopped after the same step.
         """
         super().train()
         if self._stopping is not None:
             saved = self.config.checkpoint.enable and not self.config.checkpoint.load_only
             raise PreemptedError(self.step, self._stopping, saved=saved)
-        # Not in the loop: a run stopped between its last checkpoint and this has no step left.
+        # Not in the loop: a run that is stopped after its last checkpoint resumes without steps.
         validator = self.validator if self.config.validator.enable else None
         if isinstance(validator, HeldOutValidator) and validator.validated != self.step:
             validator.validate(self.model_parts, self.step)
 
     def train_step(self, data_iterator: Iterator[Any]) -> None:
-        """torchtitan's step; then, when it is due, measure and solve.
+        """torchtitan's step; then, where a measurement is due, measure and solve.
 
         Raises:
             DivergedError: the loss is not finite.
@@ -165,7 +167,7 @@ class MaxPTrainer(Trainer):
         if self.step < self.config.training.steps:
             self._stopping = self._stop_flag.agreed()
             if self._stopping is not None:
-                self.checkpointer.interval = 1  # torchtitan saves after the step that ends here
+                self.checkpointer.interval = 1  # so that torchtitan saves after this step
 
     def should_continue_training(self) -> bool:
         return self._stopping is None and super().should_continue_training()
@@ -179,7 +181,7 @@ class MaxPTrainer(Trainer):
         self.groups.set_factors(self.parametrization.lr_factors(), self.lr_schedulers.schedulers)
 
     def site_metrics(self) -> dict[str, float]:
-        """lr and c of the step just made and the last measured alignment, by site."""
+        """By site, lr and c of the step just made and the last measured alignment."""
         metrics = {}
         for name, lr in self._used_lrs.items():
             metrics[f"{SITE_PREFIX}{name}/lr"] = lr
@@ -198,5 +200,5 @@ class MaxPTrainer(Trainer):
         super().load_state_dict(state_dict)
         self.parametrization.load_state_dict(state_dict["maxp"])
         self._follow()
-        if dist.get_rank() == 0:  # what was logged after the checkpoint is about to happen again
+        if dist.get_rank() == 0:  # the steps logged after the checkpoint are about to be repeated
             RunFolder(self.config.dump_folder).metrics().rewind(self.step)

@@ -1,4 +1,4 @@
-"""The methods of a run: which parametrization, which alignment, and whether it is followed."""
+"""The methods of a run: a parametrization, an alignment, and whether training follows it."""
 
 from dataclasses import dataclass
 
@@ -11,8 +11,8 @@ class Method:
         alignment: the preset that c starts from.
         parametrization: a key of `maxp.PARAMETRIZATIONS`.
         follows: measure the alignment during training and solve again.
-        one_lr: the same lr everywhere: c = 0, no program.
-        needs_table: takes its alignment from a file.
+        one_lr: use the same lr everywhere: c = 0, no program.
+        needs_table: take the alignment from a file.
     """
 
     alignment: str = "full"
@@ -23,7 +23,7 @@ class Method:
 
     @property
     def ab(self) -> dict[str, tuple[float, float]]:
-        # Here, so that the names of the methods can be had without torch.
+        # Imported here, so that the names of the methods do not need torch.
         from maxp.overrides import PARAMETRIZATIONS
 
         return PARAMETRIZATIONS[self.parametrization]
@@ -42,7 +42,7 @@ def get_method(name: str) -> Method:
     """The method of this name.
 
     Raises:
-        ValueError: one line that names the flag and the methods there are.
+        ValueError: one line that names the flag and the known methods.
     """
     if name not in METHODS:
         raise ValueError(f"--method {name}: unknown; choose one of {', '.join(METHODS)}")

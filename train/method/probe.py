@@ -1,4 +1,4 @@
-"""The probe of a run: a few sequences that the model is run on to measure alignment."""
+"""The probe of a run: a few sequences on which alignment is measured."""
 
 import dataclasses
 import logging
@@ -22,15 +22,16 @@ PROBE_SEED = 20_240_705
 def draw_probe(
     dataloader: Any, tokenizer: Any, *, seq_len: int, sequences: int
 ) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
-    """One batch of training text, from a reader of its own: no batch of the run is used up.
+    """One batch of training text from a separate reader, so the run's own batches stay the same.
 
     Args:
         dataloader: the run's dataloader configuration.
-        tokenizer, seq_len: as the run's.
-        sequences: how many.
+        tokenizer, seq_len: those of the run.
+        sequences: the number of sequences.
 
     Returns:
-        (inputs, labels) as torchtitan's dataloaders give them; the same on every rank.
+        (inputs, labels) in the form of torchtitan's dataloaders, each of shape (sequences,
+        seq_len); the same on every rank.
     """
     reader = dataclasses.replace(dataloader, seed=PROBE_SEED).build(
         dp_world_size=1,
@@ -47,9 +48,9 @@ class TrainerParametrization(Parametrization):
     """`maxp.Parametrization` of a model that torchtitan has sharded and a trainer runs.
 
     Args:
-        trainer: gives the context and the arguments of a forward pass.
-        graph: of the model's sites.
-        settings: of `maxp.Parametrization`.
+        trainer: the trainer; it gives the context and the arguments of a forward pass.
+        graph: the graph of the model's sites.
+        settings: arguments of `maxp.Parametrization`.
     """
 
     def __init__(self, trainer: Any, model: nn.Module, graph: Graph, **settings: Any) -> None:
@@ -58,7 +59,7 @@ class TrainerParametrization(Parametrization):
         super().__init__(model, sample_input=graph, **settings)
 
     def solve(self) -> None:
-        """Solve on the first rank and take its answer on all, so that ranks cannot disagree."""
+        """Solve on the first rank and use its solution on all, so that ranks cannot disagree."""
         first = dist.get_rank() == 0
         if first:
             super().solve()
@@ -72,7 +73,7 @@ class TrainerParametrization(Parametrization):
         if apart and not first:
             self.disagreed += 1
             logger.warning(
-                "measured another alignment than the first rank at %s, and took its (%d so far)",
+                "alignment at %s differs from the first rank's, which is used (%d times so far)",
                 ", ".join(apart[:4]),
                 self.disagreed,
             )
@@ -95,10 +96,10 @@ class TrainerParametrization(Parametrization):
 
 @contextmanager
 def _uncompiled(model: nn.Module) -> Iterator[None]:
-    """Run the blocks that ``module.compile`` compiled as they were written.
+    """Run compiled blocks eagerly.
 
-    Their graphs know nothing of the hooks that a measurement adds, and must not be compiled again
-    for them. FlexAttention stays compiled: its kernel is a function of its own.
+    Their graphs do not contain the hooks of a measurement, and must not be compiled again for them.
+    FlexAttention stays compiled, since its kernel is a separate function.
     """
     compiled = {m: m._compiled_call_impl for m in model.modules() if m._compiled_call_impl}
     for module in compiled:
@@ -112,9 +113,9 @@ def _uncompiled(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def _head_on_one_token(model: Any) -> Iterator[None]:
-    """Let the head be called, as hooks need, but on one token: its logits are of no use here.
+    """Call the head, as its hooks need, but on one token, since its logits are not used.
 
-    Hooks registered before this one have seen the whole input.
+    Hooks registered before this one see the whole input.
     """
     skipped = model._skip_lm_head
     model._skip_lm_head = False

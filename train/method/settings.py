@@ -13,45 +13,44 @@ class MaxPSettings:
     """maxP, mup-full, mup-no, maxP-frozen (needs alignment_table) or sp."""
 
     lr: float = 1e-2
-    """Learning rate: what n^-c multiplies at each site, and the lr of all else."""
+    """Learning rate: n^-c multiplies it at each site; all other parameters use it unchanged."""
 
     solve_interval: int = 10
-    """Steps between measurements, and between solves of a method that follows them."""
+    """Steps between measurements; a method that follows alignment solves after each one."""
 
     measure_from: int = 10
-    """Last step before the first measurement: the first updates are not yet typical."""
+    """Steps without measurements at the start, where updates are not typical yet."""
 
     measure: bool = False
     """Measure and log alignment under a method that does not follow it."""
 
     probe_sequences: int = Probe.sequences
-    """Sequences that the model is run on for a measurement."""
+    """Sequences of the probe, which the model is run on for a measurement."""
 
     probe_tokens: int = Probe.tokens
-    """Token positions of them that alignment is averaged over; docs/measuring.md says why so few
-    of so many sequences."""
+    """Tokens of the probe that alignment is averaged over; see docs/measuring.md."""
 
     c_ema: float = 0.0
-    """Weight of the present c when a solve gives a new one; 0 follows at once."""
+    """Weight of the current c when a solve gives a new one; 0 uses the new one alone."""
 
     alignment_ema: float = 0.0
-    """Weight of earlier measurements in what the program is given; 0 takes the last alone."""
+    """Weight of earlier measurements in the average that is solved for; 0 uses the last alone."""
 
     resample_w0: bool = False
     """Draw initial weights again for each measurement instead of keeping a copy."""
 
     measure_bilinear: bool = False
-    """Let the measured alignment of QK^T into the program (head_dim is small: noisy)."""
+    """Solve with the measured alignment of QK^T, which is noisy since head_dim is small."""
 
     warm_start: bool = True
-    """Start each solve from the last one's solution."""
+    """Start each solve from the previous solution."""
 
     independent_weight_decay: float = 0.0
-    """Decay a step, times the schedule's factor but not the lr; 0 leaves AdamW's own
-    weight_decay, which is multiplied by each site's lr."""
+    """Weight decay per step, multiplied by the schedule's factor but not by the lr; 0 uses AdamW's
+    own weight_decay, which is multiplied by each site's lr."""
 
     alignment_table: str | None = None
-    """File made by `python -m train.alignment_table`, for method maxP-frozen."""
+    """File that `python -m train.alignment_table` wrote, for method maxP-frozen."""
 
     def __post_init__(self) -> None:
         method = get_method(self.method)

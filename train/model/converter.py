@@ -1,4 +1,4 @@
-"""Marks the sites of a LLaMA-3 configuration, as torchtitan's LoRA converter swaps its layers."""
+"""Marks the sites of a LLaMA-3 configuration, as torchtitan's LoRA converter replaces layers."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -23,8 +23,8 @@ class SiteConverter(ModelConfigConverter):
     keep working.
 
     Raises:
-        ValueError: fused q, k and v projections, or tied embeddings: each projection and each table
-            needs a learning rate of its own.
+        ValueError: fused q, k and v projections, or tied embeddings: each needs its own learning
+            rate.
     """
 
     @dataclass(kw_only=True, slots=True)
@@ -37,7 +37,7 @@ class SiteConverter(ModelConfigConverter):
     def convert(self, model_config: Module.Config) -> Module.Config:
         if getattr(model_config, "enable_weight_tying", False):
             raise ValueError(
-                "tied embeddings: the table and the head need their own lr; untie them"
+                "tied embeddings: embedding and head need separate learning rates; untie them"
             )
         linears = list(model_config.traverse((Linear.Config, Embedding.Config)))
         for name, layer, parent, attribute in linears:

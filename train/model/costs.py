@@ -1,8 +1,8 @@
-"""What a run costs, by arithmetic: parameters, bytes on a device, bytes sent, FLOPs, GPU-hours.
+"""The cost of a run by arithmetic: parameters, bytes on a device, bytes sent, FLOPs, GPU-hours.
 
-Conventions: 2 FLOPs a multiply-add; the backward pass costs twice the forward one; all of the
-attention matrix is counted although half of it is masked (as torchtitan's
-``get_nparams_and_flops`` does). Bytes are those of the first rank, which holds the most.
+Conventions: a multiply-add is 2 FLOPs; the backward pass costs twice the forward pass; the whole
+attention matrix counts, although half of it is masked (as in torchtitan's
+``get_nparams_and_flops``). Bytes are those of the first rank, which holds the most.
 """
 
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ USUAL_MFU = 0.4
 
 @dataclass(frozen=True)
 class Mesh:
-    """How many devices share the model, by axis: HSDP's replicas, FSDP's shards, TP's."""
+    """Devices along each axis: replicas of HSDP, shards of FSDP, and tensor parallelism."""
 
     replicate: int = 1
     shard: int = 1
@@ -28,7 +28,9 @@ class Mesh:
     def __post_init__(self) -> None:
         for name in ("replicate", "shard", "tensor"):
             if getattr(self, name) < 1:
-                raise ValueError(f"a mesh needs at least 1 device an axis, got {name}={self}")
+                raise ValueError(
+                    f"a mesh needs at least 1 device per axis, got {name}={getattr(self, name)}"
+                )
 
 
 @dataclass(frozen=True)
@@ -44,17 +46,17 @@ class Probe:
     """Bytes of an activation: 4, or 2 where the model computes in bfloat16."""
 
     def rows(self, scale: Scale) -> int:
-        """Tokens that sites with a weight are measured on."""
+        """Tokens on which sites with a weight are measured."""
         return min(self.tokens, self.sequences * scale.seq_len)
 
     def positions(self, scale: Scale) -> int:
-        """Positions of each sequence that QK^T is measured on."""
+        """Positions of each sequence on which QK^T is measured."""
         return min(max(1, self.tokens // self.sequences), scale.seq_len)
 
 
 @dataclass(frozen=True)
 class Weight:
-    """A site's weight: (out, in), and which of the two TP splits."""
+    """A site's weight: its shape (out, in), and the dimension that TP splits."""
 
     name: str
     out: int
@@ -84,20 +86,20 @@ class Memory:
 
     @property
     def model(self) -> int:
-        """What training keeps with or without a measurement."""
+        """Bytes that training keeps, with or without measuring."""
         return self.parameters + self.gradients + self.optimizer
 
     def kept(self, *, resample_w0: bool) -> int:
-        """What measuring keeps: W0 too, unless it is drawn again."""
+        """Bytes that measuring keeps; W0 only where it is not drawn again."""
         return self.z0 + self.probe + (0 if resample_w0 else self.w0)
 
     def share(self, *, resample_w0: bool) -> float:
-        """What measuring keeps, of what the model takes."""
+        """`kept` as a part of `model`."""
         return self.kept(resample_w0=resample_w0) / self.model
 
 
 def vocabulary(scale: Scale) -> int:
-    """Tokens of the scale's default tokenizer."""
+    """Size of the scale's default tokenizer."""
     return VOCAB_SIZE if scale.on_corpus else LLAMA3_VOCABULARY
 
 
@@ -106,7 +108,7 @@ def embedding(scale: Scale) -> Weight:
 
 
 def measured_weights(scale: Scale) -> list[Weight]:
-    """The weights whose alignment is measured: all linear layers."""
+    """The weights whose alignment is measured: those of all linear layers."""
     dim, ffn, keys = scale.dim, scale.ffn_dim, scale.n_kv_heads * scale.head_dim
     layer = [
         Weight("wq", dim, dim),
@@ -121,12 +123,12 @@ def measured_weights(scale: Scale) -> list[Weight]:
 
 
 def parameters(scale: Scale) -> tuple[int, int]:
-    """(embedding table and head, all else), of the whole model."""
+    """Parameters of the whole model: (embedding and head, all others)."""
     return 2 * vocabulary(scale) * scale.dim, scale.non_embedding_params
 
 
 def memory(scale: Scale, mesh: Mesh | None = None, probe: Probe | None = None) -> Memory:
-    """Bytes that training with AdamW in float32, and measuring, keep on the first rank."""
+    """Bytes that training with AdamW in float32 and measuring keep on the first rank."""
     mesh, probe = mesh or Mesh(), probe or Probe()
     sites = [weight.local(mesh) for weight in measured_weights(scale)]
     measured = sum(rows * columns for rows, columns in sites)
@@ -137,7 +139,7 @@ def memory(scale: Scale, mesh: Mesh | None = None, probe: Probe | None = None) -
     return Memory(
         parameters=FLOAT32 * held,
         gradients=FLOAT32 * held,
-        # Two moments an entry, and a step count a tensor.
+        # Two moments per entry, and a step count per tensor.
         optimizer=FLOAT32 * (2 * held + tensors),
         w0=FLOAT32 * measured,
         z0=z0_bytes(scale, probe),
@@ -149,8 +151,8 @@ def memory(scale: Scale, mesh: Mesh | None = None, probe: Probe | None = None) -
 def z0_bytes(scale: Scale, probe: Probe) -> int:
     """The initial inputs of the measured sites: the same on every rank.
 
-    q, k and v share theirs, and so do the two halves of SwiGLU. QK^T keeps q and k, its keys once a
-    query head.
+    q, k and v share an input, and so do w1 and w3. QK^T keeps q and k, with the keys repeated for
+    every query head.
     """
     rows, positions = probe.rows(scale), probe.sequences * probe.positions(scale)
     layer = rows * (3 * scale.dim + scale.ffn_dim) + positions * 2 * scale.dim
@@ -158,17 +160,17 @@ def z0_bytes(scale: Scale, probe: Probe) -> int:
 
 
 def communicated(scale: Scale, mesh: Mesh | None = None, probe: Probe | None = None) -> int:
-    """Bytes that the first rank puts into the reductions of one measurement.
+    """Bytes that the first rank sends in the reductions of one measurement.
 
-    Its forward pass gathers weights besides, as any forward pass of a sharded model does.
+    The forward pass also gathers weights, as every forward pass of a sharded model does.
     """
     mesh, probe = mesh or Mesh(), probe or Probe()
     weights, rows = measured_weights(scale), probe.rows(scale)
-    # Three sums of squares a token and two of weights, in float64, a mesh axis that splits.
+    # Per weight and split mesh axis: three sums of squares per token and two of weights, float64.
     squares = len(weights) * (3 * rows + 2) * FLOAT64
     axes = (mesh.shard > 1) + (mesh.tensor > 1)
     products = 0
-    if mesh.tensor > 1:  # where columns are split, the products themselves
+    if mesh.tensor > 1:  # the products themselves, where columns are split
         split = [weight for weight in weights if weight.tensor_dim == 1]
         products = sum(3 * rows * weight.local(mesh)[0] * FLOAT32 for weight in split)
     return axes * squares + products
@@ -183,9 +185,10 @@ def step_flops(scale: Scale) -> int:
 
 
 def measurement_flops(scale: Scale, probe: Probe | None = None) -> int:
-    """FLOPs of the matrix products of one measurement, on one rank that holds the whole model.
+    """FLOPs of the matrix products of one measurement, on a rank that holds the whole model.
 
-    Subtracting and squaring weights is left out: a few operations an entry, beside 6 a token.
+    Subtracting and squaring weights is not counted: a few operations per entry, against 6 per entry
+    and token.
     """
     probe = probe or Probe()
     *blocks, head = measured_weights(scale)
@@ -193,14 +196,14 @@ def measurement_flops(scale: Scale, probe: Probe | None = None) -> int:
     inner = sum(w.out * w.into for w in blocks)
     run = probe.sequences * scale.seq_len
     forward = 2 * run * (inner + scale.n_layers * 2 * dim * scale.seq_len)
-    forward += 2 * probe.sequences * head.out * head.into  # the head is run on one token
+    forward += 2 * probe.sequences * head.out * head.into  # the head runs on one token
     products = 3 * 2 * rows * (inner + head.out * head.into)
     bilinear = 3 * 2 * scale.n_layers * probe.sequences * probe.positions(scale) ** 2 * dim
     return forward + products + bilinear
 
 
 def training_flops(scale: Scale, steps: int, solve_interval: int | None = None) -> int:
-    """FLOPs of a run, with measurements every so many steps."""
+    """FLOPs of a run that measures every ``solve_interval`` steps; None never measures."""
     measurements = 0 if solve_interval is None else steps // solve_interval
     return steps * step_flops(scale) + measurements * measurement_flops(scale)
 
@@ -214,15 +217,15 @@ def gpu_hours(
     peak_flops: float = H100_FLOPS,
     solve_interval: int | None = None,
 ) -> float:
-    """GPU-hours of a run at a given use of the devices.
+    """GPU-hours of a run at a given utilisation of the GPUs.
 
     Args:
-        scale, steps: of the run.
-        gpus: on which it runs; each takes whole sequences, so where they do not share the global
-            batch evenly, all wait for those that take one more.
+        scale, steps: those of the run.
+        gpus: the number of GPUs. Each takes whole sequences, so if the global batch does not divide
+            evenly, all wait for the GPUs that take one more.
         mfu: model FLOPs utilisation, the part of ``peak_flops`` that training reaches.
         peak_flops: FLOP/s of one GPU.
-        solve_interval: of a method that measures.
+        solve_interval: steps between measurements; None for a method that does not measure.
 
     Raises:
         ValueError: no steps or GPUs, or an ``mfu`` outside (0, 1].
@@ -237,5 +240,5 @@ def gpu_hours(
 
 
 def _part(size: int, parts: int) -> int:
-    """What the first of ``parts`` holds, as `torch.chunk` splits."""
+    """The size of the first of ``parts``, as `torch.chunk` splits."""
     return -(-size // parts)

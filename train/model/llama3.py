@@ -1,4 +1,4 @@
-"""The model of a scale, with its sites marked, and the graph of the sites."""
+"""The model of a scale with its sites marked, and the graph of the sites."""
 
 import copy
 from collections.abc import Callable
@@ -27,19 +27,19 @@ from train.model.scales import LLAMA3_VOCABULARY, Scale, get_scale
 from train.model.sites import plain_attention_config
 
 _NORM_INIT = {"weight": nn.init.ones_}
-# What a layer's weight starts from before maxp draws it; only a model without sites keeps it.
+# Replaced when maxp draws the weights; only a model without sites keeps this initialisation.
 _LINEAR_INIT: dict[str, Callable[..., Any]] = {"weight": partial(nn.init.normal_, std=0.02)}
 
 
 def inner_attention_config() -> Module.Config:
-    """FlexAttention; on a CPU, where that has no backward, torch's scaled dot product."""
+    """FlexAttention; on a CPU, where it has no backward, torch's scaled dot product attention."""
     if cpu.has_accelerator():
         return FlexAttention.Config()
     return ScaledDotProductAttention.Config()
 
 
 def model_config(scale: Scale, vocab_size: int) -> Llama3Model.Config:
-    """The model's configuration, its sites marked."""
+    """The model's configuration, with its sites marked."""
     dim = scale.dim
     rope = ComplexRoPE.Config(
         dim=scale.head_dim, max_seq_len=131_072, theta=500_000, scaling="llama"
@@ -84,7 +84,7 @@ def model_config(scale: Scale, vocab_size: int) -> Llama3Model.Config:
 
 
 def site_graph(config: Llama3Model.Config) -> Graph:
-    """Which sites feed which, traced on the meta device; the attention's kernel does not matter."""
+    """The graph of the sites, traced on the meta device; the attention kernel does not matter."""
     config = copy.deepcopy(config)
     for layer in config.layers:
         layer.attention.inner_attention = plain_attention_config(layer.attention.inner_attention)

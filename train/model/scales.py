@@ -1,6 +1,7 @@
-"""The scales: LLaMA-3 models from a debug size to 3B, and ladders that differ in width alone.
+"""The scales: LLaMA-3 models from a debug size to 3B, and ladders in which only the width differs.
 
-No torch here: what plans a thousand runs must start at once. The models: `train.model.llama3`.
+This module does not import torch, so that commands that only plan runs start quickly. The models
+are in `train.model.llama3`.
 """
 
 from dataclasses import dataclass, replace
@@ -17,10 +18,10 @@ class Scale:
     """One size of LLaMA-3: RMSNorm, SwiGLU, RoPE, grouped queries, untied head.
 
     Attributes:
-        seq_len: tokens a sequence.
-        local_batch_size: sequences a process takes at once.
-        global_batch_size: sequences a step, over all processes.
-        on_corpus: trains on the embedded corpus with its tokenizer, not on FineWeb-Edu.
+        seq_len: tokens per sequence.
+        local_batch_size: sequences per process and forward pass.
+        global_batch_size: sequences per step, over all processes.
+        on_corpus: train on the embedded corpus with its tokenizer, not on FineWeb-Edu.
     """
 
     name: str
@@ -55,13 +56,13 @@ def _llama(
 
 
 def _width(dim: int) -> Scale:
-    """Width alone varies: depth, head_dim, queries a key head and ffn_dim / dim are fixed."""
+    """Only the width varies: depth, head_dim, queries per key head and ffn_dim / dim are fixed."""
     heads = dim // 64
     return Scale(f"w{dim}", dim, 12, heads, heads // 4, dim * 7 // 2)
 
 
 def _cpu_width(dim: int) -> Scale:
-    """The same idea at a size that a CPU trains in seconds."""
+    """The same at a size that a CPU trains in seconds."""
     heads = dim // 16
     return _on_cpu(Scale(f"cpu{dim}", dim, 4, heads, heads // 2, dim * 7 // 2))
 
@@ -89,7 +90,7 @@ def get_scale(name: str) -> Scale:
     """The scale of this name.
 
     Raises:
-        ValueError: one line that names the flag and the scales there are.
+        ValueError: one line that names the flag and the known scales.
     """
     if name not in SCALES:
         raise ValueError(f"--scale {name}: unknown; choose one of {', '.join(SCALES)}")
@@ -97,7 +98,7 @@ def get_scale(name: str) -> Scale:
 
 
 def compute_steps(scale: Scale, tokens_per_step: int | None = None) -> int:
-    """Steps for 20 tokens a non-embedding parameter (Hoffmann et al. 2022, arXiv 2203.15556)."""
+    """Steps for 20 tokens per non-embedding parameter (Hoffmann et al. 2022, arXiv 2203.15556)."""
     if tokens_per_step is None:
         tokens_per_step = scale.global_batch_size * scale.seq_len
     return max(1, round(TOKENS_PER_PARAMETER * scale.non_embedding_params / tokens_per_step))

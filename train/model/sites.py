@@ -1,7 +1,7 @@
-"""LLaMA-3's operations as sites: torchtitan's own modules with a multiplier, names unchanged.
+"""LLaMA-3's operations as sites: torchtitan's modules with a multiplier and the same names.
 
-Each class is made from the torchtitan class that it extends, as `components/lora.py` does, so that
-whatever the model was configured with (another attention, say) is kept.
+Each class is derived from the class that the model is configured with, as in torchtitan's
+`components/lora.py`, so that it works with any of them (another attention, for example).
 """
 
 from dataclasses import dataclass, fields
@@ -31,8 +31,8 @@ def weighted_site_class(parent: Any) -> type:
         def __init__(self, config: Any) -> None:
             parent.__init__(self, config)
             self.mark(config.width_dim, config.layer_type)
-            # The same product with the multiplier on its smaller side: the logits have many times
-            # the entries of the head's input.
+            # Multiply the smaller side of the product: the logits have many more entries than the
+            # head's input.
             out, into = self.weight.shape
             self._scales_input = config.layer_type == "readout" and self.bias is None and into < out
 
@@ -48,7 +48,7 @@ def weighted_site_class(parent: Any) -> type:
 
 @cache
 def attention_site_class(parent: Any) -> type:
-    """An inner attention whose ``scale`` argument is that of the site QK^T, n = head_dim."""
+    """An inner attention whose ``scale`` argument is the multiplier of QK^T, n = head_dim."""
 
     class AttentionSite(Site, parent):
         @dataclass(kw_only=True, slots=True)
@@ -59,10 +59,10 @@ def attention_site_class(parent: Any) -> type:
 
         def __init__(self, config: Any) -> None:
             parent.__init__(self, config)
-            # The usual 1/sqrt(head_dim), whatever a parametrization says of readouts with a weight.
+            # The usual 1/sqrt(head_dim); a parametrization's a for readouts does not apply.
             self.mark(config.head_dim, "readout", a=0.5)
 
-        # Sharding plans go by the names of these arguments.
+        # Sharding plans use the names of these arguments.
         def forward(self, q_BLNH: Any, k_BLNH: Any, v_BLNH: Any, **kwargs: Any) -> Any:
             kwargs["scale"] = self.scale
             return parent.forward(self, q_BLNH, k_BLNH, v_BLNH, **kwargs)
@@ -70,7 +70,7 @@ def attention_site_class(parent: Any) -> type:
         def site_layout(self, operands: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
             """(batch, tokens, heads, head_dim) as (batch, heads, tokens, head_dim)."""
             q, k = (x.transpose(1, 2) for x in operands)
-            # Grouped queries: every key head serves several query heads.
+            # Grouped queries: each key head serves several query heads.
             k = k.repeat_interleave(q.shape[1] // k.shape[1], dim=1)
             return _sharded_heads(q), _sharded_heads(k)
 
@@ -97,7 +97,7 @@ def _renamed(cls: type, parent: type) -> type:
 def weighted_site_config(
     config: Module.Config, width_dim: int, layer_type: LayerType
 ) -> Module.Config:
-    """``config`` as that of a site; its weight is left for `maxp.Parametrization` to draw."""
+    """``config`` for the same layer as a site; `maxp.Parametrization` draws its weight."""
     values = _values(config)
     values["param_init"] = {**(config.param_init or {}), "weight": skip_param_init}
     cls: Any = weighted_site_class(config._owner)
@@ -105,7 +105,7 @@ def weighted_site_config(
 
 
 def attention_site_config(config: Module.Config, head_dim: int) -> Module.Config:
-    """An inner attention's config as that of the site QK^T."""
+    """``config`` for the same inner attention as the site QK^T."""
     cls: Any = attention_site_class(config._owner)
     return cls.Config(**_values(config), head_dim=head_dim)
 
