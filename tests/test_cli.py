@@ -20,8 +20,7 @@ from train.cli import parse, record
 from train.config import Flags, make_config
 from train.method.methods import METHODS
 from train.model.scales import SCALES
-from train.run.identity import identity
-from train.run.names import run_name
+from train.run.identity import identity, run_name
 from train.trainer import MaxPTrainer
 
 ROOT = Path(__file__).parents[1]
