@@ -37,7 +37,7 @@ HELD_OUT = texts(75)[60:]
 KILLED = """
 import os, signal, sys
 from train import prepare
-from train.data.loader import writer as store_writer
+from train.data import writer as store_writer
 append, chunks, last = store_writer.StoreWriter.append, 0, int(sys.argv.pop(1))
 def counted(self, *args, **kwargs):
     global chunks

@@ -17,9 +17,8 @@ from filelock import FileLock, Timeout
 from tqdm import tqdm
 
 from train.data.cache import DataError
-from train.data.prepared import PREPARED, TOKENIZER
 from train.data.sources import Text, source
-from train.data.store import DocumentEncoder, batches
+from train.data.store import PREPARED, TOKENIZER, DocumentEncoder, batches
 from train.data.writer import StoreWriter
 from train.run.files import write_whole
 

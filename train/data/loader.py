@@ -12,8 +12,7 @@ from torchtitan.components.tokenizer import BaseTokenizer, HuggingFaceTokenizer
 from train.data.cache import DataError
 from train.data.corpus import prepare_embedded
 from train.data.local import open_local
-from train.data.prepared import is_prepared, open_prepared
-from train.data.store import DocumentEncoder, TokenStore
+from train.data.store import DocumentEncoder, TokenStore, is_prepared, open_prepared
 from train.data.stream import STREAMS, VALIDATION, StreamLoader
 from train.data.windows import Batch, WindowLoader
 

@@ -28,6 +28,9 @@ logger = logging.getLogger(__name__)
 
 TOKENS_FILE = "tokens.bin"
 META_FILE = "meta.json"
+PREPARED = "prepared.json"
+"""Stands in the folder from the start of its preparation on."""
+TOKENIZER = "tokenizer"
 
 # Text handed to the tokenizer at once: bounds the memory, and feeds its threads.
 _BATCH_CHARACTERS = 4_000_000
@@ -114,6 +117,34 @@ class TokenStore:
         if first and _sha256(path, status.st_size, status.st_mtime_ns) != meta.sha256:
             raise _damaged(folder, "corrupt")
         return cls(folder, meta, np.memmap(path, dtype=meta.dtype, mode="r"))
+
+
+def is_prepared(path: Path) -> bool:
+    """Whether ``path`` is a folder that was prepared, or is being prepared."""
+    return (path / PREPARED).is_file()
+
+
+def open_prepared(path: Path, split: str, encoder: DocumentEncoder) -> TokenStore:
+    """The store of one split.
+
+    Raises:
+        DataError: its preparation was not finished, it is damaged, or of another tokenizer.
+    """
+    again = "run the same `python -m train.prepare` again"
+    folder = path / split
+    if not (folder / "meta.json").is_file():
+        raise DataError(f"--dataloader.dataset_path {path}: {split} is not finished: {again}")
+    try:
+        store = TokenStore.open(folder)
+    except DataError as error:
+        what = str(error).partition(": delete it")[0]
+        raise DataError(f"{what}: delete that folder, and {again}") from error
+    if store.meta.encoder != encoder.digest:
+        raise DataError(
+            f"--dataloader.dataset_path {path} was prepared with another tokenizer: "
+            f"pass --hf_assets_path {path / TOKENIZER}"
+        )
+    return store
 
 
 def write_store(
