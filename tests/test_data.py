@@ -13,8 +13,9 @@ from text_cases import small_encoder, texts
 from torchtitan.components.tokenizer import BaseTokenizer, HuggingFaceTokenizer
 
 from train.data.loader import DataError, TextDataLoader
-from train.data.store import TokenStore, write_store
+from train.data.store import TokenStore
 from train.data.windows import Batch, WindowLoader, window_order
+from train.data.writer import write_store
 
 SEQ_LEN = 16
 GLOBAL_BATCH = 4

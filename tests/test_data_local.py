@@ -163,7 +163,7 @@ def test_rows_without_a_value_are_counted_as_empty(
 )
 def test_rows_without_text_are_refused(tmp_path: Path, content: str, message: str) -> None:
     (tmp_path / "a.jsonl").write_text(content)
-    with pytest.raises(DataError, match=rf"--dataloader\.dataset_path.*{message}"):
+    with pytest.raises(DataError, match=rf"--dataset-path.*{message}"):
         list(read_texts([tmp_path / "a.jsonl"]))
 
 
@@ -184,13 +184,13 @@ def test_a_single_document_is_refused_for_training_since_it_is_held_out(
 ) -> None:
     monkeypatch.setenv("MAXP_CACHE", str(tmp_path / "cache"))
     (tmp_path / "a.txt").write_text("abc")
-    with pytest.raises(DataError, match=r"no document .*--dataloader\.dataset_path"):
+    with pytest.raises(DataError, match=r"no document .*--dataset-path"):
         open_local(tmp_path / "a.txt", "train", encoder)
     assert open_local(tmp_path / "a.txt", "validation", encoder).meta.documents == 1
 
 
 def test_a_missing_path_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"--dataloader\.dataset_path .*missing: no such file"):
+    with pytest.raises(DataError, match=r"--dataset-path .*missing: no such file"):
         find_files(tmp_path / "missing")
 
 

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -17,10 +18,10 @@ from torchtitan.components.tokenizer import HuggingFaceTokenizer
 
 from train import prepare
 from train.data.loader import DataError, TextDataLoader
-from train.data.sources import CountedText, HubText
-from train.data.store import DocumentEncoder, TokenStore, write_store
-from train.data.writer import JOURNAL, PARTIAL, StoreWriter
-from train.prepare import Limit, Options, write_split
+from train.data.sources import HubText
+from train.data.store import DocumentEncoder, TokenStore
+from train.data.writer import PROGRESS_FILE, CountedText, StoreWriter, write_store
+from train.prepare import Options
 
 CARD = """---
 configs:
@@ -33,20 +34,20 @@ configs:
 DOCUMENTS = texts(60)
 HELD_OUT = texts(75)[60:]
 
-# Ends its own process without a word once so many chunks are on the disk.
+# Kills its own process once so many chunks are on the disk.
 KILLED = """
 import os, signal, sys
 from train import prepare
-from train.data import writer as store_writer
-append, chunks, last = store_writer.StoreWriter.append, 0, int(sys.argv.pop(1))
+from train.data import writer
+append, chunks, last = writer.StoreWriter.append, 0, int(sys.argv.pop(1))
 def counted(self, *args, **kwargs):
     global chunks
     append(self, *args, **kwargs)
     chunks += 1
     if chunks == last:
         os.kill(os.getpid(), signal.SIGKILL)
-store_writer.StoreWriter.append = counted
-prepare._CHUNK_CHARACTERS = 900
+writer.StoreWriter.append = counted
+writer._BATCH_CHARACTERS = 900
 sys.exit(prepare.main())
 """
 
@@ -122,7 +123,7 @@ def test_killed_and_started_again_it_writes_the_same_bytes(
     arguments = flags(options(hub, tokenizer, to))
     killed = subprocess.run([*command, str(chunks), *arguments], capture_output=True, check=False)
     assert killed.returncode == -signal.SIGKILL, killed.stderr
-    assert (to / "train" / PARTIAL).stat().st_size > 0
+    assert (to / "train" / "tokens.bin").stat().st_size > 0
     prepare.prepare(options(hub, tokenizer, to))
     for split in ("train", "validation"):
         for name in ("tokens.bin", "meta.json"):
@@ -140,9 +141,10 @@ def test_killed_at_any_moment_nothing_is_lost(
     source.write_text("".join(json.dumps({"text": text}) + "\n" for text in many))
     to = tmp_path / "to"
     asked = Options(to=to, tokenizer=tokenizer, dataset="local", dataset_path=source)
-    code = "import sys; from train import prepare; prepare._CHUNK_CHARACTERS = 20_000; "
-    command = [sys.executable, "-c", code + "sys.exit(prepare.main())", *flags(asked)]
-    partial = to / "train" / PARTIAL
+    code = "import sys; from train import prepare; from train.data import writer; "
+    code += "writer._BATCH_CHARACTERS = 20_000; sys.exit(prepare.main())"
+    command = [sys.executable, "-c", code, *flags(asked)]
+    partial = to / "train" / "tokens.bin"
     kills = 0
     while True:
         size = partial.stat().st_size if partial.exists() else 0
@@ -168,63 +170,71 @@ def begin(folder: Path, encoder: DocumentEncoder, documents: list[str], chunks: 
     for chunk in range(chunks):
         part = documents[chunk * 10 : chunk * 10 + 10]
         writer.append(encoder.encode(part), empty=0, position=(chunk + 1) * 10)
-    writer.close()
 
 
 def end(folder: Path, encoder: DocumentEncoder, documents: list[str]) -> int:
     """Write the rest; returns how many documents were there."""
     writer = StoreWriter(folder, encoder, {})
-    found = writer.documents
-    write_split(writer, CountedText({}, lambda: iter(documents)), encoder, Limit())
-    return found
+    kept = writer.meta.documents
+    writer.write(CountedText({}, lambda: documents))
+    return kept
 
 
-@pytest.mark.parametrize("missing", [1, 100])
-def test_a_truncated_chunk_is_found_and_written_again(
-    tmp_path: Path, encoder: DocumentEncoder, missing: int, caplog: pytest.LogCaptureFixture
+def cut_off(file: Path) -> None:
+    os.truncate(file, file.stat().st_size - 100)
+
+
+def overwrite(file: Path) -> None:
+    with file.open("r+b") as opened:
+        opened.write(b"\xff\xff")
+
+
+@pytest.mark.parametrize("damage", [cut_off, overwrite, Path.unlink])
+def test_damaged_tokens_are_found_and_written_again(
+    tmp_path: Path,
+    encoder: DocumentEncoder,
+    damage: Callable[[Path], None],
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     begin(tmp_path / "to", encoder, DOCUMENTS, chunks=3)
-    partial = tmp_path / "to" / PARTIAL
-    os.truncate(partial, partial.stat().st_size - missing)
-    assert end(tmp_path / "to", encoder, DOCUMENTS) == 20
-    assert "the last 1 chunks are made again" in caplog.text
+    damage(tmp_path / "to" / "tokens.bin")
+    assert end(tmp_path / "to", encoder, DOCUMENTS) == 0
+    assert "truncated or corrupt: writing it again" in caplog.text
     expected = plain_store(tmp_path / "oracle", DOCUMENTS, encoder)
     assert (tmp_path / "to" / "tokens.bin").read_bytes() == expected
     TokenStore.open(tmp_path / "to")
 
 
-def test_a_corrupt_chunk_takes_those_after_it_along(
-    tmp_path: Path, encoder: DocumentEncoder
-) -> None:
-    begin(tmp_path / "to", encoder, DOCUMENTS, chunks=3)
-    with (tmp_path / "to" / PARTIAL).open("r+b") as file:
-        file.write(b"\xff\xff")
-    assert end(tmp_path / "to", encoder, DOCUMENTS) == 0
-    expected = plain_store(tmp_path / "oracle", DOCUMENTS, encoder)
-    assert (tmp_path / "to" / "tokens.bin").read_bytes() == expected
-
-
-@pytest.mark.parametrize("chunks", [3, 6])  # 6: nothing is written over them
-def test_bytes_without_their_line_and_half_a_line_are_cut_off(
+@pytest.mark.parametrize("chunks", [0, 3, 6])  # 6: nothing is written over them
+def test_tokens_that_are_not_recorded_are_cut_off(
     tmp_path: Path, encoder: DocumentEncoder, chunks: int
 ) -> None:
     begin(tmp_path / "to", encoder, DOCUMENTS, chunks=chunks)
-    with (tmp_path / "to" / PARTIAL).open("ab") as file:
+    with (tmp_path / "to" / "tokens.bin").open("ab") as file:
         file.write(b"\1\2\3")
-    with (tmp_path / "to" / JOURNAL).open("ab") as file:
-        file.write(b'{"tokens": 1')
     assert end(tmp_path / "to", encoder, DOCUMENTS) == 10 * chunks
     expected = plain_store(tmp_path / "oracle", DOCUMENTS, encoder)
     assert (tmp_path / "to" / "tokens.bin").read_bytes() == expected
 
 
-def test_a_kill_between_the_last_two_renames_is_repaired(
+def test_a_kill_before_the_record_is_removed_is_repaired(
     tmp_path: Path, encoder: DocumentEncoder
 ) -> None:
     begin(tmp_path / "to", encoder, DOCUMENTS, chunks=6)
-    os.replace(tmp_path / "to" / PARTIAL, tmp_path / "to" / "tokens.bin")
+    record = (tmp_path / "to" / PROGRESS_FILE).read_bytes()
+    end(tmp_path / "to", encoder, DOCUMENTS)
+    (tmp_path / "to" / PROGRESS_FILE).write_bytes(record)
     assert end(tmp_path / "to", encoder, DOCUMENTS) == 60
-    assert TokenStore.open(tmp_path / "to").meta.documents == 60
+    assert {file.name for file in (tmp_path / "to").iterdir()} == {"meta.json", "tokens.bin"}
+
+
+def test_a_store_that_an_earlier_version_began_is_refused(
+    tmp_path: Path, encoder: DocumentEncoder
+) -> None:
+    (tmp_path / "journal.jsonl").write_text("{}\n")
+    (tmp_path / "tokens.bin.partial").write_bytes(b"\0\0")
+    with pytest.raises(DataError, match=r"earlier version .*: delete that folder, and run"):
+        StoreWriter(tmp_path, encoder, {})
 
 
 def test_a_hub_dataset_goes_on_from_its_end(tmp_path: Path, hub: Path) -> None:
@@ -239,8 +249,7 @@ def test_a_limit_of_documents_is_exact_and_empty_ones_do_not_count(
     tmp_path: Path, encoder: DocumentEncoder
 ) -> None:
     writer = StoreWriter(tmp_path / "to", encoder, {})
-    text = CountedText({}, lambda: iter(["", *DOCUMENTS]))
-    write_split(writer, text, encoder, Limit(documents=7))
+    writer.write(CountedText({}, lambda: ["", *DOCUMENTS]), max_documents=7)
     assert (tmp_path / "to" / "tokens.bin").read_bytes() == plain_store(
         tmp_path / "oracle", DOCUMENTS[:7], encoder
     )
@@ -251,9 +260,8 @@ def test_a_limit_of_tokens_ends_with_the_document_that_reaches_it(
 ) -> None:
     lengths = np.cumsum([len(document) for document in encoder.encode(DOCUMENTS)])
     writer = StoreWriter(tmp_path / "to", encoder, {})
-    limit = Limit(tokens=int(lengths[4]) - 1)
-    write_split(writer, CountedText({}, lambda: iter(DOCUMENTS)), encoder, limit)
-    assert (writer.documents, writer.tokens) == (5, lengths[4])
+    writer.write(CountedText({}, lambda: DOCUMENTS), max_tokens=int(lengths[4]) - 1)
+    assert (writer.meta.documents, writer.meta.count) == (5, lengths[4])
 
 
 def test_other_flags_do_not_go_on(tmp_path: Path, hub: Path, tokenizer: Path) -> None:

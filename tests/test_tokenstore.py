@@ -11,7 +11,8 @@ from text_cases import VOCAB_SIZE, small_encoder, texts
 from tokenizers import Tokenizer
 
 from train.data.cache import DataError, build_once, cache_root
-from train.data.store import DocumentEncoder, TokenStore, write_store
+from train.data.store import DocumentEncoder, TokenStore
+from train.data.writer import write_store
 
 
 @pytest.fixture(scope="module")

@@ -5,6 +5,7 @@ and is all that training needs. After a kill the same command goes on where it s
 """
 
 import errno
+import math
 import os
 import shutil
 import sys
@@ -14,17 +15,14 @@ from typing import Annotated
 
 import tyro
 from filelock import FileLock, Timeout
-from tqdm import tqdm
 
 from train.data.cache import DataError
-from train.data.sources import Text, source
-from train.data.store import PREPARED, TOKENIZER, DocumentEncoder, batches
+from train.data.sources import source
+from train.data.store import PREPARED, TOKENIZER, DocumentEncoder
 from train.data.writer import StoreWriter
 from train.run.files import write_whole
 
 BAD_INPUT = 2
-# Text that is encoded at once and becomes a chunk: what a kill may cost, a few seconds.
-_CHUNK_CHARACTERS = 8_000_000
 
 
 @dataclass
@@ -67,20 +65,6 @@ class Options:
             raise DataError(f"--num-workers {self.num_workers}: pass 0 or a positive number")
 
 
-@dataclass(frozen=True)
-class Limit:
-    """Where a split ends; None is no limit."""
-
-    documents: int | None = None
-    tokens: int | None = None
-
-    def reached(self, documents: int, tokens: int) -> bool:
-        """Whether a store of this size is complete."""
-        return (self.documents is not None and documents >= self.documents) or (
-            self.tokens is not None and tokens >= self.tokens
-        )
-
-
 def main() -> int:
     try:
         prepare(tyro.cli(Options, prog="python -m train.prepare"))
@@ -115,40 +99,6 @@ def prepare(options: Options) -> None:
         raise DataError(f"--to {folder}: cannot be written ({error.strerror}): {remedy}") from error
 
 
-def write_split(writer: StoreWriter, text: Text, encoder: DocumentEncoder, limit: Limit) -> None:
-    """Encode a split from where the writer stands to the limit or the end of the text.
-
-    Raises:
-        DataError: the text cannot be read, or there is none.
-    """
-    if writer.finished:
-        return
-    by_tokens = limit.tokens is not None
-    with tqdm(
-        desc=f"Tokenizing {writer.folder}",
-        unit=" tokens" if by_tokens else " documents",
-        unit_scale=True,
-        total=limit.tokens if by_tokens else limit.documents,
-        initial=writer.tokens if by_tokens else writer.documents,
-    ) as progress:
-        text.start(writer.position)
-        chunks = batches(text, _CHUNK_CHARACTERS)
-        while not limit.reached(writer.documents, writer.tokens):
-            chunk = next(chunks, None)
-            if chunk is None:
-                break
-            kept = []
-            documents, tokens = writer.documents, writer.tokens
-            for encoded in encoder.encode([document for document in chunk if document]):
-                if limit.reached(documents, tokens):
-                    break
-                kept.append(encoded)
-                documents, tokens = documents + 1, tokens + len(encoded)
-            progress.update(tokens - writer.tokens if by_tokens else len(kept))
-            writer.append(kept, empty=chunk.count(""), position=text.position())
-    writer.finish()
-
-
 def _prepare(options: Options, folder: Path) -> None:
     encoder, tokenizer = _encoder(options)
     strangers = {entry.name for entry in folder.iterdir()} - {".lock", PREPARED}
@@ -157,22 +107,14 @@ def _prepare(options: Options, folder: Path) -> None:
     # First, so that nobody takes a folder that is half done for one of text files.
     write_whole(folder / PREPARED, '{"version": 1}\n')
     _copy_tokenizer(tokenizer, folder / TOKENIZER)
-    limits = {
-        "train": Limit(options.documents, options.tokens),
-        "validation": Limit(options.validation_documents),
-    }
-    for split, limit in limits.items():
+    limits = {"train": (options.documents, options.tokens)}
+    limits["validation"] = (options.validation_documents, None)
+    for split, (documents, tokens) in limits.items():
         text = source(options.dataset, split, options.dataset_path, options.validation_path)
-        plan = {**text.plan, "documents": limit.documents, "tokens": limit.tokens}
+        plan = {**text.plan, "documents": documents, "tokens": tokens}
         writer = StoreWriter(folder / split, encoder, plan)
-        try:
-            write_split(writer, text, encoder, limit)
-        finally:
-            writer.close()
-        print(
-            f"{split}: {writer.tokens:,} tokens of {writer.documents:,} documents, "
-            f"{writer.empty:,} empty ones left out"
-        )
+        writer.write(text, max_documents=documents or math.inf, max_tokens=tokens or math.inf)
+        print(f"{split}: {writer.meta}")
     print(
         f"train from it by --dataset local --dataset-path {folder} --tokenizer {folder / TOKENIZER}"
     )

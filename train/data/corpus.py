@@ -20,11 +20,12 @@ from pathlib import Path
 
 import tokenizers
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from tqdm import tqdm
 
 from train.data.cache import DataError, build_once, cache_root
-from train.data.store import DocumentEncoder, TokenStore, write_store
+from train.data.store import DocumentEncoder, TokenStore
+from train.data.writer import write_store
 from train.model.scales import VOCAB_SIZE
+from train.progress import progress
 
 logger = logging.getLogger(__name__)
 
@@ -178,7 +179,7 @@ def train_tokenizer(
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    tokenizer.train_from_iterator(tqdm(texts, desc="Training the tokenizer", delay=1), trainer)
+    tokenizer.train_from_iterator(progress(texts, desc="Training the tokenizer", delay=1), trainer)
     if tokenizer.get_vocab_size() != vocab_size:
         raise DataError(
             f"the corpus gives {tokenizer.get_vocab_size()} of {vocab_size} tokens: it is too short"

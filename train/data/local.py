@@ -16,7 +16,8 @@ from pathlib import Path
 from datasets import IterableDataset
 
 from train.data.cache import DataError, build_once, cache_root, one_line
-from train.data.store import DocumentEncoder, TokenStore, write_store
+from train.data.store import DocumentEncoder, TokenStore
+from train.data.writer import write_store
 
 logger = logging.getLogger(__name__)
 
@@ -31,7 +32,7 @@ READERS: dict[str, Callable[[list[str]], IterableDataset]] = {
 }
 HELD_OUT_EVERY = 50
 
-_FLAG = "--dataloader.dataset_path"
+_FLAG = "--dataset-path"
 
 
 def open_local(path: Path, split: str, encoder: DocumentEncoder) -> TokenStore:

@@ -2,32 +2,14 @@
 
 import hashlib
 import sysconfig
-from collections.abc import Callable, Iterator
-from itertools import islice
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from train.data.cache import DataError, one_line
 from train.data.corpus import read_documents, source_files, split_documents
 from train.data.local import find_files, held_out_texts, split_files, training_texts
-
-
-class Text(Protocol):
-    """Documents of one split.
-
-    Attributes:
-        plan: what it reads, as plain values; another plan is other documents.
-    """
-
-    plan: dict[str, Any]
-
-    def start(self, position: Any) -> None:
-        """Go to a position; None is the beginning."""
-
-    def __iter__(self) -> Iterator[str]: ...
-
-    def position(self) -> Any:
-        """After the last document that was handed out; a plain value."""
+from train.data.writer import CountedText, Text
 
 
 class HubText:
@@ -74,26 +56,6 @@ class HubText:
 
     def position(self) -> Any:
         return self._data.state_dict()
-
-
-class CountedText:
-    """Texts that are quick to read again: the position is how many were handed out."""
-
-    def __init__(self, plan: dict[str, Any], texts: Callable[[], Iterator[str]]) -> None:
-        self.plan = plan
-        self._texts = texts
-        self._taken = 0
-
-    def start(self, position: Any) -> None:
-        self._taken = position or 0
-
-    def __iter__(self) -> Iterator[str]:
-        for text in islice(self._texts(), self._taken, None):
-            self._taken += 1
-            yield text
-
-    def position(self) -> int:
-        return self._taken
 
 
 def source(dataset: str, split: str, path: Path | None, validation_path: Path | None) -> Text:

@@ -11,29 +11,22 @@ and ``meta.json``, written last. `train.data.cache.build_once` makes it whole or
 
 import hashlib
 import json
-import logging
 import os
-from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
 
 import numpy as np
 from tokenizers import Tokenizer
-from tqdm import tqdm
 
 from train.data.cache import DataError
-
-logger = logging.getLogger(__name__)
+from train.progress import progress
 
 TOKENS_FILE = "tokens.bin"
 META_FILE = "meta.json"
 PREPARED = "prepared.json"
 """Stands in the folder from the start of its preparation on."""
 TOKENIZER = "tokenizer"
-
-# Text handed to the tokenizer at once: bounds the memory, and feeds its threads.
-_BATCH_CHARACTERS = 4_000_000
 
 
 @dataclass(frozen=True)
@@ -74,19 +67,30 @@ class DocumentEncoder:
         return plain
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class StoreMeta:
     """What ``meta.json`` holds. ``count`` is in tokens, ``empty`` in documents left out."""
 
     dtype: str
-    count: int
-    documents: int
-    empty: int
+    count: int = 0
+    documents: int = 0
+    empty: int = 0
     bos: int
     eos: int
     encoder: str
     source: str
-    sha256: str
+    sha256: str = ""
+
+    @property
+    def size(self) -> int:
+        """Bytes of the tokens."""
+        return self.count * np.dtype(self.dtype).itemsize
+
+    def __str__(self) -> str:
+        return (
+            f"{self.count:,} tokens in {self.documents:,} documents, "
+            f"{self.empty:,} empty ones left out"
+        )
 
 
 @dataclass(frozen=True)
@@ -106,17 +110,29 @@ class TokenStore:
             DataError: it is missing, truncated, or not what was written.
         """
         path = folder / TOKENS_FILE
+        meta = read_meta(folder)
         try:
-            meta = StoreMeta(**json.loads((folder / META_FILE).read_text(encoding="utf-8")))
             status = path.stat()
-        except (OSError, TypeError, ValueError) as error:
+        except OSError as error:
             raise _damaged(folder, f"unreadable ({type(error).__name__})") from error
-        if status.st_size != meta.count * np.dtype(meta.dtype).itemsize:
+        if status.st_size != meta.size:
             raise _damaged(folder, "truncated")
         first = os.environ.get("LOCAL_RANK", "0") == "0"
         if first and _sha256(path, status.st_size, status.st_mtime_ns) != meta.sha256:
             raise _damaged(folder, "corrupt")
         return cls(folder, meta, np.memmap(path, dtype=meta.dtype, mode="r"))
+
+
+def read_meta(folder: Path) -> StoreMeta:
+    """What a store says of itself.
+
+    Raises:
+        DataError: it is missing or damaged.
+    """
+    try:
+        return StoreMeta(**json.loads((folder / META_FILE).read_bytes()))
+    except (OSError, TypeError, ValueError) as error:
+        raise _damaged(folder, f"unreadable ({type(error).__name__})") from error
 
 
 def is_prepared(path: Path) -> bool:
@@ -147,85 +163,22 @@ def open_prepared(path: Path, split: str, encoder: DocumentEncoder) -> TokenStor
     return store
 
 
-def write_store(
-    folder: Path, texts: Iterable[str], encoder: DocumentEncoder, *, source: str, label: str
-) -> None:
-    """Tokenize ``texts``, one document each, into a store at ``folder``.
-
-    Memory stays bounded by a batch of a few million characters, or by the longest document. Empty
-    documents are left out, counted and logged.
-
-    Args:
-        folder: made if missing.
-        texts: the documents, in the order of the array.
-        encoder: the tokenizer.
-        source: identifies where the texts came from.
-        label: names the progress bar and the log line.
-
-    Raises:
-        DataError: no document is left.
-    """
-    folder.mkdir(exist_ok=True)
-    count = documents = empty = 0
+def file_checksum(path: Path) -> "hashlib._Hash":
+    """The SHA-256 of a file, to which more can be added."""
     checksum = hashlib.sha256()
-    progress = tqdm(texts, desc=f"Tokenizing {label}", unit=" documents", delay=1)
-    with (folder / TOKENS_FILE).open("wb") as file:
-        for batch in batches(progress, _BATCH_CHARACTERS):
-            kept = [text for text in batch if text]
-            empty += len(batch) - len(kept)
-            for tokens in encoder.encode(kept):
-                data = tokens.tobytes()
-                file.write(data)
-                checksum.update(data)
-                count += len(tokens)
-            documents += len(kept)
-    if not documents:
-        raise DataError(
-            f"{label}: no document with text in it, pass more by --dataloader.dataset_path"
-        )
-    meta = StoreMeta(
-        dtype=encoder.dtype,
-        count=count,
-        documents=documents,
-        empty=empty,
-        bos=encoder.bos,
-        eos=encoder.eos,
-        encoder=encoder.digest,
-        source=source,
-        sha256=checksum.hexdigest(),
-    )
-    (folder / META_FILE).write_text(json.dumps(asdict(meta), indent=1) + "\n", encoding="utf-8")
-    logger.info(
-        "%s: %d tokens in %d documents, %d empty ones left out", label, count, documents, empty
-    )
-
-
-def batches(texts: Iterable[str], characters_each: int) -> Iterator[list[str]]:
-    """Texts in order, as many at a time as reach so many characters."""
-    batch: list[str] = []
-    characters = 0
-    for text in texts:
-        batch.append(text)
-        characters += len(text)
-        if characters >= characters_each:
-            yield batch
-            batch, characters = [], 0
-    if batch:
-        yield batch
+    size = path.stat().st_size
+    bar = progress(desc=f"Checking {path}", total=size, unit="B", unit_scale=True, delay=2)
+    with path.open("rb") as file, bar:
+        while chunk := file.read(2**24):
+            checksum.update(chunk)
+            bar.update(len(chunk))
+    return checksum
 
 
 @lru_cache(maxsize=64)
 def _sha256(path: Path, size: int, mtime_ns: int) -> str:
     """The file's checksum; size and time are in the key, since validation reopens its store."""
-    checksum = hashlib.sha256()
-    with (
-        path.open("rb") as file,
-        tqdm(desc=f"Checking {path}", total=size, unit="B", unit_scale=True, delay=2) as progress,
-    ):
-        while chunk := file.read(2**24):
-            checksum.update(chunk)
-            progress.update(len(chunk))
-    return checksum.hexdigest()
+    return file_checksum(path).hexdigest()
 
 
 def _damaged(folder: Path, how: str) -> DataError:
