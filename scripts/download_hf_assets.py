@@ -1,27 +1,21 @@
-"""Download a model's tokenizer from the Hugging Face hub: what training needs beside the data.
-
-LLaMA-3's is gated: ask for access on its page, make a token that can read, and set HF_TOKEN. The
-files come through the hub's cache and appear in the folder whole.
-"""
+"""Download a model's tokenizer from the Hugging Face hub: what training needs besides the data."""
 
 import os
 import shutil
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import tyro
-from huggingface_hub import get_token, hf_hub_download
+from huggingface_hub import get_token, snapshot_download
 from huggingface_hub.errors import (
-    EntryNotFoundError,
     GatedRepoError,
-    HfHubHTTPError,
     HFValidationError,
     LocalEntryNotFoundError,
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
-from tqdm import tqdm
 
 BAD_INPUT = 2
 REQUIRED = ("tokenizer.json", "tokenizer_config.json")
@@ -34,22 +28,28 @@ class DownloadError(Exception):
 
 @dataclass
 class Options:
-    """Download a tokenizer from the Hugging Face hub."""
+    """Download a tokenizer, for --tokenizer of `python -m train` and `python -m train.prepare`.
 
-    repo: str = "meta-llama/Llama-3.1-8B"
-    """The model whose tokenizer it is."""
+    LLaMA-3's is gated: ask for access on its page on huggingface.co, create a token with read
+    access, and set HF_TOKEN. Then:
 
-    to: Path | None = None
-    """Folder for the files; by default assets/hf/ and the model's name."""
+    python scripts/download_hf_assets.py
+    """
 
-    hf_token: str | None = None
-    """A token that can read; by default HF_TOKEN, or that of `hf auth login`."""
+    repo: Annotated[str, tyro.conf.arg(metavar="OWNER/MODEL")] = "meta-llama/Llama-3.1-8B"
+    """Model whose tokenizer to download."""
 
-    revision: str = "main"
+    to: Annotated[Path | None, tyro.conf.arg(metavar="FOLDER", help_behavior_hint="")] = None
+    """Folder for the files; by default assets/hf/MODEL, where training looks for LLaMA-3's."""
+
+    hf_token: Annotated[str | None, tyro.conf.arg(metavar="TOKEN", help_behavior_hint="")] = None
+    """Token with read access; by default $HF_TOKEN, or the one that `hf auth login` stored."""
+
+    revision: Annotated[str, tyro.conf.arg(metavar="NAME")] = "main"
     """Branch, tag or commit."""
 
-    force: bool = False
-    """Replace files that are already there."""
+    force: Annotated[bool, tyro.conf.arg(help_behavior_hint="")] = False
+    """Replace existing files."""
 
     @property
     def folder(self) -> Path:
@@ -57,7 +57,11 @@ class Options:
 
 
 def main() -> int:
-    options = tyro.cli(Options, prog="python scripts/download_hf_assets.py")
+    options = tyro.cli(
+        Options,
+        prog="python scripts/download_hf_assets.py",
+        config=(tyro.conf.FlagCreatePairsOff,),
+    )
     try:
         written = download(options)
     except DownloadError as error:
@@ -68,46 +72,44 @@ def main() -> int:
 
 
 def download(options: Options) -> list[str]:
-    """Fetch the files, then put them into the folder; the names of those written.
+    """Download the files, then copy them into the folder; returns their names.
 
     Raises:
-        DownloadError: a file is already there, is missing on the hub, or cannot be had or written.
+        DownloadError: a file exists already, is missing on the hub, or cannot be read or written.
     """
-    there = [name for name in REQUIRED + OPTIONAL if (options.folder / name).exists()]
-    if there and not options.force:
+    names = REQUIRED + OPTIONAL
+    if not options.force and (there := [n for n in names if (options.folder / n).exists()]):
         raise DownloadError(
             f"--to {options.folder}: {', '.join(there)} already there: pass --force to replace"
         )
-    fetched: dict[str, Path] = {}
-    for name in tqdm(REQUIRED + OPTIONAL, "Downloading", unit=" files", delay=1):
-        try:
-            fetched[name] = _fetch(options, name)
-        except EntryNotFoundError:
-            if name in REQUIRED:
-                raise DownloadError(f"--repo {options.repo}: has no {name}: name another") from None
-            print(f"{options.repo} has no {name}: left out", file=sys.stderr)
+    snapshot = _snapshot(options)
+    fetched = [name for name in names if (snapshot / name).exists()]
+    if missing := set(REQUIRED) - set(fetched):
+        raise DownloadError(f"--repo {options.repo}: has no {min(missing)}: pass another model")
     try:
         options.folder.mkdir(parents=True, exist_ok=True)
-        for name, source in fetched.items():
-            _copy_whole(source, options.folder / name)
+        for name in fetched:
+            partial = options.folder / f".{name}.partial"
+            shutil.copyfile(snapshot / name, partial)
+            os.replace(partial, options.folder / name)
     except OSError as error:
         raise DownloadError(
             f"--to {options.folder}: cannot be written ({error.strerror}): choose another folder"
         ) from error
-    return list(fetched)
+    return fetched
 
 
-def _fetch(options: Options, name: str) -> Path:
-    """The file in the hub's cache.
-
-    Raises:
-        EntryNotFoundError: the repository has no such file.
-        DownloadError: it cannot be had.
-    """
+def _snapshot(options: Options) -> Path:
+    """The folder in the hub's cache that holds the files."""
     repo, known = f"--repo {options.repo}", options.hf_token or get_token()
     try:
         return Path(
-            hf_hub_download(options.repo, name, revision=options.revision, token=options.hf_token)
+            snapshot_download(
+                options.repo,
+                revision=options.revision,
+                token=options.hf_token,
+                allow_patterns=[*REQUIRED, *OPTIONAL],
+            )
         )
     except HFValidationError:
         raise DownloadError(f"{repo}: write OWNER/MODEL, as in the address of its page") from None
@@ -126,40 +128,15 @@ def _fetch(options: Options, name: str) -> Path:
     except RepositoryNotFoundError:
         remedy = "check --hf-token or HF_TOKEN" if known else "set HF_TOKEN or pass --hf-token"
         raise DownloadError(f"{repo}: not found; if it is private, {remedy}") from None
-    except LocalEntryNotFoundError as error:  # a kind of EntryNotFoundError
+    except LocalEntryNotFoundError as error:
+        cause = type(error.__cause__ or error).__name__
         raise DownloadError(
-            f"the hub cannot be reached ({_cause(error)}): check the network, the proxy variables "
+            f"{repo}: the hub cannot be reached ({cause}): check the network, the proxy variables "
             "and HF_ENDPOINT; or copy the folder from a machine that has it"
         ) from error
-    except EntryNotFoundError:
-        raise
-    except HfHubHTTPError as error:
-        status = error.response.status_code
-        if status in (401, 403):
-            raise DownloadError(
-                f"{repo}: the hub refuses the token ({status}): make a new one that can read"
-            ) from error
-        raise DownloadError(f"{repo}: the hub answers {status}: try again later") from error
-    except OSError as error:
-        raise DownloadError(
-            f"the download failed ({type(error).__name__}: {error.strerror or error}): run it again"
-        ) from error
-
-
-def _cause(error: BaseException) -> str:
-    """The kind of the error that began it."""
-    while error.__cause__ is not None:
-        error = error.__cause__
-    return type(error).__name__
-
-
-def _copy_whole(source: Path, target: Path) -> None:
-    partial = target.with_name(f".{target.name}.partial")
-    try:
-        shutil.copyfile(source, partial)
-        os.replace(partial, target)
-    finally:
-        partial.unlink(missing_ok=True)
+    except Exception as error:  # the hub's client raises many unrelated kinds
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise DownloadError(f"{repo}: the download failed ({reason}): run it again") from error
 
 
 if __name__ == "__main__":
