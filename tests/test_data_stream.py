@@ -5,7 +5,8 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -13,11 +14,14 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from datasets import IterableDataset
 from text_cases import small_encoder, texts
 from torchtitan.components.tokenizer import HuggingFaceTokenizer
 
 from train.data.loader import DataError, TextDataLoader
+from train.data.stream import DATASETS
 from train.data.windows import Batch
+from train.method.probe import draw_probe
 
 SEQ_LEN = 16
 FINEWEB_CARD = """---
@@ -265,6 +269,39 @@ def test_a_local_copy_without_text_is_refused(
     write_parquet(tmp_path / "data/x/0.parquet", FULL, field="body")
     with pytest.raises(DataError, match=r'--dataloader\.dataset fineweb-edu: no field "text"'):
         next(iter(build(tokenizer, tmp_path)))
+
+
+def test_the_probe_reads_only_the_documents_that_it_needs(
+    tokenizer: HuggingFaceTokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[int] = []
+
+    def documents() -> Iterator[dict[str, str]]:
+        for index, text in enumerate(DOCUMENTS):
+            read.append(index)
+            yield {"text": text}
+
+    entry = replace(
+        DATASETS["fineweb-edu"], loader=lambda path: IterableDataset.from_generator(documents)
+    )
+    monkeypatch.setitem(DATASETS, "fineweb-edu", entry)
+    config = TextDataLoader.Config(dataset="fineweb-edu", seed=3, num_workers=2)
+    inputs, _ = draw_probe(config, tokenizer, seq_len=SEQ_LEN, sequences=4)
+    assert inputs["input"].tolist() == stream_of(DOCUMENTS, tokenizer)[:4]
+    lengths = [len(tokenizer.encode(text, add_bos=True)) for text in DOCUMENTS]
+    needed = next(n for n in range(100) if sum(lengths[:n]) >= 4 * SEQ_LEN)
+    assert len(read) == needed
+
+
+def test_the_probe_is_the_same_for_every_seed_and_shuffle(
+    fineweb: Path, tokenizer: HuggingFaceTokenizer
+) -> None:
+    def probe(**options: int) -> list[list[int]]:
+        config = TextDataLoader.Config(dataset="fineweb-edu", dataset_path=str(fineweb), **options)
+        inputs, _ = draw_probe(config, tokenizer, seq_len=SEQ_LEN, sequences=4)
+        return inputs["input"].tolist()
+
+    assert probe() == probe(seed=5) == probe(shuffle_buffer=0)
 
 
 UNREACHABLE = """

@@ -33,7 +33,9 @@ def draw_probe(
         (inputs, labels) in the form of torchtitan's dataloaders, each of shape (sequences,
         seq_len); the same on every rank.
     """
-    reader = dataclasses.replace(dataloader, seed=PROBE_SEED).build(
+    # One document at a time, in this process: the shuffle of a stream would read thousands first.
+    single = dataclasses.replace(dataloader, seed=PROBE_SEED, shuffle_buffer=1, num_workers=0)
+    reader = single.build(
         dp_world_size=1,
         dp_rank=0,
         tokenizer=tokenizer,
