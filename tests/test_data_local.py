@@ -9,9 +9,13 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from harness import run, tiny
 from text_cases import small_encoder, texts
+from torchtitan.components.tokenizer import HuggingFaceTokenizer
 
 from train.data.cache import DataError
+from train.data.corpus import prepare_embedded
+from train.data.loader import document_encoder
 from train.data.local import (
     find_files,
     held_out_texts,
@@ -187,6 +191,23 @@ def test_a_single_document_is_refused_for_training_since_it_is_held_out(
     with pytest.raises(DataError, match=r"no document .*--dataset-path"):
         open_local(tmp_path / "a.txt", "train", encoder)
     assert open_local(tmp_path / "a.txt", "validation", encoder).meta.documents == 1
+
+
+@pytest.mark.parametrize("steps", [8, 24])
+def test_a_run_longer_than_its_data_logs_how_many_epochs_it_is(
+    corpus_cache: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, steps: int
+) -> None:
+    tokenizer = prepare_embedded().tokenizer
+    encoder = document_encoder(HuggingFaceTokenizer(tokenizer_path=str(tokenizer)))
+    windows = sum(len(document) for document in encoder.encode(texts(20))) // 32
+    write_texts(tmp_path / "data" / "train.jsonl", texts(20))
+    write_texts(tmp_path / "data" / "validation.jsonl", texts(40)[20:])
+    flags = ["--dataset", "local", "--dataset-path", str(tmp_path / "data")]
+    flags += ["--tokenizer", str(tokenizer), "--steps", str(steps)]
+    assert run(tiny(tmp_path / "run", "mup-no", *flags)).code == 0
+    epochs = steps * 4 / windows  # 4 sequences per step
+    logged = [r.getMessage() for r in caplog.records if "epochs" in r.getMessage()]
+    assert [f"{epochs:.1f} epochs" in line for line in logged] == [True] * (epochs > 1)
 
 
 def test_a_missing_path_is_refused(tmp_path: Path) -> None:

@@ -13,7 +13,8 @@ from torchtitan.trainer import Trainer
 from maxp import Graph
 from train import cpu, torch_compat
 from train.alignment_table import ALIGNMENTS, Table, kind, read_table
-from train.checks import check
+from train.checks import check, global_batch_size
+from train.data.loader import TextDataLoader
 from train.faults import limit_collectives
 from train.method.learning_rates import SiteGroups
 from train.method.methods import get_method
@@ -70,6 +71,8 @@ class MaxPTrainer(Trainer):
         if isinstance(self.metrics_processor, RunMetrics):
             self.metrics_processor.site_metrics = self.site_metrics
             self.metrics_processor.last_step = config.training.steps
+        if isinstance(self.dataloader, TextDataLoader):
+            self.dataloader.log_epochs(config.training.steps * global_batch_size(config))
         if self.measures:
             self.parametrization.capture_initial(self._draw_probe())
 

@@ -128,6 +128,17 @@ class TextDataLoader(BaseDataLoader):
             seq_len,
         )
 
+    def log_epochs(self, sequences: int) -> None:
+        """Warn if a run of this many sequences, over all its steps, repeats local data."""
+        if self.config.dataset != "local" or sequences <= self._loader.windows:
+            return
+        logger.warning(
+            "the run is %.1f epochs of the data: its %d sequences are more than the %d of "
+            "--dataset-path %s",
+            *(sequences / self._loader.windows, sequences, self._loader.windows),
+            self.config.dataset_path,
+        )
+
     def __iter__(self) -> Iterator[Batch]:
         return iter(self._loader)
 
