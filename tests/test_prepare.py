@@ -264,6 +264,21 @@ def test_a_limit_of_tokens_ends_with_the_document_that_reaches_it(
     assert (writer.meta.documents, writer.meta.count) == (5, lengths[4])
 
 
+def test_it_says_at_its_end_for_which_scales_the_tokens_are_too_few(
+    tmp_path: Path, hub: Path, tokenizer: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    prepare.prepare(options(hub, tokenizer, tmp_path / "to"))
+    line = next(line for line in capsys.readouterr().out.splitlines() if "one epoch" in line)
+    assert "too few for debug (9M), s1 (472M)" in line
+
+
+def test_ten_billion_tokens_are_enough_for_s3_and_too_few_for_s4_and_s5() -> None:
+    # 20 tokens for each of 0.24, 1.09 and 2.79 billion non-embedding parameters.
+    enough, too_few = prepare.scales_covered(10_000_000_000).split("; too few for ")
+    assert "s3," in enough
+    assert "s4 (21.8B), s5 (55.8B)" in too_few
+
+
 def test_other_flags_do_not_go_on(tmp_path: Path, hub: Path, tokenizer: Path) -> None:
     prepare.prepare(options(hub, tokenizer, tmp_path / "to", documents=5))
     before = tokens(tmp_path / "to")

@@ -20,6 +20,7 @@ from train.data.cache import DataError
 from train.data.sources import source
 from train.data.store import PREPARED, TOKENIZER, DocumentEncoder
 from train.data.writer import StoreWriter
+from train.model.scales import SCALES, compute_steps
 from train.run.files import write_whole
 
 BAD_INPUT = 2
@@ -115,9 +116,26 @@ def _prepare(options: Options, folder: Path) -> None:
         writer = StoreWriter(folder / split, encoder, plan)
         writer.write(text, max_documents=documents or math.inf, max_tokens=tokens or math.inf)
         print(f"{split}: {writer.meta}")
+        if split == "train":
+            print(f"one epoch, at 20 tokens per parameter: {scales_covered(writer.meta.count)}")
     print(
         f"train from it by --dataset local --dataset-path {folder} --tokenizer {folder / TOKENIZER}"
     )
+
+
+def scales_covered(tokens: int) -> str:
+    """For which scales this many tokens are enough without a second epoch, and for which not."""
+    needed = {
+        name: compute_steps(scale) * scale.global_batch_size * scale.seq_len
+        for name, scale in SCALES.items()
+    }
+    enough = ", ".join(name for name, count in needed.items() if count <= tokens) or "no scale"
+    too_few = ", ".join(f"{n} ({_short(count)})" for n, count in needed.items() if count > tokens)
+    return f"enough for {enough}" + (f"; too few for {too_few}" if too_few else "")
+
+
+def _short(count: int) -> str:
+    return f"{count / 1e9:.1f}B" if count >= 1e9 else f"{count / 1e6:.0f}M"
 
 
 def _encoder(options: Options) -> tuple[DocumentEncoder, Path]:
