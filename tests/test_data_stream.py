@@ -249,7 +249,7 @@ def test_another_number_of_ranks_is_refused(fineweb: Path, tokenizer: HuggingFac
 
 
 def test_a_missing_local_copy_is_refused(tokenizer: HuggingFaceTokenizer, tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"--dataloader\.dataset_path .*missing: no such folder"):
+    with pytest.raises(DataError, match=r"--dataset-path .*missing: no such folder"):
         build(tokenizer, tmp_path / "missing")
 
 
@@ -267,7 +267,7 @@ def test_a_local_copy_without_text_is_refused(
 ) -> None:
     (tmp_path / "README.md").write_text(FINEWEB_CARD)
     write_parquet(tmp_path / "data/x/0.parquet", FULL, field="body")
-    with pytest.raises(DataError, match=r'--dataloader\.dataset fineweb-edu: no field "text"'):
+    with pytest.raises(DataError, match=r'--dataset fineweb-edu: no field "text"'):
         next(iter(build(tokenizer, tmp_path)))
 
 
@@ -305,10 +305,9 @@ def test_the_probe_is_the_same_for_every_seed_and_shuffle(
 
 
 UNREACHABLE = """
-from train.data.stream import StreamLoader
-StreamLoader(dataset="fineweb-edu", dataset_path=None, tokenizer=None, seq_len=8, batch_size=1,
-    dp_rank=0, dp_world_size=1, seed=0, shuffle_buffer=0, infinite=True, num_workers=0,
-    snapshot_every_n_steps=None)
+from train.data.loader import TextDataLoader
+TextDataLoader.Config(dataset="fineweb-edu").build(
+    dp_world_size=1, dp_rank=0, tokenizer=None, seq_len=8, local_batch_size=1)
 """
 
 
@@ -328,5 +327,5 @@ def test_an_unreachable_hub_is_one_line_with_the_ways_out(
         timeout=300,
     )
     last = done.stderr.strip().splitlines()[-1]
-    assert last.startswith("train.data.cache.DataError: --dataloader.dataset fineweb-edu cannot")
-    assert "--dataloader.dataset embedded" in last
+    assert last.startswith("train.data.cache.DataError: --dataset fineweb-edu cannot")
+    assert "pass --dataset embedded" in last

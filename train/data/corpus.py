@@ -83,8 +83,13 @@ def prepare_embedded(cache_dir: Path | None = None) -> EmbeddedCorpus:
 
 @lru_cache(maxsize=8)  # every validation asks again
 def _prepare_embedded(cache_dir: Path) -> EmbeddedCorpus:
+    return prepare_corpus(embedded_documents(), cache_dir)
+
+
+def embedded_documents() -> list[Document]:
+    """The sources of this Python's standard library."""
     root = Path(sysconfig.get_path("stdlib"))
-    return prepare_corpus(read_documents(root, source_files(root)), cache_dir)
+    return read_documents(root, source_files(root))
 
 
 def prepare_corpus(

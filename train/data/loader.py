@@ -16,8 +16,6 @@ from train.data.store import DocumentEncoder, TokenStore, is_prepared, open_prep
 from train.data.stream import STREAMS, VALIDATION, StreamLoader
 from train.data.windows import Batch, WindowLoader
 
-__all__ = ["DATASET_NAMES", "DataError", "TextDataLoader", "document_encoder"]
-
 logger = logging.getLogger(__name__)
 
 DATASET_NAMES = ("embedded", "local", *STREAMS)
@@ -94,18 +92,20 @@ class TextDataLoader(BaseDataLoader):
         self._loader: WindowLoader | StreamLoader
         if config.dataset in STREAMS:
             self._loader = StreamLoader(
-                dataset=config.dataset if training else VALIDATION,
+                dataset_name=config.dataset if training else VALIDATION,
                 dataset_path=config.dataset_path,
                 tokenizer=tokenizer,
                 seq_len=seq_len,
-                batch_size=local_batch_size,
                 dp_rank=dp_rank,
                 dp_world_size=dp_world_size,
+                infinite=config.infinite,
                 seed=config.seed,
                 shuffle_buffer=config.shuffle_buffer if training else 0,
-                infinite=config.infinite,
-                num_workers=config.num_workers,
-                snapshot_every_n_steps=snapshot_every_n_steps,
+                loading={
+                    "batch_size": local_batch_size,
+                    "num_workers": config.num_workers,
+                    "snapshot_every_n_steps": snapshot_every_n_steps,
+                },
             )
             return
         store = _open_store(config, document_encoder(tokenizer))

@@ -43,20 +43,30 @@ def open_local(path: Path, split: str, encoder: DocumentEncoder) -> TokenStore:
     Raises:
         DataError: no such path, nothing usable in it, no "text" field, or an unreadable file.
     """
-    files = find_files(path)
-    key = _store_key(path, files, encoder)
+    texts, files = local_texts(path, split)
+    key = hashlib.sha256(f"{path.resolve()}\n{encoder.digest}\n{files}".encode()).hexdigest()
     folder = cache_root() / f"local-{key[:16]}-{split}"
-    train, validation = split_files(path, files)
 
-    def build(scratch: Path) -> None:
-        if split == "validation":
-            texts = held_out_texts(train, validation)
-        else:
-            texts = training_texts(train, validation)
-        write_store(scratch, texts, encoder, source=key, label=f"{path} {split}")
+    def build(folder: Path) -> None:
+        write_store(folder, texts(), encoder, source=key, label=f"{path} {split}")
 
     build_once(folder, build)
     return TokenStore.open(folder)
+
+
+def local_texts(path: Path, split: str) -> tuple[Callable[[], Iterator[str]], str]:
+    """A function that reads the texts of one split, and what identifies the files of both.
+
+    Raises:
+        DataError: no such path, or nothing usable in it.
+    """
+    files = find_files(path)
+    read = held_out_texts if split == "validation" else training_texts
+    identity = ""
+    for file in files:
+        status = file.stat()
+        identity += f"{file.relative_to(path)}\t{status.st_size}\t{status.st_mtime_ns}\n"
+    return partial(read, *split_files(path, files)), identity
 
 
 def find_files(path: Path) -> list[Path]:
@@ -169,11 +179,3 @@ def _json_rows(lines: Iterable[dict[str, str]], where: str) -> Iterator[dict[str
 
 def _digest(text: str) -> bytes:
     return hashlib.blake2b(text.encode(errors="surrogatepass"), digest_size=16).digest()
-
-
-def _store_key(path: Path, files: Iterable[Path], encoder: DocumentEncoder) -> str:
-    key = hashlib.sha256(f"{path.resolve()}\n{encoder.digest}\n".encode())
-    for file in files:
-        status = file.stat()
-        key.update(f"{file.relative_to(path)}\t{status.st_size}\t{status.st_mtime_ns}\n".encode())
-    return key.hexdigest()

@@ -1,14 +1,13 @@
 """The texts of a split in an order that never changes, from any position: what `prepare` reads."""
 
 import hashlib
-import sysconfig
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from train.data.cache import DataError, one_line
-from train.data.corpus import read_documents, source_files, split_documents
-from train.data.local import find_files, held_out_texts, split_files, training_texts
+from train.data.corpus import embedded_documents, split_documents
+from train.data.local import local_texts
 from train.data.writer import CountedText, Text
 
 
@@ -20,21 +19,13 @@ class HubText:
     """
 
     def __init__(self, dataset: str, path: Path | None) -> None:
-        # Here, because it brings torch.
+        # Here, because it imports torch.
         from train.data.stream import DATASETS
 
         self.plan = {"dataset": dataset}
         entry = DATASETS[dataset]
         self._text = entry.sample_processor
-        if path is not None and not path.is_dir():
-            raise DataError(f"{path}: no such folder")
-        try:
-            self._data = entry.loader(str(path) if path else entry.path)
-        except Exception as error:  # the hub's client raises a dozen unrelated kinds
-            raise DataError(
-                f"{path or 'the hub'}: {dataset} cannot be opened ({one_line(error)}): "
-                "check the network, or pass --dataset-path or --validation-path with a local copy"
-            ) from error
+        self._data = entry.loader(str(path) if path else entry.path)
 
     def start(self, position: Any) -> None:
         if position is not None:
@@ -88,20 +79,13 @@ def source(dataset: str, split: str, path: Path | None, validation_path: Path | 
 
 
 def _embedded(split: str) -> CountedText:
-    root = Path(sysconfig.get_path("stdlib"))
-    documents = split_documents(read_documents(root, source_files(root)))[split == "validation"]
-    key = hashlib.sha256("".join(document.digest for document in documents).encode())
+    documents = split_documents(embedded_documents())[split == "validation"]
+    content = hashlib.sha256("".join(document.digest for document in documents).encode())
     texts = [document.text for document in documents]
-    return CountedText({"dataset": "embedded", "content": key.hexdigest()}, lambda: iter(texts))
+    return CountedText({"dataset": "embedded", "content": content.hexdigest()}, lambda: texts)
 
 
 def _local(path: Path, split: str) -> CountedText:
-    files = find_files(path)
-    train, validation = split_files(path, files)
-    key = hashlib.sha256()
-    for file in files:
-        status = file.stat()
-        key.update(f"{file.relative_to(path)}\t{status.st_size}\t{status.st_mtime_ns}\n".encode())
-    texts = training_texts if split == "train" else held_out_texts
-    plan = {"dataset": "local", "content": key.hexdigest()}
-    return CountedText(plan, lambda: texts(train, validation))
+    texts, files = local_texts(path, split)
+    content = hashlib.sha256(files.encode())
+    return CountedText({"dataset": "local", "content": content.hexdigest()}, texts)

@@ -7,7 +7,6 @@ resumes at the world size that it started with.
 """
 
 from collections.abc import Iterator
-from dataclasses import replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -16,7 +15,6 @@ from typing import Any
 import numpy as np
 from datasets import IterableDataset, load_dataset
 from torchtitan.components.dataloader import ParallelAwareDataloader
-from torchtitan.components.tokenizer import BaseTokenizer
 from torchtitan.hf_datasets import DatasetConfig
 from torchtitan.hf_datasets.text_datasets import DATASETS, HuggingFaceTextDataset
 
@@ -24,26 +22,45 @@ from train.data.cache import DataError, one_line
 from train.data.local import text_field
 
 VALIDATION = "c4_validation"
-STREAMS = ("fineweb-edu", "fineweb-edu-100bt", "fineweb-edu-10bt", "c4")
+_FINEWEB, _C4 = "HuggingFaceFW/fineweb-edu", "allenai/c4"
+_HUB = {  # repository, configuration, split
+    "fineweb-edu": (_FINEWEB, "default", "train"),
+    "fineweb-edu-100bt": (_FINEWEB, "sample-100BT", "train"),
+    "fineweb-edu-10bt": (_FINEWEB, "sample-10BT", "train"),
+    "c4": (_C4, "en", "train"),
+    VALIDATION: (_C4, "en", "validation"),
+}
+STREAMS = tuple(name for name in _HUB if name != VALIDATION)
 
 
-def _load(path: str, name: str) -> IterableDataset:
-    return load_dataset(path, name=name, split="train", streaming=True)
+def _open(path: str, *, dataset: str) -> IterableDataset:
+    repository, name, split = _HUB[dataset]
+    what, flag = f"--dataset {dataset}", "--dataset-path"
+    if dataset == VALIDATION:
+        what = "the validation data"
+        flag = "--validator.dataloader.dataset_path (of train.prepare: --validation-path)"
+    if path != repository and not Path(path).is_dir():
+        raise DataError(f"{flag} {path}: no such folder")
+    try:
+        return load_dataset(path, name=name, split=split, streaming=True)
+    except Exception as error:  # the hub's client raises a dozen unrelated kinds
+        if path != repository:
+            raise DataError(
+                f"{flag} {path} is no copy of the hub's folder {repository}, README.md included "
+                f"({one_line(error)})"
+            ) from error
+        raise DataError(
+            f"{what} cannot be opened on the Hugging Face hub ({one_line(error)}): "
+            f"check the network, pass a local copy of {repository} by {flag}, or pass --dataset "
+            "embedded"
+        ) from error
 
 
-def _text(row: dict[str, Any], dataset: str) -> str:
-    return text_field(row, f"--dataloader.dataset {dataset}")
-
-
-for _dataset, _name in zip(STREAMS, ("default", "sample-100BT", "sample-10BT"), strict=False):
+for _dataset in _HUB:
     DATASETS[_dataset] = DatasetConfig(
-        path="HuggingFaceFW/fineweb-edu",
-        loader=partial(_load, name=_name),
-        sample_processor=partial(_text, dataset=_dataset),
-    )
-for _dataset in ("c4", VALIDATION):  # torchtitan's entries, with a message for a missing field
-    DATASETS[_dataset] = replace(
-        DATASETS[_dataset], sample_processor=partial(_text, dataset=_dataset)
+        path=_HUB[_dataset][0],
+        loader=partial(_open, dataset=_dataset),
+        sample_processor=partial(text_field, where=f"--dataset {_dataset}"),
     )
 
 
@@ -113,8 +130,8 @@ class _ShuffledText(HuggingFaceTextDataset):
 
     _data: IterableDataset | BlockShuffle
 
-    def __init__(self, *, seed: int, shuffle_buffer: int, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
+    def __init__(self, *, seed: int, shuffle_buffer: int, **options: Any) -> None:
+        super().__init__(**options)
         if shuffle_buffer:
             self._data = BlockShuffle(self._data, seed=seed, block=shuffle_buffer)
 
@@ -123,55 +140,19 @@ class StreamLoader(ParallelAwareDataloader):
     """One rank's batches of a hub dataset.
 
     Args:
-        dataset: a name in ``DATASETS``.
-        dataset_path: a local copy of the hub's folder, with its README.md; None for the hub.
-        shuffle_buffer: documents to a block of the shuffle; 0 for the dataset's own order.
+        loading: of torchtitan's ``ParallelAwareDataloader``.
+        text: of torchtitan's ``HuggingFaceTextDataset``, and ``seed`` and ``shuffle_buffer``:
+            documents per block of the shuffle, 0 for the dataset's own order.
 
     Raises:
         DataError: the local copy is missing or of another layout, or the hub cannot be reached.
     """
 
     def __init__(
-        self,
-        *,
-        dataset: str,
-        dataset_path: str | None,
-        tokenizer: BaseTokenizer,
-        seq_len: int,
-        batch_size: int,
-        dp_rank: int,
-        dp_world_size: int,
-        seed: int,
-        shuffle_buffer: int,
-        infinite: bool,
-        num_workers: int,
-        snapshot_every_n_steps: int | None,
+        self, *, dp_rank: int, dp_world_size: int, loading: dict[str, Any], **text: Any
     ) -> None:
-        if dataset_path is not None and not Path(dataset_path).is_dir():
-            raise DataError(f"--dataloader.dataset_path {dataset_path}: no such folder")
-        try:
-            stream = _ShuffledText(
-                dataset_name=dataset,
-                dataset_path=dataset_path,
-                tokenizer=tokenizer,
-                seq_len=seq_len,
-                dp_rank=dp_rank,
-                dp_world_size=dp_world_size,
-                infinite=infinite,
-                seed=seed,
-                shuffle_buffer=shuffle_buffer,
-            )
-        except Exception as error:  # the hub's client raises a dozen unrelated kinds
-            message = _unavailable(dataset, dataset_path, one_line(error))
-            raise DataError(message) from error
-        super().__init__(
-            stream,
-            dp_rank=dp_rank,
-            dp_world_size=dp_world_size,
-            batch_size=batch_size,
-            num_workers=num_workers,
-            snapshot_every_n_steps=snapshot_every_n_steps,
-        )
+        ranks = {"dp_rank": dp_rank, "dp_world_size": dp_world_size}
+        super().__init__(_ShuffledText(**ranks, **text), **ranks, **loading)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue exactly, at the world size of the checkpoint.
@@ -182,19 +163,7 @@ class StreamLoader(ParallelAwareDataloader):
         if state and state["world_size"] != self.dp_world_size:
             raise DataError(
                 f"the checkpoint's stream was split between {state['world_size']} data-parallel "
-                f"ranks, now there are {self.dp_world_size}: resume at that number, or start the "
-                "data over with --checkpoint.exclude_from_loading dataloader"
+                f"ranks, now there are {self.dp_world_size}: resume with that number, or restart "
+                "the data with --checkpoint.exclude_from_loading dataloader"
             )
         super().load_state_dict(state)
-
-
-def _unavailable(dataset: str, dataset_path: str | None, reason: str) -> str:
-    if dataset_path is not None:
-        return (
-            f"--dataloader.dataset_path {dataset_path} is no copy of the hub's folder of "
-            f"{dataset}, README.md included ({reason})"
-        )
-    return (
-        f"--dataloader.dataset {dataset} cannot be opened on the Hugging Face hub ({reason}): pass "
-        "--dataloader.dataset_path with a local copy, or --dataloader.dataset embedded"
-    )
