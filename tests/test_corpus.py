@@ -109,7 +109,7 @@ def test_the_embedded_corpus_refuses_another_tokenizer(
     monkeypatch.setenv("MAXP_CACHE", str(embedded.folder.parent))
     small_encoder(tmp_path / "other")
     tokenizer = HuggingFaceTokenizer(tokenizer_path=str(tmp_path / "other"))
-    with pytest.raises(DataError, match=re.escape(f"--hf_assets_path {embedded.tokenizer}")):
+    with pytest.raises(DataError, match=re.escape(f"--tokenizer {embedded.tokenizer}")):
         TextDataLoader.Config().build(
             dp_world_size=1, dp_rank=0, tokenizer=tokenizer, seq_len=128, local_batch_size=1
         )

@@ -269,7 +269,7 @@ def test_it_says_at_its_end_for_which_scales_the_tokens_are_too_few(
 ) -> None:
     prepare.prepare(options(hub, tokenizer, tmp_path / "to"))
     line = next(line for line in capsys.readouterr().out.splitlines() if "one epoch" in line)
-    assert "too few for debug (9M), s1 (472M)" in line
+    assert "enough for no scale; too few for s1 (472M)" in line
 
 
 def test_ten_billion_tokens_are_enough_for_s3_and_too_few_for_s4_and_s5() -> None:

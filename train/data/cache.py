@@ -1,4 +1,4 @@
-"""Where prepared data lives, and how it is prepared once by however many processes need it."""
+"""The folder of prepared data, and how concurrent processes prepare it only once."""
 
 import logging
 import os
@@ -16,12 +16,12 @@ class DataError(ValueError):
 
 
 def one_line(error: Exception) -> str:
-    """The kind of an error and the first line of its message, to quote in a `DataError`."""
+    """The type of an error and the first line of its message, to quote in a `DataError`."""
     return f"{type(error).__name__}: {error}".splitlines()[0].removesuffix(": ")
 
 
 def cache_root() -> Path:
-    """``$MAXP_CACHE``, else ``$XDG_CACHE_HOME/maxp``, else ``~/.cache/maxp``; not created."""
+    """``$MAXP_CACHE``, else ``$XDG_CACHE_HOME/maxp``, else ``~/.cache/maxp``; it may not exist."""
     if own := os.environ.get("MAXP_CACHE"):
         return Path(own).expanduser()
     if shared := os.environ.get("XDG_CACHE_HOME"):
@@ -30,10 +30,10 @@ def cache_root() -> Path:
 
 
 def build_once(folder: Path, build: Callable[[Path], None]) -> None:
-    """Make ``folder`` by ``build(partial)`` unless it exists; it appears whole or not at all.
+    """Make ``folder`` by calling ``build``, unless it exists; it appears whole or not at all.
 
-    ``build`` gets an empty folder beside the final one, which is renamed when it returns. Processes
-    that ask at once wait on a lock file, and find the folder made.
+    ``build`` fills an empty folder beside the final one, which is renamed when it returns. One of
+    several concurrent processes calls it; the others wait on a lock file.
 
     Raises:
         DataError: the parent of ``folder`` cannot be written.
@@ -47,13 +47,13 @@ def build_once(folder: Path, build: Callable[[Path], None]) -> None:
     except OSError as error:
         raise DataError(
             f"cannot write the data cache {folder.parent} ({error.strerror}): "
-            "set MAXP_CACHE to a folder that can be written"
+            "set MAXP_CACHE to a writable folder"
         ) from error
     try:
         if folder.is_dir():
             return
         partial = folder.with_name(f"{folder.name}.partial")
-        shutil.rmtree(partial, ignore_errors=True)  # what a killed process left
+        shutil.rmtree(partial, ignore_errors=True)  # left by a killed process
         partial.mkdir()
         try:
             build(partial)
@@ -68,5 +68,5 @@ def _acquire(lock: FileLock, folder: Path) -> None:
     try:
         lock.acquire(timeout=0)
     except Timeout:
-        logger.info("Waiting for another process to prepare %s", folder)
+        logger.info("waiting for another process to prepare %s", folder)
         lock.acquire()

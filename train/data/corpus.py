@@ -1,11 +1,11 @@
-"""The embedded corpus: text that is on any machine with Python, for training without a network.
+"""The embedded corpus: text that every machine with Python has, to train without a network.
 
-The documents are the sources of Python's standard library, about 10 MB, one file each. About one
-file in twenty is held out, chosen by a hash of its name; a file whose content was seen before is
-left out, so no held-out text is ever trained on. A byte-level BPE of 4,096 tokens is trained on the
-training files alone. All of it depends only on the sources and on the version of `tokenizers`:
-equal inputs give byte-identical files. Sources differ between Python versions, and between builds
-of one version (some distributions leave parts out), so only losses of equal caches compare.
+Each source file of Python's standard library is a document, about 10 MB in all. A hash of the name
+holds out about one file in twenty. Copies of earlier files are left out, so held-out text is never
+trained on. A byte-level BPE of 4,096 tokens is trained on the training files alone. The result
+depends only on the sources and on the version of `tokenizers`: equal inputs give byte-identical
+files. The sources differ between Python versions, and between builds of one version (some
+distributions leave parts out), so compare losses only between machines with the same sources.
 """
 
 import hashlib
@@ -32,19 +32,19 @@ logger = logging.getLogger(__name__)
 BOS_TOKEN = "<|begin_of_text|>"
 EOS_TOKEN = "<|end_of_text|>"
 
-# Installed packages, test suites, and generated tables: not prose that a person wrote.
+# Installed packages, test suites and generated tables: not written by people as prose.
 _LEFT_OUT_FOLDERS = frozenset(
     {"site-packages", "dist-packages", "__pycache__", "test", "tests", "idle_test"}
     | {"encodings", "pydoc_data"}
 )
 _LEFT_OUT_FILES = ("_sysconfigdata", "sitecustomize", "usercustomize")
 _HELD_OUT_ONE_IN = 20
-_FORMAT = 1  # raise when equal sources would give other files
+_FORMAT = 1  # increase when equal sources would give different files
 
 
 @dataclass(frozen=True)
 class Document:
-    """A source file: its path relative to the corpus (with ``/``), and its text."""
+    """A source file: its path relative to the root (with ``/``), and its text."""
 
     name: str
     text: str
@@ -73,10 +73,10 @@ def prepare_embedded(cache_dir: Path | None = None) -> EmbeddedCorpus:
     """The corpus of this Python's standard library, prepared on first use (seconds).
 
     Args:
-        cache_dir: where prepared corpora live; default `train.data.cache.cache_root`.
+        cache_dir: folder of prepared corpora; default `train.data.cache.cache_root`.
 
     Raises:
-        DataError: no sources on this machine, an unwritable cache, or a damaged store in it.
+        DataError: this Python has no sources, or the cache is not writable or damaged.
     """
     return _prepare_embedded((cache_dir or cache_root()).resolve())
 
@@ -95,7 +95,7 @@ def embedded_documents() -> list[Document]:
 def prepare_corpus(
     documents: Sequence[Document], cache_dir: Path, vocab_size: int = VOCAB_SIZE
 ) -> EmbeddedCorpus:
-    """Split, train the tokenizer, tokenize; or open what an earlier call with equal input made."""
+    """Split, train the tokenizer and tokenize, or open the result of an earlier equal call."""
     key = _corpus_key(documents, vocab_size)
     folder = cache_dir / f"embedded-{key[:16]}"
 
@@ -116,7 +116,7 @@ def prepare_corpus(
 
 
 def source_files(root: Path) -> list[Path]:
-    """The ``.py`` files under ``root`` that belong to the corpus, sorted; links are left out."""
+    """The ``.py`` files under ``root`` that belong to the corpus, sorted, without links."""
     return sorted(
         path
         for path in root.rglob("*.py")
@@ -127,7 +127,7 @@ def source_files(root: Path) -> list[Path]:
 
 
 def read_documents(root: Path, files: Iterable[Path]) -> list[Document]:
-    """One document a file, named relative to ``root``; files that are not UTF-8 are counted."""
+    """One document per file, named relative to ``root``; files that are not UTF-8 are left out."""
     documents: list[Document] = []
     undecodable = 0
     for path in files:
@@ -143,7 +143,7 @@ def read_documents(root: Path, files: Iterable[Path]) -> list[Document]:
 
 
 def split_documents(documents: Iterable[Document]) -> tuple[list[Document], list[Document]]:
-    """Training and held-out documents, each in the order of their names, with no text in both.
+    """Training and held-out documents, each sorted by name; no text is in both.
 
     Raises:
         DataError: one of the two is empty.
@@ -162,7 +162,7 @@ def split_documents(documents: Iterable[Document]) -> tuple[list[Document], list
     if not all(splits):
         raise DataError(
             f"the embedded corpus has {len(splits[0])} training and {len(splits[1])} held-out "
-            "files: this Python carries too few sources, pass --dataloader.dataset local"
+            "files, because this Python comes with too few sources: pass --dataset local"
         )
     return splits
 
@@ -187,7 +187,8 @@ def train_tokenizer(
     tokenizer.train_from_iterator(progress(texts, desc="Training the tokenizer", delay=1), trainer)
     if tokenizer.get_vocab_size() != vocab_size:
         raise DataError(
-            f"the corpus gives {tokenizer.get_vocab_size()} of {vocab_size} tokens: it is too short"
+            f"the corpus is too short: it gives only {tokenizer.get_vocab_size()} of {vocab_size} "
+            "tokens; pass --dataset local"
         )
     folder.mkdir()
     tokenizer.save(str(folder / "tokenizer.json"))
@@ -202,7 +203,7 @@ def train_tokenizer(
 
 
 def _is_held_out(name: str) -> bool:
-    # By name, so that a file stays on its side when others come or go.
+    # By name, so that a file stays in its split when other files are added or removed.
     return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8]) % _HELD_OUT_ONE_IN == 0
 
 

@@ -1,4 +1,4 @@
-"""The text data of a run: one dataloader for the embedded corpus, local files and hub datasets."""
+"""The dataloader of a run, for the embedded corpus, local files and hub datasets."""
 
 import logging
 from collections.abc import Iterator
@@ -25,10 +25,10 @@ class TextDataLoader(BaseDataLoader):
     """One data-parallel rank's batches of text.
 
     Yields ``({"input", "positions"}, labels)``, each a LongTensor of shape ``(local_batch_size,
-    seq_len)``. The order of the data depends on the seed alone, for hub datasets also on the number
-    of data-parallel ranks (and workers), between which documents are split. Iterating continues
-    from the position that `load_state_dict` set, exactly: for ``embedded`` and ``local`` at any
-    number of ranks, for hub datasets at the saved one.
+    seq_len)``. The order of the data depends only on the seed; for hub datasets, whose documents
+    are split between data-parallel ranks and workers, also on their number. `load_state_dict`
+    restores the exact position: for ``embedded`` and ``local`` with any number of ranks, for hub
+    datasets with the number that the position was saved with.
 
     Raises:
         DataError: the data cannot be used; the message names the flag and the remedy.
@@ -37,31 +37,31 @@ class TextDataLoader(BaseDataLoader):
     @dataclass(kw_only=True, slots=True)
     class Config(BaseDataLoader.Config):
         dataset: str = "embedded"
-        """What to read: "embedded" (the standard library's sources; needs no network), "local"
-        (files under dataset_path), or a hub dataset: "fineweb-edu", "fineweb-edu-100bt",
-        "fineweb-edu-10bt", "c4"."""
+        """Data to read: "embedded" (the sources of Python's standard library; needs no network),
+        "local" (files under dataset_path), or a hub dataset: "fineweb-edu", "fineweb-edu-100bt",
+        "fineweb-edu-10bt" or "c4"."""
 
         dataset_path: str | None = None
-        """For "local": a .jsonl, .jsonl.gz, .parquet or .txt file, a folder of them, or one that
-        `python -m train.prepare` made. For a hub dataset: a local copy of its folder (for
-        validation, of allenai/c4)."""
+        """For "local": a .jsonl, .jsonl.gz, .parquet or .txt file, a folder of such files, or a
+        folder that `python -m train.prepare` wrote. For a hub dataset: a local copy of its folder
+        (for validation, of allenai/c4)."""
 
         split: Literal["train", "validation"] = "train"
-        """Which part. The held-out part of every hub dataset is c4's validation split."""
+        """Split to read. For every hub dataset, "validation" is c4's validation split."""
 
         seed: int = 0
-        """Seed of the order of the training data, and of nothing else."""
+        """Seed of the order of the training data."""
 
         infinite: bool = True
-        """Whether to go on with another epoch at the end of the data."""
+        """Whether to start another epoch at the end of the data."""
 
         shuffle_buffer: int = 10_000
-        """For hub datasets: documents shuffled at a time; 0 keeps the dataset's order.
-        Validation is never shuffled."""
+        """For hub datasets: number of consecutive documents to shuffle; 0 keeps the dataset's
+        order. Validation data is never shuffled."""
 
         num_workers: int = 0
-        """For hub datasets: processes that read and tokenize, on each rank; 0 does it in the
-        training process."""
+        """For hub datasets: processes per rank that read and tokenize; 0 uses the training
+        process."""
 
         def __post_init__(self) -> None:
             if self.dataset not in DATASET_NAMES:
@@ -118,58 +118,55 @@ class TextDataLoader(BaseDataLoader):
             seed=config.seed if training else None,
             infinite=config.infinite,
         )
+        windows = self._loader.windows
         logger.info(
-            "%s %s: %d tokens of %d documents, %d windows of %d",
+            "%s %s: %s; %d windows of %d",
             config.dataset,
             config.split,
-            store.meta.count,
-            store.meta.documents,
-            self._loader.windows,
+            store.meta,
+            windows,
             seq_len,
         )
 
     def log_epochs(self, sequences: int) -> None:
         """Warn if a run of this many sequences, over all its steps, repeats local data."""
-        if self.config.dataset != "local" or sequences <= self._loader.windows:
-            return
-        logger.warning(
-            "the run is %.1f epochs of the data: its %d sequences are more than the %d of "
-            "--dataset-path %s",
-            *(sequences / self._loader.windows, sequences, self._loader.windows),
-            self.config.dataset_path,
-        )
+        if self.config.dataset == "local" and sequences > (windows := self._loader.windows):
+            logger.warning(
+                "--dataset-path %s holds %d sequences: the run reads %d, which is %.1f epochs",
+                *(self.config.dataset_path, windows, sequences, sequences / windows),
+            )
 
     def __iter__(self) -> Iterator[Batch]:
         return iter(self._loader)
 
     def state_dict(self) -> dict[str, Any]:
-        """The position in the data: after the last batch that was handed out."""
+        """The position in the data after the last batch that was yielded."""
         return self._loader.state_dict()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continue from a saved position; an empty state is the beginning.
 
         Raises:
-            DataError: the position is of other data, or (hub datasets) of another world size.
+            DataError: the position is from other data, or (hub datasets) another number of ranks.
         """
         self._loader.load_state_dict(state_dict)
 
 
 def document_encoder(tokenizer: BaseTokenizer) -> DocumentEncoder:
-    """The encoder of torchtitan's tokenizer.
+    """The encoder that uses torchtitan's tokenizer.
 
     Raises:
-        DataError: it is of another class, or names no BOS or EOS.
+        DataError: the tokenizer is of an unsupported class, or has no BOS or EOS token.
     """
     if not isinstance(tokenizer, HuggingFaceTokenizer):
         raise DataError(
-            f"the tokenizer is a {type(tokenizer).__name__}: --dataloader.dataset embedded and "
-            "local need a HuggingFaceTokenizer"
+            f"the tokenizer is a {type(tokenizer).__name__}: --dataset embedded and local need a "
+            "HuggingFaceTokenizer"
         )
     if tokenizer.bos_id is None or tokenizer.eos_id is None:
         raise DataError(
-            f"the tokenizer in {tokenizer.tokenizer_path} lacks a bos_token or eos_token: name "
-            "both in its tokenizer_config.json, or pass another --hf_assets_path"
+            f"the tokenizer in {tokenizer.tokenizer_path} lacks a bos_token or eos_token: set "
+            "both in its tokenizer_config.json, or pass another --tokenizer"
         )
     return DocumentEncoder(tokenizer.tokenizer, tokenizer.bos_id, tokenizer.eos_id)
 
@@ -180,8 +177,7 @@ def _open_store(config: TextDataLoader.Config, encoder: DocumentEncoder) -> Toke
         store = corpus.train if config.split == "train" else corpus.validation
         if store.meta.encoder != encoder.digest:
             raise DataError(
-                "--dataloader.dataset embedded has its own tokenizer: "
-                f"pass --hf_assets_path {corpus.tokenizer}"
+                f"--dataset embedded has its own tokenizer: pass --tokenizer {corpus.tokenizer}"
             )
         return store
     if config.dataset_path is None:

@@ -1,8 +1,8 @@
 """Local text: a file or folder of jsonl, parquet or txt, tokenized once into the cache.
 
-Rows are read by Hugging Face `datasets`, from the field ``text``; a ``.txt`` file is one document.
-Files with "validation" in their path below the folder are held out; where there are none, every
-50th document is. A training document whose text is also held out is left out.
+Hugging Face `datasets` reads the field ``text`` of each row; a ``.txt`` file is one document. Files
+with "validation" in their path relative to the folder are held out. If there are none, every 50th
+document is. Training documents with the text of a held-out one are left out.
 """
 
 import glob
@@ -21,9 +21,9 @@ from train.data.writer import write_store
 
 logger = logging.getLogger(__name__)
 
-# Suffix -> reader. Lines of JSON are read as text: the json reader guesses types from the first
-# rows and fails on later ones that differ in fields we do not need. And none is `load_dataset`,
-# which calls the hub to count its use even where all files are local.
+# Reader by suffix. JSON lines are read as text: the JSON reader guesses types from the first rows
+# and fails on later rows that differ in fields we do not need. `load_dataset` is not used, because
+# it calls the hub to count downloads even if all files are local.
 READERS: dict[str, Callable[[list[str]], IterableDataset]] = {
     ".jsonl": IterableDataset.from_text,
     ".jsonl.gz": IterableDataset.from_text,
@@ -38,10 +38,11 @@ _FLAG = "--dataset-path"
 def open_local(path: Path, split: str, encoder: DocumentEncoder) -> TokenStore:
     """The token store of one split of ``path``, tokenized on first use.
 
-    It is made again when a file's name, size or time changes, or the tokenizer.
+    It is built again when the tokenizer or the name, size or time of a file changes.
 
     Raises:
-        DataError: no such path, nothing usable in it, no "text" field, or an unreadable file.
+        DataError: the path does not exist or holds no usable file, a row has no field "text", or a
+            file cannot be read.
     """
     texts, files = local_texts(path, split)
     key = hashlib.sha256(f"{path.resolve()}\n{encoder.digest}\n{files}".encode()).hexdigest()
@@ -55,10 +56,10 @@ def open_local(path: Path, split: str, encoder: DocumentEncoder) -> TokenStore:
 
 
 def local_texts(path: Path, split: str) -> tuple[Callable[[], Iterator[str]], str]:
-    """A function that reads the texts of one split, and what identifies the files of both.
+    """A function that reads the texts of one split, and a string that identifies all files.
 
     Raises:
-        DataError: no such path, or nothing usable in it.
+        DataError: the path does not exist or holds no usable file.
     """
     files = find_files(path)
     read = held_out_texts if split == "validation" else training_texts
@@ -70,10 +71,10 @@ def local_texts(path: Path, split: str) -> tuple[Callable[[], Iterator[str]], st
 
 
 def find_files(path: Path) -> list[Path]:
-    """The files under ``path`` (or ``path`` itself) that can be read, sorted; hidden ones are not.
+    """The usable files under ``path`` (or ``path`` itself), sorted, without hidden ones.
 
     Raises:
-        DataError: no such path, or no such file in it.
+        DataError: the path does not exist or holds no usable file.
     """
     if not path.exists():
         raise DataError(f"{_FLAG} {path}: no such file or folder")
@@ -105,7 +106,7 @@ def split_files(path: Path, files: Sequence[Path]) -> tuple[list[Path], list[Pat
 
 
 def held_out_texts(train: Sequence[Path], validation: Sequence[Path]) -> Iterator[str]:
-    """The texts of ``validation``, or of every 50th document of ``train`` where that is empty."""
+    """The texts of ``validation``, or if that is empty, every 50th document of ``train``."""
     if validation:
         yield from read_texts(validation)
         return
@@ -115,7 +116,7 @@ def held_out_texts(train: Sequence[Path], validation: Sequence[Path]) -> Iterato
 
 
 def training_texts(train: Sequence[Path], validation: Sequence[Path]) -> Iterator[str]:
-    """The texts of ``train`` that are not held out; how many are not used is logged at the end."""
+    """The texts of ``train`` that are not held out; logs the number of the others at the end."""
     held_out = {_digest(text) for text in held_out_texts(train, validation)}
     left_out = 0
     for text in read_texts(train):
@@ -123,14 +124,16 @@ def training_texts(train: Sequence[Path], validation: Sequence[Path]) -> Iterato
             left_out += 1
         else:
             yield text
-    logger.info("%d documents left out of training: they are held out", left_out)
+    logger.info("%d documents are left out of training because they are held out", left_out)
 
 
 def read_texts(files: Iterable[Path]) -> Iterator[str]:
-    """The field "text" of every row, file after file, suffix after suffix; null is empty.
+    """The field "text" of every row, or an empty text where it is null.
+
+    The order is that of `READERS`' suffixes, then that of the files.
 
     Raises:
-        DataError: the field is missing or no text, or a file cannot be read.
+        DataError: the field is missing or not a text, or a file cannot be read.
     """
     files = list(files)
     for suffix, reader in READERS.items():
@@ -145,15 +148,15 @@ def read_texts(files: Iterable[Path]) -> Iterator[str]:
                 yield text_field(row, where)
         except DataError:
             raise
-        except Exception as error:  # each reader has its own kinds
+        except Exception as error:  # each reader raises its own types
             raise DataError(f"{where}: cannot be read ({one_line(error)})") from error
 
 
 def text_field(row: dict[str, object], where: str) -> str:
-    """``row["text"]``, with None as the empty text.
+    """``row["text"]``, or an empty text if it is None.
 
     Raises:
-        DataError: there is no such field, or it is no text; the message begins with ``where``.
+        DataError: the field is missing or not a text; the message begins with ``where``.
     """
     if "text" not in row:
         raise DataError(f'{where}: no field "text", only {sorted(row)}: rename the one to train on')

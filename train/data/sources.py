@@ -1,4 +1,4 @@
-"""The texts of a split in an order that never changes, from any position: what `prepare` reads."""
+"""What `train.prepare` reads: the texts of a split in a fixed order, from any position."""
 
 import hashlib
 from collections.abc import Iterator
@@ -38,10 +38,10 @@ class HubText:
                 row = next(rows)
             except StopIteration:
                 return
-            except Exception as error:  # of the hub's client, and of each reader
+            except Exception as error:  # the hub's client and each reader raise their own types
                 raise DataError(
-                    f"{self.plan['dataset']} cannot be read on ({one_line(error)}): "
-                    "run the same command again, it goes on"
+                    f"reading {self.plan['dataset']} failed ({one_line(error)}): "
+                    "run the same command again to continue"
                 ) from error
             yield self._text(row)
 
@@ -50,14 +50,15 @@ class HubText:
 
 
 def source(dataset: str, split: str, path: Path | None, validation_path: Path | None) -> Text:
-    """The text of one split of ``--dataset``, split as training splits it.
+    """The text of one split, split as training splits it.
 
     Args:
-        path: ``--dataset-path``: of local text, or a copy of a hub dataset.
-        validation_path: ``--validation-path``: a copy of c4, for hub datasets.
+        dataset: the value of ``--dataset``.
+        path: of ``--dataset-path``: local text, or a copy of a hub dataset.
+        validation_path: of ``--validation-path``: a copy of c4, for hub datasets.
 
     Raises:
-        DataError: no such dataset, or its files cannot be used.
+        DataError: the dataset is unknown, or its files cannot be used.
     """
     if dataset == "embedded":
         return _embedded(split)

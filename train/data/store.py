@@ -1,12 +1,14 @@
-"""A tokenized split on disk: one flat, memory-mapped array, checked whenever it is opened.
+"""A tokenized split on disk: one flat, memory-mapped array, checked when it is opened.
 
-The array is the *inputs* of all documents, one after the other: each is ``[BOS, t1, ..., tn]``. EOS
-is not stored, because it only ever is a label: the label of position ``i`` is ``tokens[i + 1]``,
-or EOS where that is a BOS or the array ends. This is the shift within a document of torchtitan's
-``hf_datasets/text_datasets.py``, so no label crosses into the next document.
+The array holds the *inputs* of all documents, ``[BOS, t1, ..., tn]`` for each. EOS is not stored,
+because it is only ever a label: the label at position ``i`` is ``tokens[i + 1]``, or EOS where that
+is a BOS or the array ends. So no label crosses into the next document, as in torchtitan's
+``hf_datasets/text_datasets.py``.
 
 A store is a folder: ``tokens.bin`` (little-endian uint16, or uint32 for vocabularies over 65,536)
-and ``meta.json``, written last. `train.data.cache.build_once` makes it whole or not at all.
+and ``meta.json``, which is written last. `train.data.writer` writes it.
+
+``python -m train.prepare`` writes a folder with the stores of both splits and their tokenizer.
 """
 
 import hashlib
@@ -25,16 +27,16 @@ from train.progress import progress
 TOKENS_FILE = "tokens.bin"
 META_FILE = "meta.json"
 PREPARED = "prepared.json"
-"""Stands in the folder from the start of its preparation on."""
+"""Marks a folder of `train.prepare`, from its first file on."""
 TOKENIZER = "tokenizer"
 
 
 @dataclass(frozen=True)
 class DocumentEncoder:
-    """Text to the inputs of one document, ``[BOS, t1, ..., tn]``.
+    """Encodes a text as the inputs of one document, ``[BOS, t1, ..., tn]``.
 
-    The literal text of a special token is encoded as ordinary text, so BOS stands at document
-    starts and nowhere else.
+    The literal text of a special token is encoded as ordinary text, so BOS appears only at the
+    start of a document.
     """
 
     tokenizer: Tokenizer
@@ -43,17 +45,17 @@ class DocumentEncoder:
 
     @cached_property
     def digest(self) -> str:
-        """SHA-256 of all that decides the token ids."""
+        """SHA-256 of everything that determines the token ids."""
         identity = f"{self.tokenizer.to_str()}\nbos={self.bos} eos={self.eos}"
         return hashlib.sha256(identity.encode()).hexdigest()
 
     @property
     def dtype(self) -> str:
-        """The narrowest of the two on-disk types that holds every id."""
+        """The narrower of the two on-disk types that can hold every id."""
         return "<u2" if self.tokenizer.get_vocab_size() <= 2**16 else "<u4"
 
     def encode(self, texts: list[str]) -> list[np.ndarray]:
-        """One array of `dtype` a text, shape ``(1 + n,)``."""
+        """One array of type `dtype` per text, of shape ``(1 + n,)``."""
         encodings = self._plain.encode_batch_fast(texts, add_special_tokens=False)
         return [np.array([self.bos, *encoding.ids], dtype=self.dtype) for encoding in encodings]
 
@@ -103,11 +105,12 @@ class TokenStore:
 
     @classmethod
     def open(cls, folder: Path) -> "TokenStore":
-        """Map a store, after checking its size, and on the first rank of a node its SHA-256 (once
-        for a file unchanged).
+        """Map a store, after checking its size and, on the first rank of a node, its SHA-256.
+
+        The checksum of an unchanged file is computed once per process.
 
         Raises:
-            DataError: it is missing, truncated, or not what was written.
+            DataError: it is missing, truncated or corrupt.
         """
         path = folder / TOKENS_FILE
         meta = read_meta(folder)
@@ -124,10 +127,10 @@ class TokenStore:
 
 
 def read_meta(folder: Path) -> StoreMeta:
-    """What a store says of itself.
+    """The ``meta.json`` of a store.
 
     Raises:
-        DataError: it is missing or damaged.
+        DataError: the file is missing or damaged.
     """
     try:
         return StoreMeta(**json.loads((folder / META_FILE).read_bytes()))
@@ -136,29 +139,29 @@ def read_meta(folder: Path) -> StoreMeta:
 
 
 def is_prepared(path: Path) -> bool:
-    """Whether ``path`` is a folder that was prepared, or is being prepared."""
+    """Whether `train.prepare` wrote the folder ``path``, or has begun to."""
     return (path / PREPARED).is_file()
 
 
 def open_prepared(path: Path, split: str, encoder: DocumentEncoder) -> TokenStore:
-    """The store of one split.
+    """The store of one split of a folder that `train.prepare` wrote.
 
     Raises:
-        DataError: its preparation was not finished, it is damaged, or of another tokenizer.
+        DataError: it is not finished, damaged, or was made with another tokenizer.
     """
     again = "run the same `python -m train.prepare` again"
     folder = path / split
     if not (folder / "meta.json").is_file():
-        raise DataError(f"--dataloader.dataset_path {path}: {split} is not finished: {again}")
+        raise DataError(f"--dataset-path {path}: {split} is not finished: {again}")
     try:
         store = TokenStore.open(folder)
     except DataError as error:
-        what = str(error).partition(": delete it")[0]
-        raise DataError(f"{what}: delete that folder, and {again}") from error
+        damage = str(error).partition(": delete it")[0]
+        raise DataError(f"{damage}: delete that folder, and {again}") from error
     if store.meta.encoder != encoder.digest:
         raise DataError(
-            f"--dataloader.dataset_path {path} was prepared with another tokenizer: "
-            f"pass --hf_assets_path {path / TOKENIZER}"
+            f"--dataset-path {path} was prepared with another tokenizer: "
+            f"pass --tokenizer {path / TOKENIZER}"
         )
     return store
 

@@ -1,9 +1,9 @@
-"""Text streamed from the Hugging Face hub, or from a local copy of it, by torchtitan's reader.
+"""Text streamed from the Hugging Face hub, or read from a local copy, by torchtitan's reader.
 
-The datasets are entries of torchtitan's ``DATASETS`` (``hf_datasets/text_datasets.py``), its place
-for more of them; validation is c4's for all. Documents are split between the data-parallel ranks,
-and each rank (and worker) shuffles its own: the order depends on how many there are, so a run
-resumes at the world size that it started with.
+The datasets are registered in torchtitan's ``DATASETS`` (``hf_datasets/text_datasets.py``). All of
+them are validated on c4's validation split. Documents are split between the data-parallel ranks,
+and each rank and worker shuffles its own. So the order depends on their number, and a run can only
+resume with the number of ranks that it started with.
 """
 
 from collections.abc import Iterator
@@ -43,7 +43,7 @@ def _open(path: str, *, dataset: str) -> IterableDataset:
         raise DataError(f"{flag} {path}: no such folder")
     try:
         return load_dataset(path, name=name, split=split, streaming=True)
-    except Exception as error:  # the hub's client raises a dozen unrelated kinds
+    except Exception as error:  # the hub's client raises a dozen unrelated types
         if path != repository:
             raise DataError(
                 f"{flag} {path} is no copy of the hub's folder {repository}, README.md included "
@@ -67,16 +67,17 @@ for _dataset in _HUB:
 class BlockShuffle:
     """Shuffles a stream block by block, and resumes exactly.
 
-    The shuffle buffer of Hugging Face `datasets` is lost on a resume. Here the state is where the
-    block began and how much of it was taken: resuming reads the block again. The order of the
-    dataset's files is shuffled as well, by the epoch of `datasets`, which is derived from the seed.
+    The shuffle buffer of Hugging Face `datasets` is lost on a resume. Here the state is the start
+    of the block and the number of rows taken from it, and resuming reads the block again. The order
+    of the dataset's files is also shuffled, by the epoch of `datasets`, which follows from the
+    seed.
 
     Args:
-        data: the stream; its own state must be exact, so it may not be shuffled.
-        block: documents to a block.
+        data: the stream; it must not be shuffled, because its own state must be exact.
+        block: documents per block.
     """
 
-    # Epochs of different seeds never meet, and epoch 0 of `datasets` would keep the files' order.
+    # Epochs of different seeds do not overlap; epoch 0 of `datasets` would keep the files' order.
     _EPOCHS_PER_SEED = 1_000_000
 
     def __init__(self, data: IterableDataset, *, seed: int, block: int) -> None:
@@ -86,11 +87,11 @@ class BlockShuffle:
 
     @property
     def epoch(self) -> int:
-        """The epoch that the stream was set to."""
+        """The current epoch of the stream."""
         return self._data.epoch
 
     def set_epoch(self, epoch: int) -> None:
-        """Start another pass, in another order."""
+        """Start another pass, in a different order."""
         self._data.set_epoch(epoch)
         self._start: dict[str, Any] | None = None  # None: the stream's beginning
         self._block = 0
@@ -109,7 +110,7 @@ class BlockShuffle:
             self._taken = 0
 
     def state_dict(self) -> dict[str, Any]:
-        """Where in the stream the block began, the block's number, and rows taken of it."""
+        """The block's number, its start in the stream, and the number of rows taken from it."""
         return {
             "epoch": self.epoch,
             "start": self._start,
@@ -140,12 +141,13 @@ class StreamLoader(ParallelAwareDataloader):
     """One rank's batches of a hub dataset.
 
     Args:
-        loading: of torchtitan's ``ParallelAwareDataloader``.
-        text: of torchtitan's ``HuggingFaceTextDataset``, and ``seed`` and ``shuffle_buffer``:
-            documents per block of the shuffle, 0 for the dataset's own order.
+        loading: arguments of torchtitan's ``ParallelAwareDataloader``.
+        text: arguments of torchtitan's ``HuggingFaceTextDataset``, ``seed``, and
+            ``shuffle_buffer``: documents per block of the shuffle, 0 for the dataset's order.
 
     Raises:
-        DataError: the local copy is missing or of another layout, or the hub cannot be reached.
+        DataError: the local copy is missing or not laid out as on the hub, or the hub cannot be
+            reached.
     """
 
     def __init__(
@@ -155,10 +157,10 @@ class StreamLoader(ParallelAwareDataloader):
         super().__init__(_ShuffledText(**ranks, **text), **ranks, **loading)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue exactly, at the world size of the checkpoint.
+        """Continue from the exact position of a checkpoint.
 
         Raises:
-            DataError: the checkpoint is of another world size.
+            DataError: the checkpoint was written with another number of data-parallel ranks.
         """
         if state and state["world_size"] != self.dp_world_size:
             raise DataError(

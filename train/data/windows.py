@@ -1,9 +1,9 @@
-"""Batches from a token store: non-overlapping windows, in an order that only the seed decides.
+"""Batches from a token store: non-overlapping windows, in an order that depends only on the seed.
 
-A store of ``n`` tokens has ``n // seq_len`` windows; the tail is never used. Training runs through
-one permutation of the windows after the other, one an epoch, without a seam: the global stream of
-windows is the same whatever the number of ranks and the batch size, and a position in it is one
-number. Validation reads the windows in their order.
+A store of ``n`` tokens has ``n // seq_len`` windows; the remaining tokens are not used. Training
+reads the windows in a new permutation in each epoch, and a batch may span two epochs. This global
+stream of windows does not depend on the number of ranks or the batch size, and a position in it is
+one number. Validation reads the windows in the store's order.
 """
 
 from collections.abc import Iterator
@@ -23,7 +23,7 @@ Batch = tuple[dict[str, torch.Tensor], torch.Tensor]
 def window_order(windows: int, seed: int, epoch: int) -> np.ndarray:
     """A permutation of ``range(windows)``, shape ``(windows,)``, int64, read-only.
 
-    It sorts raw PCG64 output, which NumPy keeps the same between its releases, unlike
+    It sorts raw PCG64 output, which stays the same between NumPy releases, unlike
     `Generator.permutation`.
     """
     draws = np.random.PCG64(np.random.SeedSequence([seed, epoch])).random_raw(windows)
@@ -37,12 +37,12 @@ def cut_windows(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Inputs, positions and labels of windows, each int64, shape ``(len(windows), seq_len)``.
 
-    Labels are the next token, and EOS at a document's last one. Positions count from 0 at each BOS,
-    and at the start of a window that begins within a document: torchtitan's
-    ``hf_datasets/text_datasets.py`` does the same.
+    A label is the next token, or EOS at the end of a document. Positions count from 0 at each BOS,
+    and at the start of a window that begins within a document, as in torchtitan's
+    ``hf_datasets/text_datasets.py``.
 
     Args:
-        tokens: a store's array.
+        tokens: the array of a store.
         windows: indices below ``len(tokens) // seq_len``, shape ``(batch,)``.
     """
     places = windows[:, None] * seq_len + np.arange(seq_len + 1)
@@ -56,14 +56,14 @@ def cut_windows(
 
 
 class WindowLoader:
-    """One rank's share of the global stream of windows; iterating continues from its position.
+    """One rank's share of the global stream of windows, from the current position on.
 
-    Global microbatch ``k`` is the entries ``[k W B, (k + 1) W B)`` of the stream, of which rank
-    ``r`` takes ``[k W B + r B, k W B + (r + 1) B)`` (``W`` ranks, ``B`` windows a rank). A finite
-    loader ends after the last whole global microbatch of the first epoch.
+    With ``W`` ranks and ``B`` windows per rank, global microbatch ``k`` holds the entries
+    ``[k W B, (k + 1) W B)`` of the stream. Rank ``r`` takes ``[k W B + r B, k W B + (r + 1) B)``.
+    If not ``infinite``, it ends after the last whole global microbatch of the first epoch.
 
     Args:
-        seed: of the order; None for the store's own order.
+        seed: of the order; None for the store's order.
 
     Raises:
         DataError: the store has fewer windows than one global microbatch.
@@ -82,7 +82,7 @@ class WindowLoader:
     ) -> None:
         self.windows = len(store.tokens) // seq_len
         self.consumed = 0
-        """Windows that all ranks together have taken since the start of training."""
+        """Number of windows that all ranks together have taken since the start of training."""
         self._store = store
         self._seq_len = seq_len
         self._batch_size = batch_size
@@ -99,7 +99,7 @@ class WindowLoader:
 
     @property
     def epoch(self) -> int:
-        """Whole passes over the windows so far."""
+        """Number of complete passes over the windows."""
         return self.consumed // self.windows
 
     def __iter__(self) -> Iterator[Batch]:
@@ -112,7 +112,7 @@ class WindowLoader:
                 bos=self._store.meta.bos,
                 eos=self._store.meta.eos,
             )
-            # Before the yield: a checkpoint taken while this batch trains must not repeat it.
+            # Before the yield: a checkpoint written while this batch trains must not repeat it.
             self.consumed += self._global_batch
             yield (
                 {"input": torch.from_numpy(inputs), "positions": torch.from_numpy(positions)},
@@ -120,22 +120,22 @@ class WindowLoader:
             )
 
     def state_dict(self) -> dict[str, Any]:
-        """The position in the global stream, the same on all ranks, and what stream it is in."""
+        """The position in the global stream, equal on all ranks, and what identifies the stream."""
         return {"consumed": self.consumed, "stream": self._stream}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from a saved position, at any number of ranks and any batch size.
+        """Continue from a saved position, with any number of ranks and any batch size.
 
         Raises:
-            DataError: the position is of another stream (other data, window length or seed).
+            DataError: the position is from another stream (other data, window length or seed).
         """
         if not state:
             return
         if state["stream"] != self._stream:
             raise DataError(
-                f"the checkpoint's data position is of [{state['stream']}], this run reads "
+                f"the checkpoint's data position is in [{state['stream']}], but this run reads "
                 f"[{self._stream}]: restore the --dataloader options and --training.seq_len, or "
-                "start the data over with --checkpoint.exclude_from_loading dataloader"
+                "restart the data with --checkpoint.exclude_from_loading dataloader"
             )
         self.consumed = state["consumed"]
 
@@ -144,7 +144,7 @@ class WindowLoader:
         return f"tokens {self._store.meta.sha256[:12]}, seq_len {self._seq_len}, seed {self._seed}"
 
     def _entries(self, first: int) -> np.ndarray:
-        """The windows at one batch of places of the stream: ``first, first + 1, ...``"""
+        """The windows at the positions ``first, first + 1, ...`` of the stream, one batch."""
         epochs, places = np.divmod(np.arange(first, first + self._batch_size), self.windows)
         if self._seed is None:
             return places
