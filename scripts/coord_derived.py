@@ -155,6 +155,6 @@ def footnotes(
             "a change is a sum of parts, and the part with the derived slope is the largest at "
             "large widths only. One part comes from earlier sites. The site's own update has a "
             f"coherent part, about n / sqrt({tokens}) for {tokens} tokens and less if signs "
-            "differ between steps, and a random part, sqrt(n). To come nearer to derived slopes, use larger "
-            "--widths, or fewer --sequences and --steps"
+            "differ between steps, and a random part, sqrt(n). To come nearer to derived slopes, "
+            "use larger --widths, or fewer --sequences and --steps"
         )
