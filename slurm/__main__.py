@@ -35,14 +35,13 @@ from slurm.ledger import LedgerError, SweepFolder, writing
 from slurm.local import LocalRunner, processes_of
 from slurm.squeue import QueueError
 from slurm.states import ACTIVE, RESULTS, Standing, State, survey
-from slurm.submit import SubmissionError, batches, script, submit, task
+from slurm.submit import SubmissionError, batches, script, submit
 from slurm.sweep import RunSpec, expand, load_sweep
 from slurm.sweep import Sweep as SweepPlan
+from slurm.task import task, training
+from train.run.exit_status import BAD_INPUT, INTERRUPTED
 from train.run.folder import RunFolderError
 from train.run.provenance import git_commit
-
-BAD_INPUT = 2
-INTERRUPTED = 130
 
 SUBMIT = frozenset({State.MISSING})
 RESUME = SUBMIT | {State.VANISHED, State.CANCELLED}
@@ -109,7 +108,7 @@ def _dry_run(
     def command(run: RunSpec) -> str:
         todo = task(run, cluster, folder, folder.code, Path.cwd())
         alone = cluster.kind == "slurm" or todo.processes == 1
-        words = processes.training(todo.arguments, processes=1 if alone else todo.processes)
+        words = training(todo.arguments, processes=1 if alone else todo.processes)
         return shlex.join(["python", *words[1:]])
 
     if cluster.kind == "slurm":

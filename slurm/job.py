@@ -10,49 +10,20 @@ import os
 import socket
 import subprocess
 import time
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import submitit
 from submitit.helpers import DelayedSubmission
 
 from slurm import processes, squeue
 from slurm.snapshot import environment
+from slurm.task import Task, training
+from train.run.exit_status import PREEMPTED
 from train.run.folder import RunFolder, read_status
-
-# Exit status of a training that can go on (train/preemption.py).
-PREEMPTED = 75
 
 _PORTS = range(20_000, 30_000)
 _GRACE_SECONDS = 2.0
 _REQUEUE_SECONDS = 60.0
-
-
-@dataclass(frozen=True)
-class Task:
-    """One run as a job starts it.
-
-    Attributes:
-        name: of the run.
-        arguments: the command line of ``python -m train``, with its ``--output-dir``.
-        code: folder of the code's snapshot.
-        cwd: folder that relative paths in the arguments start from.
-        processes: a node.
-        launcher: one torchrun a node, or one task a process.
-    """
-
-    name: str
-    arguments: tuple[str, ...]
-    code: str
-    cwd: str
-    processes: int
-    launcher: Literal["torchrun", "srun"]
-
-    @property
-    def folder(self) -> Path:
-        """The run's; its arguments end with it."""
-        return Path(self.arguments[-1])
 
 
 class TrainingJob:
@@ -121,9 +92,9 @@ def _requeue_unless_decided(job_id: str) -> None:
 def command(task: Task, here: submitit.JobEnvironment) -> list[str]:
     """What this task of the job runs."""
     if task.launcher == "srun":
-        return processes.training(task.arguments, processes=1)
+        return training(task.arguments, processes=1)
     alone = here.num_nodes == 1
-    return processes.training(
+    return training(
         task.arguments,
         processes=task.processes,
         nodes=here.num_nodes,

@@ -27,8 +27,8 @@ from slurm.cluster import Cluster
 from slurm.ledger import JobRecord, LedgerError, SweepFolder
 from slurm.snapshot import Snapshot, environment
 from slurm.states import Standing, State, judge, status_of
-from slurm.submit import announce, task
 from slurm.sweep import RunSpec
+from slurm.task import announce, task, training
 from train.run.folder import RunFolderError
 
 _STOP_SECONDS = 120.0
@@ -164,7 +164,7 @@ class LocalRunner:
         log.parent.mkdir(parents=True, exist_ok=True)
         with log.open("ab") as output:
             child = processes.start(
-                processes.training(todo.arguments, processes=todo.processes),
+                training(todo.arguments, processes=todo.processes),
                 environment=variables,
                 cwd=todo.cwd,
                 output=output,

@@ -3,7 +3,6 @@
 import os
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -111,29 +110,3 @@ def alive(pid: int) -> bool:
     except OSError:
         return False
     return stat.rpartition(")")[2].split()[0] != "Z"
-
-
-def training(
-    arguments: Sequence[str],
-    *,
-    processes: int,
-    nodes: int = 1,
-    node: int = 0,
-    address: str = "",
-    port: int = 0,
-) -> list[str]:
-    """The command that trains with ``processes`` processes on this node.
-
-    Args:
-        arguments: of ``python -m train``.
-        nodes, node: how many there are, and which this is.
-        address, port: of the first node, where there are several.
-    """
-    train = ["-m", "train", *arguments]
-    if nodes == 1 and processes == 1:
-        return [sys.executable, *train]
-    launcher = [sys.executable, "-m", "slurm.torchrun", f"--nproc-per-node={processes}"]
-    if nodes == 1:
-        return [*launcher, "--standalone", *train]
-    there = [f"--nnodes={nodes}", f"--node-rank={node}"]
-    return [*launcher, *there, f"--master-addr={address}", f"--master-port={port}", *train]

@@ -15,12 +15,12 @@ from submitit.slurm.slurm import _make_sbatch_string
 
 from slurm import squeue
 from slurm.cluster import Cluster, Container
-from slurm.job import Task, TrainingJob
+from slurm.job import TrainingJob
 from slurm.ledger import JobRecord, LedgerError, SweepFolder
 from slurm.snapshot import Snapshot, exports
 from slurm.squeue import QueueError
 from slurm.sweep import RunSpec
-from train.run.folder import STATUS, RunFolder
+from slurm.task import announce, task
 
 # Requeued as often as the cluster likes: a run ends by itself.
 _TIMEOUTS = 1_000_000
@@ -130,29 +130,6 @@ def _sbatch(
         ]
 
 
-def task(run: RunSpec, cluster: Cluster, folder: SweepFolder, code: Path, cwd: Path) -> Task:
-    """What the job of a run does."""
-    output = str(folder.run(run.name).resolve())
-    return Task(
-        name=run.name,
-        arguments=(*run.arguments, *checkpoints(run), "--output-dir", output),
-        code=str(code),
-        cwd=str(cwd),
-        processes=cluster.processes(run.resources),
-        launcher=cluster.launcher,
-    )
-
-
-def checkpoints(run: RunSpec) -> tuple[str, ...]:
-    """A job may be preempted at any time, so its run saves, also at the scales that do not."""
-    given = {argument for argument in run.arguments if argument.startswith("--checkpoint.")}
-    return (
-        ()
-        if given & {"--checkpoint.enable", "--checkpoint.no_enable"}
-        else ("--checkpoint.enable",)
-    )
-
-
 def parameters(sweep: str, cluster: Cluster, batch: Batch, code: Path) -> dict[str, Any]:
     """Of `submitit.SlurmExecutor`, by its names; None is left out."""
     resources = batch.runs[0].resources
@@ -215,12 +192,6 @@ def python(cluster: Cluster) -> str | None:
 def _apptainer(container: Container) -> str:
     binds = "".join(f" --bind {mount}" for mount in container.mounts)
     return f"apptainer exec --nv{binds} {container.image} python3"
-
-
-def announce(folder: Path) -> None:
-    """Let a run that has no status yet say that it is queued."""
-    if not (folder / STATUS).exists():
-        RunFolder(folder).set_status("queued")
 
 
 def _taken(batch: Batch) -> bool:

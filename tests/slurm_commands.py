@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from slurm import __main__ as cli
-from slurm import preflight, processes
+from slurm import local, preflight
 from slurm.ledger import SweepFolder
 
 TESTS = Path(__file__).parent
@@ -37,9 +37,9 @@ max_parallel = {parallel}
 _DRIVER = f"""
 import sys
 sys.path.insert(0, {str(TESTS.parent)!r})
-from slurm import __main__, preflight, processes
+from slurm import __main__, local, preflight
 preflight.check = lambda *_: None
-processes.training = lambda words, **_: [sys.executable, {str(STUB)!r}, *words]
+local.training = lambda words, **_: [sys.executable, {str(STUB)!r}, *words]
 sys.exit(__main__.main(sys.argv[1:]))
 """
 
@@ -103,7 +103,7 @@ def patched(monkeypatch: pytest.MonkeyPatch) -> Callable[[list[str]], int]:
         return [sys.executable, str(STUB), *words]
 
     monkeypatch.setattr(preflight, "check", lambda *_: None)
-    monkeypatch.setattr(processes, "training", training)
+    monkeypatch.setattr(local, "training", training)
     return cli.main
 
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 from harness import STEPS, Run, run, tiny
 
-from train.preemption import PREEMPTED
+from train.run.exit_status import PREEMPTED
 from train.trainer import MaxPTrainer
 
 CHECKPOINTS = ("--checkpoint.enable", "--checkpoint.interval", "1000")

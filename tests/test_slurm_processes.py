@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 from slurm import processes
+from slurm.task import training
 
 # Ends with 75 once it is told to, as the trainer does; says that it listens.
 LISTENER = """
@@ -70,13 +71,13 @@ def test_the_family_of_a_process_is_it_and_what_is_below(tmp_path: Path) -> None
 
 
 def test_one_process_is_started_without_torchrun() -> None:
-    assert processes.training(["--x"], processes=1)[1:] == ["-m", "train", "--x"]
+    assert training(["--x"], processes=1)[1:] == ["-m", "train", "--x"]
 
 
 def test_several_on_one_node_need_no_address() -> None:
-    assert "--standalone" in processes.training([], processes=2)
+    assert "--standalone" in training([], processes=2)
 
 
 def test_several_nodes_are_told_who_is_first() -> None:
-    command = processes.training([], processes=8, nodes=2, node=1, address="n1", port=20_001)
+    command = training([], processes=8, nodes=2, node=1, address="n1", port=20_001)
     assert {"--nnodes=2", "--node-rank=1", "--master-addr=n1", "--master-port=20001"} < {*command}

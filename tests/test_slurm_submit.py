@@ -10,13 +10,14 @@ import pytest
 from slurm_cases import command, job, spec
 
 from slurm.cluster import Cluster, Container
-from slurm.job import Task, TrainingJob, master_port, rank_environment
+from slurm.job import TrainingJob, master_port, rank_environment
 from slurm.job import command as job_command
 from slurm.ledger import SweepFolder
 from slurm.resources import Resources
 from slurm.snapshot import Snapshot
 from slurm.states import State, survey
-from slurm.submit import Batch, SubmissionError, batches, parameters, script, submit, task
+from slurm.submit import Batch, SubmissionError, batches, parameters, script, submit
+from slurm.task import Task, task
 
 GPUS = Cluster(
     name="big", kind="slurm", account="me", partition="gpu", gpus_per_node=8, cpus_per_gpu=12,

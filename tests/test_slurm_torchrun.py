@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from slurm import processes
+from slurm.task import training
 from slurm.torchrun import status
 
 ROOT = Path(__file__).parents[1]
@@ -25,7 +25,7 @@ def test_ranks_that_agree_speak_for_all(codes: list[int], ends_with: int) -> Non
 @pytest.mark.parametrize("code", [0, 75])
 def test_it_ends_as_its_ranks_do(code: int, tmp_path: Path) -> None:
     (tmp_path / "train.py").write_text(f"import sys; sys.exit({code})\n")
-    command = processes.training([], processes=2)
+    command = training([], processes=2)
     done = subprocess.run(
         command,
         env={**os.environ, "PYTHONPATH": f"{tmp_path}:{ROOT}", "PYTHONSAFEPATH": "1"},

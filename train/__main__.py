@@ -25,13 +25,12 @@ from train.faults import (
     single_process_environment,
 )
 from train.metrics import DivergedError
-from train.preemption import PREEMPTED, PreemptedError
+from train.preemption import PreemptedError
+from train.run.exit_status import BAD_INPUT, INTERRUPTED, PREEMPTED
 from train.run.folder import FINISHED, RunFolder, RunFolderError, load_run
 from train.run.hparams import write_hparams
 from train.run.summary import write_summary
 from train.trainer import MaxPTrainer
-
-BAD_INPUT = 2
 
 
 def main() -> int:
@@ -108,7 +107,7 @@ def _run(config: MaxPTrainer.Config, folder: RunFolder) -> int:
         return _refuse(error)
     except KeyboardInterrupt:
         status("failed", reason="interrupted")
-        return 130
+        return INTERRUPTED
     except BaseException as error:
         if taken := port_taken(error):
             status("failed", reason=taken)

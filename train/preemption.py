@@ -15,9 +15,6 @@ import torch.distributed as dist
 
 SIGNALS = (signal.SIGUSR2, signal.SIGTERM)
 
-# Exit status of a run that was stopped and can go on; sysexits.h: EX_TEMPFAIL.
-PREEMPTED = 75
-
 
 class PreemptedError(Exception):
     """A signal has stopped the run; the same command resumes it."""
