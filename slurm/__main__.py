@@ -3,23 +3,21 @@
 Exit status: 0 done, 1 something is left or failed, 2 bad input, 130 interrupted.
 """
 
+import contextlib
 import json
 import os
-import shlex
 import shutil
-import signal
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
+import psutil
 import tyro
-from tqdm import tqdm
 
 from slurm import preflight, processes, show, snapshot, squeue
-from slurm.cluster import Cluster, load_cluster
+from slurm.cluster import load_cluster
 from slurm.commands import (
-    RUNS,
     Cancel,
     Command,
     Report,
@@ -31,21 +29,20 @@ from slurm.commands import (
 )
 from slurm.config_file import ConfigError
 from slurm.estimate import estimate, measured_speeds
+from slurm.executor import Executor, SubmissionError, executor
 from slurm.ledger import LedgerError, SweepFolder, writing
-from slurm.local import LocalRunner, processes_of
 from slurm.squeue import QueueError
-from slurm.states import ACTIVE, RESULTS, Standing, State, survey
-from slurm.submit import SubmissionError, batches, script, submit
+from slurm.states import ACTIVE, Standing, State, owner_of, survey
 from slurm.sweep import RunSpec, expand, load_sweep
-from slurm.sweep import Sweep as SweepPlan
-from slurm.task import task, training
 from train.run.exit_status import BAD_INPUT, INTERRUPTED
 from train.run.folder import RunFolderError
 from train.run.provenance import git_commit
 
-SUBMIT = frozenset({State.MISSING})
-RESUME = SUBMIT | {State.VANISHED, State.CANCELLED}
-RETRY = frozenset({State.FAILED})
+RUNS = "runs"
+
+# A run that failed needs somebody first.
+RESUMES = frozenset({State.MISSING, State.VANISHED, State.CANCELLED})
+RETRIES = frozenset({State.FAILED})
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -53,6 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         Command,
         args=arguments,
         prog="python -m slurm",
+        config=(tyro.conf.FlagCreatePairsOff,),
         description=(__doc__ or "").splitlines()[0],
     )
     try:
@@ -64,16 +62,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
             case Cancel():
                 return _cancel(command)
             case Retry():
-                return _again(command, RETRY)
+                return _again(command, RETRIES)
             case Resume():
-                return _again(command, RESUME)
+                return _again(command, RESUMES)
             case Table():
                 return _table(command)
             case Report():
                 return _write_report(command)
     except (ConfigError, LedgerError, RunFolderError) as error:
         return _error(error, BAD_INPUT)
-    except (SubmissionError, QueueError) as error:
+    except (SubmissionError, QueueError, psutil.Error) as error:
         return _error(error, 1)
     except BrokenPipeError:  # as of `| head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -92,85 +90,30 @@ def _submit(asked: Submit) -> int:
         cluster.check(sweep.resources[scale], scale)
     folder = SweepFolder((asked.runs_dir or Path(cluster.runs_dir or RUNS)) / sweep.name)
     runs = expand(sweep)
+    where = executor(folder, cluster)
     if asked.dry_run:
-        return _dry_run(sweep, cluster, runs, folder)
+        for line in where.plan(runs):
+            print(line)
+        costs = estimate(sweep, runs, cluster, measured_speeds(folder.path))
+        print("\n".join(show.costs(costs, "GPU" if cluster.gpus_per_node else "process")))
+        return 0
     if cluster.container is None:  # else the trainer and its packages may be in there alone
         preflight.check(runs, cluster)
     with folder.lock():
         folder.enter(sweep.name, runs)
-    # Here nothing requeues a run that was stopped: the command that started it goes on with it.
-    return _start(folder, sweep.name, cluster, runs, RESUME if cluster.kind == "local" else SUBMIT)
+    return _start(where, runs, where.submits)
 
 
-def _dry_run(
-    sweep: SweepPlan, cluster: Cluster, runs: Sequence[RunSpec], folder: SweepFolder
-) -> int:
-    def command(run: RunSpec) -> str:
-        todo = task(run, cluster, folder, folder.code, Path.cwd())
-        alone = cluster.kind == "slurm" or todo.processes == 1
-        words = training(todo.arguments, processes=1 if alone else todo.processes)
-        return shlex.join(["python", *words[1:]])
-
-    if cluster.kind == "slurm":
-        for batch in batches(runs, 1000):
-            print(script(sweep.name, cluster, batch, folder, folder.code / "SNAPSHOT"))
-            for index, run in enumerate(batch.runs):
-                print(f"# {index}: {command(run)}")
-            print()
-    else:
-        for run in runs:
-            print(command(run))
-    costs = estimate(sweep, runs, cluster, measured_speeds(folder.path))
-    print("\n".join(show.costs(costs, "GPU" if cluster.gpus_per_node else "process")))
-    return 0
-
-
-def _start(
-    folder: SweepFolder,
-    name: str,
-    cluster: Cluster,
-    runs: Sequence[RunSpec],
-    wanted: frozenset[State],
-) -> int:
-    """Submit those of the runs that are in a wanted state."""
-    with writing(folder.code):
-        code = snapshot.take(folder.code, git_commit())
-    if cluster.kind == "local":
-        chosen = _choose(folder, runs, wanted)
-        ended = LocalRunner(folder, cluster, code, Path.cwd(), wanted).run(chosen)
-        found = survey(folder, runs)
-        print("\n".join([show.summary(found), *show.advice(folder, found)]))
-        if not ended:
-            return INTERRUPTED
-        return 0 if all(s.state in RESULTS | ACTIVE for s in found) else 1
-    with folder.lock():
-        chosen = _choose(folder, runs, wanted)
-        bar = tqdm(total=len(chosen), desc="submitting", unit="job", delay=2)
-        with bar, writing(folder.path):
-            submit(name, cluster, chosen, folder, code, Path.cwd(), told=bar.update)
-    if chosen:
-        print(f"where they stand: python -m slurm status {folder.path}")
-    return 0
-
-
-def _choose(
-    folder: SweepFolder, runs: Sequence[RunSpec], wanted: frozenset[State]
-) -> list[RunSpec]:
-    """Those in a wanted state; says how many, and how the others stand."""
-    found = survey(folder, runs)
-    chosen = [s.run for s in found if s.state in wanted]
-    others = show.counted(s for s in found if s.state not in wanted)
-    print(
-        f"{folder.path}: {len(chosen)} of {len(runs)} runs to submit"
-        + (f"; the others: {others}" if others else "")
-    )
-    return chosen
+def _start(where: Executor, runs: Sequence[RunSpec], states: frozenset[State]) -> int:
+    with writing(where.folder.code):
+        code = snapshot.take(where.folder.code, git_commit())
+    return where.start(runs, code, states)
 
 
 def _status(asked: Status) -> int:
     if asked.watch is not None and not asked.watch > 0:
         raise ConfigError(f"--watch {asked.watch:g}: give the seconds between two looks")
-    folder = _existing(asked.sweep, asked.runs_dir)
+    folder = _existing(asked.sweep, asked.runs_dir or Path(RUNS))
     while True:
         try:
             found = survey(folder, folder.runs())
@@ -202,7 +145,7 @@ def _print_status(folder: SweepFolder, found: Sequence[Standing], asked: Status)
 
 
 def _cancel(asked: Cancel) -> int:
-    folder = _existing(asked.sweep, asked.runs_dir)
+    folder = _existing(asked.sweep, asked.runs_dir or Path(RUNS))
     with folder.lock():
         active = [s for s in _named(folder, asked.runs) if s.state in ACTIVE]
         ids = [s.entry.job_id for s in active if s.entry is not None]
@@ -211,12 +154,15 @@ def _cancel(asked: Cancel) -> int:
             folder.mark_cancelled(standing.run.name)
         if ids:
             squeue.cancel(ids)
-        here, elsewhere = processes_of([s for s in active if s.entry is None])
+        local = [(s, owner) for s in active if (owner := owner_of(s.status, s.record)) is not None]
+        here = [process for _, owner in local if (process := owner.find())]
+        elsewhere = [f"{s.run.name} on {owner.host}" for s, owner in local if not owner.here]
         if not asked.runs:
-            for pid in folder.commands():
-                os.kill(pid, signal.SIGTERM)
-        for pid in here:
-            processes.send(pid, processes.STOP)
+            for command in folder.commands():
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    command.terminate()
+        for process in here:
+            processes.send(process, processes.STOP)
     print(f"{len(ids)} jobs and {len(here)} processes cancelled")
     if elsewhere:
         print(f"interrupt on their own machines: {', '.join(elsewhere)}")
@@ -225,7 +171,7 @@ def _cancel(asked: Cancel) -> int:
 
 
 def _again(asked: Resume, wanted: frozenset[State]) -> int:
-    folder = _existing(asked.sweep, asked.runs_dir)
+    folder = _existing(asked.sweep, asked.runs_dir or Path(RUNS))
     found = _named(folder, asked.runs)
     clusters = {s.record.cluster for s in found if s.record is not None}
     if asked.cluster is None and len(clusters) > 1:
@@ -235,13 +181,13 @@ def _again(asked: Resume, wanted: frozenset[State]) -> int:
     cluster = load_cluster(asked.cluster or next(iter(clusters), "local"))
     for standing in found:
         cluster.check(standing.run.resources, standing.run.scale)
-    return _start(folder, folder.path.name, cluster, [s.run for s in found], wanted)
+    return _start(executor(folder, cluster), [s.run for s in found], wanted)
 
 
 def _table(asked: Table) -> int:
     from train.table import main as table  # pandas and matplotlib, which nothing else here needs
 
-    folder = _existing(asked.sweep, asked.runs_dir).path
+    folder = _existing(asked.sweep, asked.runs_dir or Path(RUNS)).path
     table(folder, metric=asked.metric, format=asked.format, to=asked.to)
     return 0
 
@@ -249,7 +195,7 @@ def _table(asked: Table) -> int:
 def _write_report(asked: Report) -> int:
     from train.results.report import main as report
 
-    folder = _existing(asked.sweep, asked.runs_dir).path
+    folder = _existing(asked.sweep, asked.runs_dir or Path(RUNS)).path
     report(folder, to=asked.to, plots_to=asked.plots_to)
     return 0
 

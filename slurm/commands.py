@@ -9,123 +9,109 @@ import tyro
 from slurm.sweep import Overrides
 from train.results.names import Format, Metric
 
-RUNS = "runs"
 
-SweepFile = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="SWEEP.toml")]
-Sweep = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="SWEEP")]
-Names = Annotated[tuple[str, ...], tyro.conf.arg(metavar="RUN")]
+def _optional(metavar: str, default: str) -> object:
+    """How help shows a flag that may be left out, and what happens then."""
+    return tyro.conf.arg(metavar=metavar, help_behavior_hint=f"(default: {default})")
+
+
+_Folder = Annotated[Path | None, _optional("DIR", "runs_dir of the cluster file, or runs")]
 
 
 @dataclass
 class Submit:
-    """Submit the runs of a sweep that were never submitted."""
+    """Start the runs of a sweep file that were never submitted.
 
-    sweep: SweepFile
-    """A sweep file, as configs/sweeps/s1.toml."""
+    Try --dry-run first: it makes every check that a submission makes.
+    """
+
+    sweep: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="SWEEP.toml")]
+    """A sweep file, for example configs/sweeps/s1.toml."""
 
     overrides: Annotated[Overrides, tyro.conf.arg(name="")]
 
-    cluster: str = "local"
-    """Name of a cluster file (configs/clusters, ~/.config/maxp/clusters), or its path."""
+    cluster: Annotated[str, tyro.conf.arg(metavar="NAME")] = "local"
+    """Where to run: the name of a cluster file in configs/clusters or ~/.config/maxp/clusters, or
+    the path of one. local is this machine, without Slurm."""
 
-    runs_dir: Path | None = None
-    """Where the sweep's folder goes; by default what the cluster file says, or "runs"."""
+    runs_dir: _Folder = None
+    """Folder in which the sweep gets its own folder."""
 
     dry_run: bool = False
-    """Print each job's script and what the sweep will cost; submit nothing."""
+    """Print each job's script or command, and the GPU-hours; submit nothing."""
 
 
 @dataclass
-class Status:
-    """Say where each run stands."""
+class _Existing:
+    sweep: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="SWEEP")]
+    """The folder of a submitted sweep, for example runs/s1; or its sweep file."""
 
-    sweep: Sweep
-    """A sweep's folder (runs/NAME), or its file."""
+    runs_dir: _Folder = None
+    """Where to look for the folder of a sweep file."""
 
-    runs_dir: Path = Path(RUNS)
-    """Where the folder of a sweep that is named by its file lies."""
 
-    format: Literal["text", "json"] = "text"
-    """Text, or one JSON object a line."""
+@dataclass
+class Status(_Existing):
+    """Show the state of each run: step, loss, speed and time left, or why it failed."""
 
-    watch: float | None = None
-    """Print again every so many seconds, until no run is left that goes on by itself."""
+    format: Annotated[Literal["text", "json"], tyro.conf.arg(metavar="text|json")] = "text"
+    """A table, or one JSON object per line."""
+
+    watch: Annotated[float | None, _optional("SECONDS", "print once")] = None
+    """Print again every SECONDS seconds, until no run is running or queued."""
 
     all: bool = False
-    """List every run. Of a sweep with over 100 runs, those that run or need somebody are listed."""
+    """List every run. Without this flag, a sweep of over 100 runs lists those that are running and
+    those that need your attention."""
 
 
 @dataclass
-class Cancel:
-    """End jobs that run or wait; their runs can be resumed."""
-
-    sweep: Sweep
-    """A sweep's folder, or its file."""
-
-    runs: Names = ()
-    """Names of runs; by default all."""
-
-    runs_dir: Path = Path(RUNS)
-    """Where the folder of a sweep that is named by its file lies."""
+class _Selected(_Existing):
+    runs: Annotated[tuple[str, ...], _optional("RUN [RUN ...]", "all runs")] = ()
+    """Names of runs."""
 
 
 @dataclass
-class Resume:
-    """Submit what is missing: runs never submitted, cancelled, or whose job has vanished."""
+class Cancel(_Selected):
+    """Stop running jobs and remove waiting ones; `resume` continues their runs."""
 
-    sweep: Sweep
-    """A sweep's folder, or its file."""
 
-    runs: Names = ()
-    """Names of runs; by default all."""
+@dataclass
+class Resume(_Selected):
+    """Submit runs that are missing, were cancelled, or whose job disappeared."""
 
-    cluster: str | None = None
-    """By default the cluster that the runs were submitted to."""
-
-    runs_dir: Path = Path(RUNS)
-    """Where the folder of a sweep that is named by its file lies."""
+    cluster: Annotated[str | None, _optional("NAME", "the cluster they were submitted to")] = None
+    """Name or path of a cluster file."""
 
 
 @dataclass
 class Retry(Resume):
-    """Submit runs that failed once more."""
+    """Submit failed runs again, once the cause of the failure is fixed."""
 
 
 @dataclass
-class Table:
-    """Print the loss tables: rows lr, columns methods."""
-
-    sweep: Sweep
-    """A sweep's folder, or its file."""
+class Table(_Existing):
+    """Print the loss tables: a row per learning rate, a column per method."""
 
     metric: Metric = "validation"
     """Validation loss at the end, or mean training loss over the last 10% of the steps."""
 
     format: Format = "text"
-    """text, markdown, csv, json or latex."""
+    """Format of the tables."""
 
-    to: Path | None = None
-    """A file to write instead of printing."""
-
-    runs_dir: Path = Path(RUNS)
-    """Where the folder of a sweep that is named by its file lies."""
+    to: Annotated[Path | None, _optional("FILE", "print")] = None
+    """File to write."""
 
 
 @dataclass
-class Report:
-    """Write one self-contained HTML page with tables, plots and runs."""
+class Report(_Existing):
+    """Write one self-contained HTML page with the tables, plots and runs."""
 
-    sweep: Sweep
-    """A sweep's folder, or its file."""
+    to: Annotated[Path | None, _optional("FILE", "report.html in the sweep's folder")] = None
+    """File to write."""
 
-    to: Path | None = None
-    """The file; by default report.html in the sweep's folder."""
-
-    plots_to: Path | None = None
-    """A folder for the plots, as PNG and SVG."""
-
-    runs_dir: Path = Path(RUNS)
-    """Where the folder of a sweep that is named by its file lies."""
+    plots_to: Annotated[Path | None, _optional("DIR", "no separate plots")] = None
+    """Folder for the plots as PNG and SVG files."""
 
 
 Command = Submit | Status | Cancel | Resume | Retry | Table | Report

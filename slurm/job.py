@@ -31,7 +31,7 @@ class TrainingJob:
 
     def __init__(self, task: Task) -> None:
         self.task = task
-        self._child: subprocess.Popen[bytes] | None = None
+        self._child: processes.Child | None = None
 
     def __call__(self) -> str:
         """Train.
@@ -43,12 +43,12 @@ class TrainingJob:
             RuntimeError: training failed; its reason is in the run's status and in this job's log.
         """
         here = submitit.JobEnvironment()
-        self._child = processes.start(
+        self._child = processes.Child(
             command(self.task, here),
             environment=rank_environment(self.task, here),
             cwd=self.task.cwd,
         )
-        code = processes.wait(self._child)
+        code = self._child.wait()
         if code == PREEMPTED:
             time.sleep(_GRACE_SECONDS)  # for a USR2 of our own that is still on its way
             if here.global_rank == 0:
@@ -62,7 +62,7 @@ class TrainingJob:
 
     def checkpoint(self) -> DelayedSubmission | None:
         """Have the ranks save, wait for them, and give what is to be queued again."""
-        if self._child is not None and processes.stop(self._child) != PREEMPTED:
+        if self._child is not None and self._child.stop() != PREEMPTED:
             return None  # it has just finished, or failed: nothing is left to run
         return DelayedSubmission(TrainingJob(self.task))
 

@@ -5,17 +5,18 @@ writes there. There is no other state: what a command needs it reads here, and f
 """
 
 import json
-import os
 import socket
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
+from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal
 
+import psutil
 from filelock import FileLock, Timeout
 
-from slurm import processes
+from slurm.processes import Process
 from slurm.sweep import Resources, RunSpec
 from train.run.files import write_whole
 from train.run.folder import CONFIG, JOB, STATUS, RunFolderError, read_status
@@ -23,6 +24,7 @@ from train.run.folder import CONFIG, JOB, STATUS, RunFolderError, read_status
 SWEEP = "sweep.json"
 _OWN = ".sweep"
 _LOCK_SECONDS = 600
+_START_SECONDS = 60.0
 _REMEDY = "make room or get the right to write there, or choose another --runs-dir"
 
 
@@ -44,7 +46,7 @@ class JobRecord:
         submitted: UTC, ISO 8601.
         commit, code: the snapshot that it runs, and the commit that was made from.
         log: pattern of the job's output files.
-        host, pid: of the process that a local run belongs to.
+        host, pid, started: the process that a local run belongs to, and when that started.
         cancelled: whether somebody cancelled it.
     """
 
@@ -59,7 +61,22 @@ class JobRecord:
     log: str | None = None
     host: str | None = None
     pid: int | None = None
+    started: float | None = None
     cancelled: bool = False
+
+    def owned_by(self, process: psutil.Process) -> "JobRecord":
+        """This record for a run that belongs to a process of this machine."""
+        host, started = socket.gethostname(), process.create_time()
+        return replace(self, host=host, pid=process.pid, started=started)
+
+    @property
+    def process(self) -> Process | None:
+        """The process that a local run belongs to; None for a run of Slurm's."""
+        if self.kind != "local" or self.host is None or self.pid is None:
+            return None
+        # A record is written just before its process starts.
+        noted = datetime.fromisoformat(self.submitted).timestamp() + _START_SECONDS
+        return Process(self.host, self.pid, self.started, noted)
 
 
 class SweepFolder:
@@ -203,20 +220,27 @@ class SweepFolder:
     @contextmanager
     def worked_on(self) -> Iterator[None]:
         """Let other commands know that this process goes through the sweep's runs."""
-        mark = self.path / _OWN / "commands" / f"{socket.gethostname()}.{os.getpid()}"
+        this = psutil.Process()
+        mark = self.path / _OWN / "commands" / f"{socket.gethostname()}.{this.pid}"
         with writing(mark):
             mark.parent.mkdir(parents=True, exist_ok=True)
-            mark.touch()
+            mark.write_text(str(this.create_time()))
         try:
             yield
         finally:
             mark.unlink(missing_ok=True)
 
-    def commands(self) -> list[int]:
+    def commands(self) -> list[psutil.Process]:
         """Processes of this machine that go through the sweep's runs now."""
-        marks = (self.path / _OWN / "commands").glob(f"{socket.gethostname()}.*")
-        found = (int(mark.name.rpartition(".")[2]) for mark in marks)
-        return sorted(pid for pid in found if processes.alive(pid))
+        host = socket.gethostname()
+        running = []
+        for mark in sorted((self.path / _OWN / "commands").glob(f"{host}.*")):
+            with suppress(FileNotFoundError):  # the command has just ended
+                started = float(mark.read_text() or 0) or None  # empty in earlier versions
+                pid = int(mark.name.rpartition(".")[2])
+                process = Process(host, pid, started, noted=mark.stat().st_mtime).find()
+                running += [process] if process else []
+        return running
 
     def mark_cancelled(self, name: str) -> None:
         record = self.job(name)

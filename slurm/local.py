@@ -1,198 +1,208 @@
-"""A sweep on this machine, without Slurm: a few runs at a time, until all have their result.
+"""A sweep on this machine, without Slurm: a few runs at a time, until every run has its result.
 
-Interrupted, it has the runs save and stop; the same command goes on where they were. Several such
-commands, started beside each other, share the runs.
+When the command is interrupted, the runs save and stop; the same command continues them. Concurrent
+commands split the runs between them.
 """
 
 import contextlib
 import os
+import shlex
 import shutil
 import signal
-import socket
-import subprocess
 import threading
-import time
 import uuid
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from concurrent.futures import Future, ThreadPoolExecutor
 from datetime import UTC, datetime
-from pathlib import Path
+from queue import SimpleQueue
 from types import FrameType
 from typing import Any
 
+import psutil
 from tqdm import tqdm
 
-from slurm import processes
+from slurm import processes, show
 from slurm.cluster import Cluster
+from slurm.executor import Executor
 from slurm.ledger import JobRecord, LedgerError, SweepFolder
 from slurm.snapshot import Snapshot, environment
-from slurm.states import Standing, State, judge, status_of
+from slurm.states import ACTIVE, RESULTS, State, judge, status_of, survey
 from slurm.sweep import RunSpec
 from slurm.task import announce, task, training
+from train.run.exit_status import INTERRUPTED
 from train.run.folder import RunFolderError
 
 _STOP_SECONDS = 120.0
-_POLL_SECONDS = 0.1
 _FULL_BYTES = 1 << 20
 
 
-class LocalRunner:
-    """Runs trainings as processes of this machine.
+class LocalExecutor(Executor):
+    """Runs trainings as processes of this machine, and waits for them."""
 
-    Args:
-        cluster: of kind local; says how many run at once, and on how many GPUs.
-        wanted: the states in which a run is started; looked at again just before.
-    """
+    # Nothing requeues a stopped run here: the command that started it continues it.
+    submits = frozenset({State.MISSING, State.VANISHED, State.CANCELLED})
 
-    def __init__(
-        self,
-        folder: SweepFolder,
-        cluster: Cluster,
-        code: Snapshot,
-        cwd: Path,
-        wanted: frozenset[State],
-    ) -> None:
-        self._folder, self._cluster, self._code, self._cwd = folder, cluster, code, cwd
-        self._wanted = wanted
-        self._children: set[subprocess.Popen[bytes]] = set()
-        self._stopping = threading.Event()
-        self._mutex = threading.Lock()
-        self._waiting: list[RunSpec] = []
+    def __init__(self, folder: SweepFolder, cluster: Cluster) -> None:
+        super().__init__(folder, cluster)
         self._devices = list(range(cluster.gpus_per_node))
+        self._children: set[processes.Child] = set()
+        self._stopping = False
+        self._mutex = threading.Lock()
 
-    def run(self, runs: Sequence[RunSpec]) -> bool:
-        """Run them to their ends; False where it was interrupted."""
-        if not runs:
-            return True
-        self._waiting = list(runs)
+    def plan(self, runs: Sequence[RunSpec]) -> Iterator[str]:
+        for run in runs:
+            todo = task(run, self.cluster, self.folder, self.folder.code, self.cwd)
+            words = training(todo.arguments, processes=todo.processes)
+            yield shlex.join(["python", *words[1:]])
+
+    def start(self, runs: Sequence[RunSpec], code: Snapshot, states: frozenset[State]) -> int:
+        if chosen := self.choose(runs, states):
+            self._run(chosen, code, states)
+        standings = survey(self.folder, runs)
+        print("\n".join([show.summary(standings), *show.advice(self.folder, standings)]))
+        if self._stopping:
+            return INTERRUPTED
+        return 0 if all(standing.state in RESULTS | ACTIVE for standing in standings) else 1
+
+    def _run(self, runs: Sequence[RunSpec], code: Snapshot, states: frozenset[State]) -> None:
+        """Run them until all have ended, or until this process is asked to stop."""
         parallel = self._parallel(runs)
+        # What the main thread waits for: a run that has ended, or None to stop all. A signal
+        # handler may put into a SimpleQueue.
+        events: SimpleQueue[Future[str] | None] = SimpleQueue()
         with (
-            self._folder.worked_on(),
+            self.folder.worked_on(),
             tqdm(total=len(runs), desc="runs", unit="run") as bar,
-            _interrupted_by(self._stopping),
+            _signals_to(events),
+            ThreadPoolExecutor(parallel) as pool,
         ):
-            workers = [
-                threading.Thread(target=self._work, args=(bar, parallel)) for _ in range(parallel)
-            ]
-            for worker in workers:
-                worker.start()
-            while any(worker.is_alive() for worker in workers):
-                if self._stopping.wait(0.2):
-                    self._stop(workers, bar)
-        return not self._stopping.is_set()
+            for run in runs:
+                future = pool.submit(self._train_on_devices, run, code, states, parallel)
+                future.add_done_callback(events.put)
+            left = len(runs)
+            while left:
+                ended = events.get()
+                if ended is not None:
+                    left -= 1
+                    _say(bar, ended.result(), done=1)
+                elif not self._stopping:
+                    _say(bar, "stopping: the runs save and end; the same command continues them")
+                    self._stop()
 
     def _parallel(self, runs: Sequence[RunSpec]) -> int:
-        at_once = min(self._cluster.max_parallel or 1, len(runs)) or 1
-        each = max((self._cluster.gpus(run.resources) for run in runs), default=0)
+        at_once = min(self.cluster.max_parallel or 1, len(runs)) or 1
+        each = max((self.cluster.gpus(run.resources) for run in runs), default=0)
         return max(1, min(at_once, len(self._devices) // each)) if each else at_once
 
-    def _work(self, bar: "tqdm[Any]", parallel: int) -> None:
-        while not self._stopping.is_set():
+    def _train_on_devices(
+        self, run: RunSpec, code: Snapshot, states: frozenset[State], parallel: int
+    ) -> str:
+        """Run one training on GPUs of its own; returns a line about how it ended, or ""."""
+        count = self.cluster.gpus(run.resources)
+        with self._mutex:
+            devices, self._devices = self._devices[:count], self._devices[count:]
+        try:
+            variables = self._environment(run, code, devices, parallel)
+            ending = self._train(run, code, states, variables)
+        except (LedgerError, RunFolderError, OSError) as error:  # the others go on
+            ending = f"not started: {error}"
+        finally:
             with self._mutex:
-                if not self._waiting:
-                    return
-                run = self._waiting.pop(0)
-                count = self._cluster.gpus(run.resources)
-                devices, self._devices = self._devices[:count], self._devices[count:]
-            try:
-                said = self._train(run, self._environment(run, devices, parallel))
-            except (LedgerError, RunFolderError, OSError) as error:  # the others go on
-                said = f"not started: {error}"
-            finally:
-                with self._mutex:
-                    self._devices += devices
-            _say(bar, f"{run.name}: {said}", done=1)
+                self._devices += devices
+        return f"{run.name}: {ending}" if ending else ""
 
-    def _environment(self, run: RunSpec, devices: list[int], parallel: int) -> dict[str, str]:
-        """A run's share of this machine."""
-        variables = environment(str(self._code.folder))
+    def _environment(
+        self, run: RunSpec, code: Snapshot, devices: list[int], parallel: int
+    ) -> dict[str, str]:
+        """The environment that gives a run its share of this machine."""
+        variables = environment(str(code.folder))
         cores = len(os.sched_getaffinity(0))
-        share = cores // (parallel * self._cluster.processes(run.resources))
+        share = cores // (parallel * self.cluster.processes(run.resources))
         variables.setdefault("OMP_NUM_THREADS", str(max(1, share)))
         if devices:
             variables["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, devices))
         return variables
 
-    def _train(self, run: RunSpec, variables: dict[str, str]) -> str:
-        """Run one training; how it ended, in words."""
-        folder = self._folder
-        there = folder.run(run.name)
-        with folder.lock():
-            state, _ = judge(status_of(there), folder.job(run.name), None)
-            if state not in self._wanted:
+    def _train(
+        self, run: RunSpec, code: Snapshot, states: frozenset[State], variables: dict[str, str]
+    ) -> str:
+        folder = self.folder
+        with folder.lock(), self._mutex:
+            if self._stopping:
+                return ""
+            state, _ = self._state(run)
+            if state not in states:
                 return f"{state} by another command"
-            if self._stopping.is_set():
-                return "not started"
             former = folder.job(run.name)
             try:
-                child = self._start(run, variables)
+                child = self._start(run, code, variables)
             except (LedgerError, RunFolderError, OSError):
                 folder.restore(run.name, former)  # as if it had never been tried
                 raise
-        code = processes.wait(child)
+        status = child.wait()
         self._children.discard(child)
         with folder.lock():
-            state, detail = judge(status_of(there), folder.job(run.name), None)
-            if state is State.VANISHED and self._stopping.is_set():
+            state, detail = self._state(run)
+            if state is State.VANISHED and self._stopping:
                 folder.mark_cancelled(run.name)
-                state, detail = judge(status_of(there), folder.job(run.name), None)
+                state, detail = self._state(run)
         if state is State.VANISHED:
             full = shutil.disk_usage(folder.path).free < _FULL_BYTES
             disk = f"; the disk of {folder.path} is full" if full else ""
-            detail = f"{_ending(code)}{disk}; its output: {folder.job_log(run.name)}"
+            detail = f"{_ending(status)}{disk}; its output: {folder.job_log(run.name)}"
         return f"{state} {detail}".rstrip()
 
-    def _start(self, run: RunSpec, variables: dict[str, str]) -> subprocess.Popen[bytes]:
-        folder = self._folder
+    def _state(self, run: RunSpec) -> tuple[State, str]:
+        return judge(status_of(self.folder.run(run.name)), self.folder.job(run.name), None)
+
+    def _start(self, run: RunSpec, code: Snapshot, variables: dict[str, str]) -> processes.Child:
+        folder = self.folder
         log = folder.job_log(run.name)
-        todo = task(run, self._cluster, folder, self._code.folder, self._cwd)
+        todo = task(run, self.cluster, folder, code.folder, self.cwd)
         record = JobRecord(
             identity=run.identity,
             kind="local",
             token=uuid.uuid4().hex[:12],
-            cluster=self._cluster.name,
+            cluster=self.cluster.name,
             submitted=datetime.now(UTC).isoformat(timespec="seconds"),
-            commit=self._code.commit,
+            commit=code.commit,
             code=todo.code,
             log=str(log),
-            host=socket.gethostname(),
-            pid=os.getpid(),
-        )
-        # Before there is a process, so that none is ever without its record.
+        ).owned_by(psutil.Process())
+        # Written before there is a process, so that no process is ever without its record.
         folder.give(run.name, record)
         announce(folder.run(run.name))
         log.parent.mkdir(parents=True, exist_ok=True)
         with log.open("ab") as output:
-            child = processes.start(
+            child = processes.Child(
                 training(todo.arguments, processes=todo.processes),
                 environment=variables,
                 cwd=todo.cwd,
                 output=output,
             )
         try:
-            folder.give(run.name, replace(record, pid=child.pid))
+            folder.give(run.name, record.owned_by(child.process))
         except LedgerError:
-            processes.send(child.pid, signal.SIGKILL)
-            child.wait()
+            child.stop(limit=0)
             raise
         self._children.add(child)
         return child
 
-    def _stop(self, workers: Sequence[threading.Thread], bar: "tqdm[Any]") -> None:
-        _say(bar, "stopping: the runs save and end; the same command goes on with them")
-        # In turns, since a worker may have been about to start one.
-        while any(worker.is_alive() for worker in workers):
+    def _stop(self) -> None:
+        """Stop all runs; from here on none is started."""
+        with self._mutex:
+            self._stopping = True
             children = list(self._children)
-            for child in children:
-                processes.send(child.pid, processes.STOP)
-            for child in children:
-                processes.stop(child, limit=_STOP_SECONDS)
-            time.sleep(_POLL_SECONDS)
+        for child in children:
+            processes.send(child.process, processes.STOP)
+        for child in children:
+            child.stop(limit=_STOP_SECONDS)
 
 
 def _say(bar: "tqdm[Any]", text: str, *, done: int = 0) -> None:
     with contextlib.suppress(OSError):  # the terminal may be gone; the runs are not
-        bar.write(text)
+        if text:
+            bar.write(text)
         bar.update(done)
 
 
@@ -200,30 +210,17 @@ def _ending(code: int) -> str:
     return f"ended by {signal.Signals(-code).name}" if code < 0 else f"ended with status {code}"
 
 
-def processes_of(standings: Sequence[Standing]) -> tuple[list[int], list[str]]:
-    """Processes of this machine that runs belong to, and where others are: "RUN on HOST"."""
-    here, elsewhere = [], []
-    for standing in standings:
-        record = standing.record
-        local = record is not None and record.kind == "local"
-        host = record.host if record and local else standing.status.get("host")
-        pid = record.pid if record and local else standing.status.get("pid")
-        if host == socket.gethostname() and pid is not None:
-            here.append(int(pid))
-        else:
-            elsewhere.append(f"{standing.run.name} on {host}")
-    return here, elsewhere
-
-
 @contextlib.contextmanager
-def _interrupted_by(stopping: threading.Event) -> Iterator[None]:
-    """Set the event on the keyboard's interrupt, on TERM and when the terminal goes."""
+def _signals_to(events: "SimpleQueue[Any]") -> Iterator[None]:
+    """Put None on Ctrl-C, on TERM and when the terminal closes."""
 
     def note(number: int, frame: FrameType | None) -> None:
-        stopping.set()
+        events.put(None)
 
-    signals = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-    former = {number: signal.signal(number, note) for number in signals}
+    former = {
+        number: signal.signal(number, note)
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    }
     try:
         yield
     finally:

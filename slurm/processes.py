@@ -1,112 +1,129 @@
-"""A run's processes on one node: start them, pass a signal on, wait."""
+"""Processes on one node: start a run's, find them again later, signal them, wait for them."""
 
+import contextlib
 import os
 import signal
+import socket
 import subprocess
 import time
 from collections.abc import Mapping, Sequence
-from pathlib import Path
+from dataclasses import dataclass
 from typing import IO
 
-# What the trainer stops for, at the next step and with a checkpoint (train/preemption.py).
+import psutil
+
 STOP = signal.SIGUSR2
+"""The trainer saves a checkpoint after its current step and stops (train/preemption.py)."""
 
-_POLL_SECONDS = 0.2
 _AGAIN_SECONDS = 5.0
+# Start times are derived from the boot time, which Linux gives in whole seconds.
+_CLOCK_SECONDS = 2.0
 
-# torchrun would end its ranks half a minute after a SIGTERM, in the middle of a large checkpoint.
-# The ranks hear it from Slurm, stop by themselves, and torchrun ends with them.
+# torchrun would kill its ranks 30 s after a SIGTERM, in the middle of a large checkpoint. Slurm
+# signals the ranks as well; they stop by themselves, and torchrun ends when they have.
 _TORCHRUN_SIGNALS = "SIGINT,SIGHUP,SIGQUIT"
 
 
-def start(
-    command: Sequence[str],
-    *,
-    environment: Mapping[str, str],
-    cwd: str,
-    output: IO[bytes] | None = None,
-) -> subprocess.Popen[bytes]:
-    """Start a command that leaves stopping to its ranks.
+@dataclass(frozen=True)
+class Process:
+    """A process as a file describes it; its id may belong to another process by now.
+
+    Attributes:
+        started: when it started, in seconds since the epoch; None in files of earlier versions.
+        noted: when it was known to run, in seconds since the epoch.
+    """
+
+    host: str
+    pid: int
+    started: float | None
+    noted: float
+
+    @property
+    def here(self) -> bool:
+        """Whether it is a process of this machine."""
+        return self.host == socket.gethostname()
+
+    def find(self) -> psutil.Process | None:
+        """The process itself, if it still runs on this machine; a zombie does not run."""
+        if not self.here:
+            return None
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process = psutil.Process(self.pid)
+            begun = process.create_time()
+            # A process that began after `noted` was given the id later.
+            earliest, latest = (self.started or 0.0), (self.started or self.noted)
+            same = earliest - _CLOCK_SECONDS <= begun <= latest + _CLOCK_SECONDS
+            if same and process.status() != psutil.STATUS_ZOMBIE:
+                return process
+        return None
+
+
+class Child:
+    """A command that this process started. Its ranks decide when to stop.
 
     Args:
-        output: where it writes; None is where this process does. With a file of its own it also
-            gets a session of its own: the keyboard's interrupt is then for this process alone.
+        output: where it writes; None inherits this process's output. With a file it also gets its
+            own session, so that Ctrl-C interrupts this process only.
     """
-    return subprocess.Popen(
-        command,
-        cwd=cwd,
-        env={**environment, "TORCHELASTIC_SIGNALS_TO_HANDLE": _TORCHRUN_SIGNALS},
-        stdin=subprocess.DEVNULL,
-        stdout=output,
-        stderr=None if output is None else subprocess.STDOUT,
-        start_new_session=output is not None,
-        preexec_fn=_leave_stopping_to_the_ranks,
-    )
+
+    def __init__(
+        self,
+        command: Sequence[str],
+        *,
+        environment: Mapping[str, str],
+        cwd: str,
+        output: IO[bytes] | None = None,
+    ) -> None:
+        self._popen = subprocess.Popen(
+            command,
+            cwd=cwd,
+            env={**environment, "TORCHELASTIC_SIGNALS_TO_HANDLE": _TORCHRUN_SIGNALS},
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=None if output is None else subprocess.STDOUT,
+            start_new_session=output is not None,
+            preexec_fn=_ignore_stop_signals,
+        )
+        self.process = psutil.Process(self._popen.pid)
+
+    def wait(self) -> int:
+        """Its exit status. A signal handler or another thread may call `stop` meanwhile."""
+        # Popen.wait would hold a lock that `stop` needs, for as long as the child runs.
+        with contextlib.suppress(ChildProcessError):  # `stop` has waited for it already
+            os.waitid(os.P_PID, self._popen.pid, os.WEXITED | os.WNOWAIT)
+        return self._popen.wait()
+
+    def stop(self, *, limit: float | None = None) -> int:
+        """Ask its ranks to save and stop, and wait for them; returns its exit status.
+
+        Asks again every few seconds, because a rank that is still starting ignores the signal.
+
+        Args:
+            limit: seconds after which the remaining processes are killed; None waits.
+        """
+        deadline = float("inf") if limit is None else time.monotonic() + limit
+        while True:
+            left = deadline - time.monotonic()
+            send(self.process, STOP if left > 0 else signal.SIGKILL)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                return self._popen.wait(min(left, _AGAIN_SECONDS) if left > 0 else _AGAIN_SECONDS)
 
 
-def _leave_stopping_to_the_ranks() -> None:
+def _ignore_stop_signals() -> None:
     # Inherited until a rank sets its own handler; by default both signals end a process.
     signal.signal(STOP, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
-def wait(process: subprocess.Popen[bytes]) -> int:
-    """Its exit status. Polls, so that a signal handler may wait for it as well."""
-    while (code := process.poll()) is None:
-        time.sleep(_POLL_SECONDS)
-    return code
-
-
-def stop(process: subprocess.Popen[bytes], *, limit: float | None = None) -> int:
-    """Ask its ranks to save and stop, until they have; its exit status.
-
-    Asked again every few seconds: a rank that is starting does not listen yet.
-
-    Args:
-        limit: seconds after which what is left is killed; None waits.
-    """
-    begun = asked = time.monotonic()
-    send(process.pid, STOP)
-    while (code := process.poll()) is None:
-        now = time.monotonic()
-        if limit is not None and now - begun > limit:
-            send(process.pid, signal.SIGKILL)
-        elif now - asked > _AGAIN_SECONDS:
-            asked = now
-            send(process.pid, STOP)
-        time.sleep(_POLL_SECONDS)
-    return code
-
-
-def send(pid: int, number: signal.Signals) -> None:
+def send(process: psutil.Process, number: signal.Signals) -> None:
     """Signal a process and all its descendants."""
-    for member in family(pid):
-        try:
-            os.kill(member, number)
-        except ProcessLookupError:
-            continue
+    for member in family(process):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            member.send_signal(number)
 
 
-def family(pid: int) -> list[int]:
+def family(process: psutil.Process) -> list[psutil.Process]:
     """A process and all its descendants; torchrun starts its ranks in sessions of their own."""
-    parents: dict[int, int] = {}
-    for file in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            stat = file.read_text()
-        except OSError:
-            continue  # it has ended
-        # "PID (NAME) STATE PARENT ...", where the name may hold anything
-        parents[int(stat.split()[0])] = int(stat.rpartition(")")[2].split()[1])
-    found = [pid]
-    for known in found:
-        found += [child for child, parent in parents.items() if parent == known]
-    return found
-
-
-def alive(pid: int) -> bool:
-    """Whether a process of this machine runs (a zombie does not)."""
-    try:
-        stat = Path(f"/proc/{pid}/stat").read_text()
-    except OSError:
-        return False
-    return stat.rpartition(")")[2].split()[0] != "Z"
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return [process, *process.children(recursive=True)]
+    return []

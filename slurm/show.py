@@ -1,19 +1,20 @@
 """The status of a sweep as text: one line a run, and a summary."""
 
-import os
+import contextlib
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from slurm.estimate import ScaleEstimate
-from slurm.ledger import JobRecord, SweepFolder
+from slurm.ledger import SweepFolder
 from slurm.states import ACTIVE, RESULTS, Standing, State, last_error
 from train.run import tail
 from train.run.files import parse_record
 from train.run.folder import METRICS
 from train.run.summary import SummaryError, read_summary
+from train.run.tail import Tail
 
 LISTED = 100
 """Of a sweep with more runs, those that run or need somebody are listed, and no more than this."""
@@ -21,26 +22,7 @@ LISTED = 100
 _COLUMNS = ("run", "state", "step", "loss", "tokens/s", "left", "job", "")
 _RIGHT = frozenset({"step", "loss", "tokens/s", "left"})
 _NEED_SOMEBODY = (State.FAILED, State.UNREADABLE, State.VANISHED, State.CANCELLED)
-_TAIL_BYTES = 64 << 10
-
-
-@dataclass(frozen=True)
-class Progress:
-    """What the end of a run's metrics says; None where it says nothing.
-
-    Attributes:
-        step, loss, tokens_per_second: as last logged; nats a token, tokens a second and device.
-        left: seconds until the last step, at the speed of the last one logged.
-        validation: the validation loss at the end, of a run that has its result.
-        corrupt: lines that are no records.
-    """
-
-    step: int | None = None
-    loss: float | None = None
-    tokens_per_second: float | None = None
-    left: float | None = None
-    validation: float | None = None
-    corrupt: int = 0
+_LAST_LINES = 50
 
 
 def lines(
@@ -59,8 +41,8 @@ def lines(
         everything: list also what a sweep of many runs leaves out.
     """
     listed = standings if everything else _listed(standings)
-    waiting_for = folder.commands()
-    rows = [_COLUMNS, *(_row(folder, standing, waiting_for) for standing in listed)]
+    commands = bool(folder.commands())
+    rows = [_COLUMNS, *(_row(folder, standing, commands) for standing in listed)]
     widths = [max(len(row[i]) for row in rows) for i in range(len(_COLUMNS) - 1)]
     # A column that says nothing of any run is left out.
     used = [any(row[i] for row in rows[1:]) for i in range(len(_COLUMNS))]
@@ -96,7 +78,7 @@ def advice(folder: SweepFolder, standings: Sequence[Standing]) -> list[str]:
     found = []
     at_work = folder.commands()
     if at_work and State.MISSING in states:
-        numbers = " and ".join(map(str, at_work))
+        numbers = " and ".join(str(process.pid) for process in at_work)
         found.append(f"missing ones wait for process {numbers} of this machine")
     elif states & {State.MISSING, State.VANISHED, State.CANCELLED}:
         found.append(f"submit what is missing: python -m slurm resume {folder.path}")
@@ -113,8 +95,9 @@ def costs(estimates: Sequence[ScaleEstimate], kind: str) -> list[str]:
     Args:
         kind: of the devices, "GPU" or "process".
     """
+    plural = {"GPU": "GPUs", "process": "processes"}[kind]
     found = [
-        f"{e.scale}: {e.runs} jobs of {e.devices} {_plural(kind, e.devices)}, "
+        f"{e.scale}: {e.runs} jobs of {e.devices} {kind if e.devices == 1 else plural}, "
         + (
             "time unknown until a run has been measured"
             if e.hours is None
@@ -129,37 +112,38 @@ def costs(estimates: Sequence[ScaleEstimate], kind: str) -> list[str]:
 
 
 def as_record(folder: SweepFolder, standing: Standing) -> dict[str, Any]:
-    """One run for scripts; ``left`` is in seconds, what is not known is null."""
+    """One run for scripts: ``left`` in seconds; what is not known is null."""
     run, record = standing.run, standing.record
-    seen = progress(folder, standing)
+    end, left = progress(folder, standing)
     return {
         "run": run.name,
         **{key: getattr(run, key) for key in ("scale", "method", "lr", "seed")},
         "state": str(standing.state),
-        "step": standing.step if seen.step is None else seen.step,
+        "step": standing.step if end.step is None else end.step,
         "steps": run.steps,
-        "loss": seen.loss,
-        "tokens_per_second": seen.tokens_per_second,
-        "left": seen.left,
-        "validation_loss": seen.validation,
-        "detail": _detail(folder, standing, seen),
+        "loss": end.loss,
+        "tokens_per_second": end.tokens_per_second,
+        "left": left,
+        "validation_loss": end.validation if standing.state is State.COMPLETED else None,
+        "detail": _detail(folder, standing, end),
         "job_id": record.job_id if record else None,
         "commit": record.commit if record else None,
         "log": record.log if record else None,
     }
 
 
-def progress(folder: SweepFolder, standing: Standing) -> Progress:
-    """How far a run is; the metrics of one that neither runs nor has its result are not read."""
-    there = folder.run(standing.run.name)
-    try:
+def progress(folder: SweepFolder, standing: Standing) -> tuple[Tail, float | None]:
+    """The end of a run's metrics, and the seconds left at the speed of the last step.
+
+    Only the metrics of runs that run or have a result are read.
+    """
+    path = folder.run(standing.run.name)
+    with contextlib.suppress(OSError):  # moved away meanwhile
         if standing.state is State.RUNNING:
-            return _latest(there / METRICS, standing.run.steps)
+            return _latest(path / METRICS, standing.run.steps)
         if standing.state in RESULTS:
-            return _finished(there, standing.state)
-    except OSError:  # moved away meanwhile
-        pass
-    return Progress()
+            return _finished(path, standing.state), None
+    return Tail(), None
 
 
 def duration(seconds: float) -> str:
@@ -182,87 +166,56 @@ def _listed(standings: Sequence[Standing]) -> Sequence[Standing]:
     return [standing for standing in standings if standing.run.name in names]
 
 
-def _row(folder: SweepFolder, standing: Standing, waiting_for: Sequence[int]) -> tuple[str, ...]:
-    seen = progress(folder, standing)
-    step = standing.step if seen.step is None else seen.step
-    job = standing.record.job_id if standing.record else None
-    detail = _detail(folder, standing, seen)
-    if standing.state is State.MISSING and waiting_for:
+def _row(folder: SweepFolder, standing: Standing, commands: bool) -> tuple[str, ...]:
+    """One line's cells; ``commands``: whether a command on this machine still starts runs."""
+    shown = as_record(folder, standing)
+    detail = shown["detail"]
+    if standing.state is State.MISSING and commands:
         detail = "waits for its turn here"
+
+    def cell(key: str, form: str) -> str:
+        return "" if shown[key] is None else format(shown[key], form)
+
     return (
-        standing.run.name,
-        str(standing.state),
-        "" if step is None else f"{step}/{standing.run.steps}",
-        "" if seen.loss is None else f"{seen.loss:.3f}",
-        "" if seen.tokens_per_second is None else f"{seen.tokens_per_second:,.0f}",
-        "" if seen.left is None else duration(seen.left),
-        job or "",
+        shown["run"],
+        shown["state"],
+        "" if shown["step"] is None else f"{shown['step']}/{shown['steps']}",
+        cell("loss", ".3f"),
+        cell("tokens_per_second", ",.0f"),
+        "" if shown["left"] is None else duration(shown["left"]),
+        shown["job_id"] or "",
         detail,
     )
 
 
-def _detail(folder: SweepFolder, standing: Standing, seen: Progress) -> str:
-    said = [standing.detail]
-    if seen.validation is not None:
-        said.append(f"validation loss {seen.validation:.4f}")
+def _detail(folder: SweepFolder, standing: Standing, end: Tail) -> str:
+    parts = [standing.detail]
+    if standing.state is State.COMPLETED and end.validation is not None:
+        parts.append(f"validation loss {end.validation:.4f}")
     if standing.state in (State.FAILED, State.VANISHED):
-        said.append(last_error(folder, _where_it_lies(folder, standing.record)))
-    if seen.corrupt:
-        said.append(f"{seen.corrupt} corrupt {_plural('line', seen.corrupt)} in {METRICS}")
-    return " | ".join(dict.fromkeys(filter(None, said)))
+        parts.append(last_error(folder, standing.record))
+    if end.skipped_lines:
+        lines = "line" if end.skipped_lines == 1 else "lines"
+        parts.append(f"{end.skipped_lines} corrupt {lines} in {METRICS}")
+    return " | ".join(dict.fromkeys(filter(None, parts)))
 
 
-def _where_it_lies(folder: SweepFolder, record: JobRecord | None) -> JobRecord | None:
-    """The record with its log found, also where the sweep's folder has been moved."""
-    if record is None or record.log is None or Path(record.log).exists():
-        return record
-    return replace(record, log=str(folder.jobs / Path(record.log).name))
+def _latest(file: Path, steps: int) -> tuple[Tail, float | None]:
+    """The last training record of a run that is still writing."""
+    records = [parse_record(line) for line in islice(tail.lines_from_end(file), _LAST_LINES)]
+    corrupt = sum(record is None for record in records[1:])  # the last line is being written
+    last: dict[str, Any] = next((r for r in records if r is not None and "loss" in r), {})
+    step, seconds = last.get("step"), last.get("step_seconds")
+    known = {key: last.get(key) for key in ("loss", "tokens_per_second")}
+    left = None if step is None or seconds is None else max(0.0, (steps - step) * seconds)
+    return Tail(step=step, **known, skipped_lines=corrupt), left
 
 
-def _latest(file: Path, steps: int) -> Progress:
-    """What the last whole training record says."""
-    try:
-        with file.open("rb") as stream:
-            begin = max(0, stream.seek(0, os.SEEK_END) - _TAIL_BYTES)
-            stream.seek(begin)
-            found = stream.read().split(b"\n")
-    except FileNotFoundError:
-        return Progress()
-    # The first may have lost its beginning to the cut, the last is being written.
-    whole = found[bool(begin) : -1]
-    records = [parse_record(line) for line in whole if line]
-    corrupt = sum(record is None for record in records)
-    last: dict[str, Any] = next((r for r in reversed(records) if r is not None and "loss" in r), {})
-    step, seconds = _number(last.get("step")), _number(last.get("step_seconds"))
-    return Progress(
-        step=None if step is None else int(step),
-        loss=_number(last.get("loss")),
-        tokens_per_second=_number(last.get("tokens_per_second")),
-        left=None if step is None or seconds is None else max(0.0, (steps - step) * seconds),
-        corrupt=corrupt,
-    )
-
-
-def _finished(folder: Path, state: State) -> Progress:
-    try:
-        known = read_summary(folder, str(state))
-    except SummaryError:
-        known = None
-    end = known[0] if known else tail.final(folder / METRICS)
-    return Progress(
-        loss=end.loss,
-        tokens_per_second=end.tokens_per_second,
-        validation=end.validation if state is State.COMPLETED else None,
-        corrupt=end.skipped_lines,
-    )
-
-
-def _number(value: Any) -> float | None:
-    return float(value) if isinstance(value, int | float) else None
-
-
-def _plural(word: str, count: int) -> str:
-    return word if count == 1 else f"{word}{'es' if word.endswith('s') else 's'}"
+def _finished(folder: Path, state: State) -> Tail:
+    with contextlib.suppress(SummaryError):
+        if summary := read_summary(folder, str(state)):
+            return summary[0]
+    return tail.final(folder / METRICS)
 
 
 def _cut(text: str, width: int | None) -> str:

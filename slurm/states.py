@@ -2,15 +2,16 @@
 
 import os
 import re
-import socket
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from datetime import datetime
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-from slurm import processes, squeue
+from slurm import squeue
 from slurm.ledger import JobRecord, SweepFolder
+from slurm.processes import Process
 from slurm.squeue import QueueEntry
 from slurm.sweep import RunSpec
 from train.run.folder import STATUS, RunFolderError, read_status
@@ -113,7 +114,8 @@ def judge(
             return State.RUNNING, f"on {entry.nodes}" if entry.nodes else ""
         begun = f"preempted at step {status['step']}, " if said == "preempted" else ""
         return State.QUEUED, f"{begun}{entry.reason}"
-    if _in_a_process_here(status if record is None or record.kind == "slurm" else {}, record):
+    owner = owner_of(status, record)
+    if owner is not None and (not owner.here or owner.find()):
         return (State.RUNNING, "here") if said == "running" else (State.QUEUED, "here")
     if record is not None and record.cancelled:
         return State.CANCELLED, ""
@@ -124,18 +126,14 @@ def judge(
     return State.VANISHED, f"job {record.job_id or record.token} is gone"
 
 
-def _in_a_process_here(status: dict[str, Any], record: JobRecord | None) -> bool:
-    """Whether a local sweep, or somebody by hand, runs it on this machine now.
-
-    Of another machine's processes nothing can be known: they count as running.
-    """
-    if record is not None and record.kind == "local":
-        host, pid = record.host, record.pid
-    elif status.get("state") == "running" and record is None:
-        host, pid = status.get("host"), status.get("pid")
-    else:
-        return False
-    return pid is not None and (host != socket.gethostname() or processes.alive(int(pid)))
+def owner_of(status: dict[str, Any], record: JobRecord | None) -> Process | None:
+    """The process that a run belongs to, if a sweep on some machine or a user started one."""
+    if record is not None:
+        return record.process
+    if status.get("state") != "running" or status.get("pid") is None:
+        return None
+    noted = datetime.fromisoformat(status["updated"]).timestamp()
+    return Process(str(status.get("host")), int(status["pid"]), status.get("started"), noted)
 
 
 def _entry(
@@ -158,21 +156,18 @@ def _entry(
     return entry
 
 
-def _explain_vanished(found: list[Standing]) -> list[Standing]:
-    gone = [
-        s.record.job_id
-        for s in found
-        if s.state is State.VANISHED and s.record is not None and s.record.job_id
-    ]
-    ended = squeue.endings(gone[:500])
-    explained = []
-    for standing in found:
-        record = standing.record
-        if standing.state is State.VANISHED and record is not None and record.job_id in ended:
-            detail = f"job {record.job_id} ended as {ended[record.job_id]}"
-            standing = Standing(**{**vars(standing), "detail": detail})
-        explained.append(standing)
-    return explained
+def _explain_vanished(standings: list[Standing]) -> list[Standing]:
+    """The same, with what accounting says about jobs that are gone."""
+    gone = [s.record.job_id for s in standings if s.state is State.VANISHED and s.record]
+    endings = squeue.endings([job for job in gone if job][:500])
+
+    def explained(standing: Standing) -> Standing:
+        job = standing.record.job_id if standing.record else None
+        if standing.state is not State.VANISHED or job not in endings:
+            return standing
+        return replace(standing, detail=f"job {job} ended as {endings[job]}")
+
+    return [explained(standing) for standing in standings]
 
 
 def status_of(folder: Path) -> dict[str, Any]:
@@ -193,6 +188,8 @@ def last_error(folder: SweepFolder, record: JobRecord | None) -> str:
     if record is None or record.log is None:
         return ""
     file = Path(record.log)
+    if not file.exists():  # the sweep's folder was moved
+        file = folder.jobs / file.name
     try:
         with file.open("rb") as stream:
             stream.seek(max(0, stream.seek(0, os.SEEK_END) - _TAIL_BYTES))

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import socket
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
+import psutil
 import pytest
 from fake_runs import write_run
 from slurm_cases import command as program
@@ -304,8 +303,7 @@ def sweep(tmp_path: Path, *runs: RunSpec) -> SweepFolder:
 
 def running(folder: SweepFolder, name: str, *records: dict[str, object] | str) -> None:
     """A run that this process says it runs, with these lines of metrics."""
-    here = job(kind="local", job_id=None, host=socket.gethostname(), pid=os.getpid())
-    folder.give(name, here)
+    folder.give(name, job(kind="local", job_id=None).owned_by(psutil.Process()))
     run = RunFolder(folder.run(name))
     run.set_status("running", step=1)
     lines = [x if isinstance(x, str) else json.dumps(x) + "\n" for x in records]

@@ -70,7 +70,7 @@ def test_a_run_gets_its_former_job_back_and_keeps_what_it_has_done(folder: Sweep
 
 def test_commands_at_work_are_those_whose_process_lives(folder: SweepFolder) -> None:
     with folder.worked_on():
-        assert folder.commands() == [os.getpid()]
+        assert [process.pid for process in folder.commands()] == [os.getpid()]
     assert folder.commands() == []
     killed = subprocess.Popen(["true"])
     killed.wait()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -26,9 +25,9 @@ sys.exit(child.wait())
 """
 
 
-def begin(code: str, output: Path) -> subprocess.Popen[bytes]:
+def begin(code: str, output: Path) -> processes.Child:
     with output.open("wb") as file:
-        return processes.start(
+        return processes.Child(
             [sys.executable, "-c", code], environment=os.environ, cwd=".", output=file
         )
 
@@ -43,7 +42,7 @@ def wait_for(text: str, output: Path) -> None:
 def test_a_rank_below_an_agent_is_told_and_the_agent_lives_until_it_ends(tmp_path: Path) -> None:
     agent = begin(AGENT, tmp_path / "out")
     wait_for("listening", tmp_path / "out")
-    assert processes.stop(agent, limit=20) == 75
+    assert agent.stop(limit=20) == 75
 
 
 def test_a_rank_that_does_not_listen_yet_is_told_again(tmp_path: Path) -> None:
@@ -51,23 +50,23 @@ def test_a_rank_that_does_not_listen_yet_is_told_again(tmp_path: Path) -> None:
     before = processes._AGAIN_SECONDS
     processes._AGAIN_SECONDS = 0.3
     try:
-        assert processes.stop(late, limit=20) == 75
+        assert late.stop(limit=20) == 75
     finally:
         processes._AGAIN_SECONDS = before
 
 
 def test_what_does_not_stop_is_killed_after_the_limit(tmp_path: Path) -> None:
     deaf = begin("import time; time.sleep(60)", tmp_path / "out")
-    assert processes.stop(deaf, limit=0.5) == -9
+    assert deaf.stop(limit=0.5) == -9
 
 
 def test_the_family_of_a_process_is_it_and_what_is_below(tmp_path: Path) -> None:
     agent = begin(AGENT, tmp_path / "out")
     try:
         wait_for("listening", tmp_path / "out")
-        assert len(processes.family(agent.pid)) == 2
+        assert len(processes.family(agent.process)) == 2
     finally:
-        processes.stop(agent, limit=5)
+        agent.stop(limit=5)
 
 
 def test_one_process_is_started_without_torchrun() -> None:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
-import socket
 import subprocess
 from pathlib import Path
 
+import psutil
 import pytest
 from slurm_cases import command, job, spec
 
@@ -51,7 +51,7 @@ def test_a_cancelled_run_whose_job_is_gone_is_cancelled_not_vanished() -> None:
 
 def test_a_local_run_is_running_while_its_process_lives_and_vanished_after() -> None:
     child = subprocess.Popen(["sleep", "60"])
-    record = job(kind="local", job_id=None, host=socket.gethostname(), pid=child.pid)
+    record = job(kind="local", job_id=None).owned_by(psutil.Process(child.pid))
     try:
         assert judge({"state": "running"}, record, None)[0] is State.RUNNING
         child.kill()

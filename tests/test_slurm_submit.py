@@ -10,13 +10,15 @@ import pytest
 from slurm_cases import command, job, spec
 
 from slurm.cluster import Cluster, Container
+from slurm.executor import SubmissionError
 from slurm.job import TrainingJob, master_port, rank_environment
 from slurm.job import command as job_command
 from slurm.ledger import SweepFolder
 from slurm.resources import Resources
+from slurm.sbatch import Batch, parameters, script
 from slurm.snapshot import Snapshot
 from slurm.states import State, survey
-from slurm.submit import Batch, SubmissionError, batches, parameters, script, submit
+from slurm.submit import SlurmExecutor, batches
 from slurm.task import Task, task
 
 GPUS = Cluster(
@@ -29,7 +31,7 @@ CPUS = Cluster(name="c", kind="slurm", partition="main", processes_per_node=2, c
 def options(cluster: Cluster, *runs: Any) -> dict[str, str]:
     """The #SBATCH lines of the script for some runs."""
     batch = Batch(runs or (spec("a"),), "t1")
-    text = script("s", cluster, batch, SweepFolder(Path("runs/s")), Path("code"))
+    text = script(cluster, batch, SweepFolder(Path("runs/s")), Path("code"))
     lines = [x.removeprefix("#SBATCH --") for x in text.splitlines() if x.startswith("#SBATCH")]
     return {name: value for name, _, value in (line.partition("=") for line in lines)}
 
@@ -69,7 +71,7 @@ def test_several_runs_are_one_array_with_the_limit_on_parallel_jobs() -> None:
 
 
 def test_the_step_gets_the_cores_that_srun_does_not_take_over() -> None:
-    text = script("s", GPUS, Batch((spec("a"),), "t"), SweepFolder(Path("r")), Path("c"))
+    text = script(GPUS, Batch((spec("a"),), "t"), SweepFolder(Path("r")), Path("c"))
     (line,) = [x for x in text.splitlines() if x.startswith("srun")]
     assert "--cpus-per-task=96" in line
     assert "--kill-on-bad-exit=1" in line
@@ -77,7 +79,8 @@ def test_the_step_gets_the_cores_that_srun_does_not_take_over() -> None:
 
 def test_set_up_lines_come_before_python_is_pointed_at_the_snapshot() -> None:
     cluster = Cluster(name="c", kind="slurm", gpus_per_node=1, setup=("module load x",))
-    setup = parameters("s", cluster, Batch((spec("a"),), "t"), Path("code"))["setup"]
+    folder = SweepFolder(Path("runs/s"))
+    setup = parameters(cluster, Batch((spec("a"),), "t"), folder, Path("code"))["setup"]
     assert setup[0] == "module load x"
     assert any(line.startswith("export PYTHONPATH='code") for line in setup[1:])
 
@@ -92,7 +95,7 @@ def test_set_up_lines_come_before_python_is_pointed_at_the_snapshot() -> None:
 def test_a_container_is_started_by_its_own_tool(kind: Any, words: tuple[str, ...]) -> None:
     container = Container(kind=kind, image="img", mounts=("/a:/a",))
     cluster = Cluster(name="c", kind="slurm", gpus_per_node=1, container=container)
-    text = script("s", cluster, Batch((spec("a"),), "t"), SweepFolder(Path("r")), Path("c"))
+    text = script(cluster, Batch((spec("a"),), "t"), SweepFolder(Path("r")), Path("c"))
     assert all(word in text for word in words)
 
 
@@ -175,7 +178,7 @@ def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def give(folder: SweepFolder, *runs: Any) -> None:
     code = Snapshot(folder.path / "code", None)
-    submit("s", CPUS, runs, folder, code, folder.path)
+    SlurmExecutor(folder, CPUS).start(runs, code, frozenset(State))
 
 
 def test_when_sbatch_refuses_its_words_are_told_and_nothing_is_left(

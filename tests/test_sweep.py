@@ -239,6 +239,12 @@ def test_planning_ten_thousand_runs_imports_no_torch(tmp_path: Path) -> None:
     assert done.stdout.split() == ["10000", "False"], done.stderr
 
 
+def test_a_sweep_on_this_machine_imports_neither_submitit_nor_torch() -> None:
+    code = "import sys, slurm.__main__, slurm.local; print({'submitit', 'torch'} & {*sys.modules})"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout.split() == ["set()"], done.stderr
+
+
 def test_the_feed_forward_of_the_scales_is_torchtitans() -> None:
     for name in ("s1", "s2", "s3", "s4", "s5"):
         size = SCALES[name]
