@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import signal
+import socket
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -223,6 +224,23 @@ def test_cancel_of_one_run_leaves_the_others(
     started[0].communicate(timeout=30)
     rest = dict.fromkeys(NAMES[1:], State.COMPLETED)
     assert states(case) == rest | {NAMES[0]: State.CANCELLED}
+
+
+def test_cancel_signals_no_process_that_was_given_a_reused_id(
+    case: Case, command: Command, started: list[subprocess.Popen[str]]
+) -> None:
+    command(case.submission())
+    started.append(subprocess.Popen(["sleep", "60"], text=True))
+    stranger = psutil.Process(started[0].pid)
+    here = {"host": socket.gethostname(), "pid": stranger.pid, "started": 1e9}
+    job, status = (case.folder.run(NAMES[0]) / file for file in ("job.json", "status.json"))
+    job.write_text(json.dumps(json.loads(job.read_text()) | here))
+    status.write_text(json.dumps({"state": "running", "step": 1}))
+    mark = case.folder.path / ".sweep" / "commands" / f"{here['host']}.{stranger.pid}"
+    mark.write_text("1e9")
+    assert command(["cancel", str(case.folder.path)]) == 0
+    assert states(case)[NAMES[0]] is State.VANISHED
+    assert started[0].poll() is None
 
 
 # With the trainer itself

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
+from collections.abc import Iterator
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import psutil
@@ -14,6 +18,7 @@ from slurm import squeue
 from slurm.ledger import SweepFolder
 from slurm.squeue import QueueEntry, QueueError
 from slurm.states import State, judge, last_error, survey
+from train.run.folder import RunFolder, read_status
 
 PENDING = QueueEntry("7_0", "PENDING", "Priority", "1:00:00", "", "t1")
 RUNNING = QueueEntry("7_0", "RUNNING", "None", "1:00:00", "n1", "t1")
@@ -60,6 +65,47 @@ def test_a_local_run_is_running_while_its_process_lives_and_vanished_after() -> 
     finally:
         child.kill()
         child.wait()
+
+
+@pytest.fixture
+def stranger() -> Iterator[psutil.Process]:
+    """A process that has been given the id of one that ended."""
+    child = subprocess.Popen(["sleep", "60"])
+    yield psutil.Process(child.pid)
+    child.kill()
+    child.wait()
+
+
+def ago(seconds: float) -> str:
+    return (datetime.now(UTC) - timedelta(seconds=seconds)).isoformat()
+
+
+def status_of(process: psutil.Process, **changes: object) -> dict[str, object]:
+    here = {"state": "running", "host": socket.gethostname(), "pid": process.pid}
+    return {**here, "updated": ago(0), **changes}
+
+
+def test_a_run_started_by_hand_runs_while_its_process_lives(tmp_path: Path) -> None:
+    RunFolder(tmp_path).set_status("running", step=1)
+    assert judge(read_status(tmp_path), None, None) == (State.RUNNING, "here")
+
+
+def test_a_reused_process_id_is_not_the_run(stranger: psutil.Process) -> None:
+    earlier = stranger.create_time() - 1000
+    assert judge(status_of(stranger, started=earlier), None, None)[0] is State.VANISHED
+    record = replace(job(kind="local").owned_by(stranger), started=earlier)
+    assert judge({"state": "running"}, record, None)[0] is State.VANISHED
+
+
+def test_without_a_start_time_only_a_process_from_before_the_status_is_the_run(
+    stranger: psutil.Process,
+) -> None:
+    assert judge(status_of(stranger), None, None)[0] is State.RUNNING
+    assert judge(status_of(stranger, updated=ago(1000)), None, None)[0] is State.VANISHED
+    record = replace(job(kind="local").owned_by(stranger), started=None)
+    for submitted, state in ((ago(0), State.RUNNING), (ago(1000), State.VANISHED)):
+        given = replace(record, submitted=submitted)
+        assert judge({"state": "running"}, given, None)[0] is state
 
 
 def test_of_a_process_on_another_machine_nothing_is_concluded() -> None:

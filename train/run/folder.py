@@ -16,6 +16,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+import psutil
+
 from train.run.files import parse_record, temporary, to_json, write_whole
 from train.run.identity import differences, identity
 from train.run.metrics_log import MetricsLog
@@ -127,7 +129,7 @@ class RunFolder:
     def set_status(
         self, state: State, *, step: int | None = None, reason: str | None = None
     ) -> None:
-        """Replace status.json; that of a running run also holds its host and process id."""
+        """Replace status.json; that of a running run also names its host and process."""
         if state not in get_args(State):
             raise ValueError(
                 f"unknown state {state!r}, expected one of {', '.join(get_args(State))}"
@@ -135,7 +137,9 @@ class RunFolder:
         status: dict[str, Any] = {"state": state, "step": step, "reason": reason}
         status["updated"] = datetime.now(UTC).isoformat(timespec="seconds")
         if state == "running":
-            status |= {"host": socket.gethostname(), "pid": os.getpid()}
+            process = psutil.Process()
+            status |= {"host": socket.gethostname(), "pid": process.pid}
+            status["started"] = process.create_time()  # another process may get this id later
         write_whole(self.path / STATUS, to_json(status, indent=2) + "\n")
 
     def describe(self) -> str:
