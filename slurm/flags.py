@@ -1,7 +1,9 @@
 """Flags of ``python -m train`` in a sweep: read from TOML, checked, written as arguments."""
 
+import contextlib
+import math
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from slurm.config_file import ConfigError
@@ -71,6 +73,34 @@ def parse_setting(text: str) -> tuple[str, Any]:
         return name, tomllib.loads(f"value = {value}")["value"]
     except tomllib.TOMLDecodeError:
         return name, value
+
+
+def settings(words: Sequence[str]) -> dict[str, Any]:
+    """The flags of a command line that `arguments` wrote, for `train.run.identity`.
+
+    It is read from the command line, not from the sweep, because that is what the files of earlier
+    versions hold as well.
+    """
+    flags: dict[str, Any] = {}
+    for word in words:
+        if word.startswith("--"):
+            flags[word[2:]] = values = []
+        else:
+            values.append(_number(word))
+    flags = {
+        name: values[0] if len(values) == 1 else values or True for name, values in flags.items()
+    }
+    if str(flags.get("training.global_batch_size", "")).startswith("-"):
+        # One microbatch per process: its size then says which experiment it is.
+        flags["microbatch"] = flags.get("training.local_batch_size")
+    return flags
+
+
+def _number(word: str) -> str | float:
+    with contextlib.suppress(ValueError):
+        if math.isfinite(number := float(word)):
+            return number
+    return word
 
 
 def arguments(flags: Mapping[str, Flag]) -> Iterator[str]:

@@ -16,10 +16,12 @@ from typing import Any, Literal
 import psutil
 from filelock import FileLock, Timeout
 
+from slurm.flags import settings
 from slurm.processes import Process
 from slurm.sweep import Resources, RunSpec
 from train.run.files import write_whole
 from train.run.folder import CONFIG, JOB, STATUS, RunFolderError, read_status
+from train.run.identity import differences
 
 SWEEP = "sweep.json"
 _OWN = ".sweep"
@@ -139,13 +141,16 @@ class SweepFolder:
                 "name, or choose another --runs-dir"
             )
         for run in runs:
-            there = known.setdefault(run.name, run)
+            there = known.get(run.name, run)
+            # Earlier versions hashed otherwise: where the hashes differ, the settings decide.
             if there.identity != run.identity and self._begun(run.name):
-                raise LedgerError(
-                    f"{self.path} holds {run.name} with other settings "
-                    f"({_difference(there, run)}): give the sweep another name, or delete that "
-                    "run's folder"
-                )
+                different = differences(settings(there.arguments), settings(run.arguments))
+                if different:
+                    raise LedgerError(
+                        f"{self.path} holds {run.name} with other settings "
+                        f"({'; '.join(different[:3])}): give the sweep another name, or delete "
+                        "that run's folder"
+                    )
             known[run.name] = run  # resources may change
         content = {"name": name, "runs": [asdict(run) for run in known.values()]}
         with writing(self.path / SWEEP):
@@ -259,12 +264,3 @@ def writing(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise LedgerError(f"{path} cannot be written ({error.strerror}): {_REMEDY}") from error
-
-
-def _difference(there: RunSpec, here: RunSpec) -> str:
-    """What differs, in the words of the command line."""
-    ours, theirs = set(here.arguments), set(there.arguments)
-    for label, only in (("there", theirs - ours), ("here", ours - theirs)):
-        if only:
-            return f"{' '.join(sorted(only)[:3])} {label}"
-    return "another order of arguments"

@@ -41,7 +41,7 @@ from slurm.config_file import (
     check_unique,
     read_toml,
 )
-from slurm.flags import Flags, arguments, parse_setting, read_flags
+from slurm.flags import Flags, arguments, parse_setting, read_flags, settings
 from slurm.resources import Resources
 from train.method.methods import METHODS
 from train.model.scales import SCALES, compute_steps
@@ -80,7 +80,7 @@ class RunSpec:
 
     Attributes:
         name: readable, the same for no other run of the sweep: ``s3_maxP_lr1e-02_seed1``.
-        identity: hash of the configuration, and of nothing else.
+        identity: hash of the configuration, by the trainer's rule.
         arguments: of ``python -m train``, without ``--output-dir``.
     """
 
@@ -213,12 +213,13 @@ def expand(sweep: Sweep) -> list[RunSpec]:
         run: dict[str, Any] = {"scale": scale, "method": method, "lr": lr, "seed": seed}
         run["steps"] = sweep.steps[scale]
         own = flags[scale, method]
+        words = (*arguments(run), *arguments(own))
         runs.append(
             RunSpec(
                 **run,
                 name=run_name(scale, method, lr, seed),
-                identity=identity({**run, "flags": own}),
-                arguments=(*arguments(run), *arguments(own)),
+                identity=identity(settings(words)),
+                arguments=words,
                 resources=sweep.resources[scale],
             )
         )

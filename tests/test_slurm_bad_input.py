@@ -187,6 +187,14 @@ def test_other_flags_under_the_same_name_are_refused_and_leave_the_runs(
     assert case.all_starts() == dict.fromkeys(NAMES, 1)
 
 
+def test_a_flag_that_the_trainer_would_continue_with_is_not_refused(
+    case: Case, command: Command
+) -> None:
+    command(case.submission())
+    assert command(case.submission("--set", "training.local_batch_size=2")) == 0
+    assert case.all_starts() == dict.fromkeys(NAMES, 1)
+
+
 def test_flags_of_runs_that_never_began_can_be_corrected(
     case: Case, command: Command, slurm: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

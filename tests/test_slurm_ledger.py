@@ -42,9 +42,16 @@ def test_another_sweep_in_the_folder_is_refused_and_nothing_changes(folder: Swee
 def test_a_run_of_the_same_name_with_other_settings_is_refused(folder: SweepFolder) -> None:
     folder.give("a", job())
     other = spec("a", identity="other", arguments=("--scale", "debug", "--lr", "0.01", "--x", "1"))
-    with pytest.raises(LedgerError, match=r"holds a with other settings \(--x 1 here\)"):
+    with pytest.raises(LedgerError, match=r"a with other settings \(x: absent there, 1 here\)"):
         folder.enter("s", [other])
     assert folder.runs() == [spec("a"), spec("b")]
+
+
+def test_a_run_that_an_earlier_version_entered_is_the_same_run(folder: SweepFolder) -> None:
+    folder.give("a", job())
+    again = spec("a", identity="hashed by another rule")
+    folder.enter("s", [again])
+    assert folder.runs() == [again, spec("b")]
 
 
 def test_settings_of_a_run_that_never_began_are_replaced(folder: SweepFolder) -> None:

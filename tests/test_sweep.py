@@ -116,6 +116,32 @@ def test_another_configuration_is_another_identity(tmp_path: Path, change: list[
     assert not here & there
 
 
+@pytest.mark.parametrize(
+    "flag",
+    [
+        "training.local_batch_size=2",
+        "compile.enable=true",
+        "metrics.log_freq=3",
+        "checkpoint.interval=7",
+        "parallelism.data_parallel_shard_degree=1",
+    ],
+)
+def test_what_is_no_part_of_the_trainers_identity_is_none_of_a_sweeps(
+    tmp_path: Path, flag: str
+) -> None:
+    here, there = expand(sweep(tmp_path, BASIC)), expand(sweep(tmp_path, BASIC, "--set", flag))
+    assert [run.identity for run in here] == [run.identity for run in there]
+
+
+def test_a_batch_of_one_microbatch_per_process_is_part_of_the_identity(tmp_path: Path) -> None:
+    batch = ["--set", "training.global_batch_size=-1", "--set", "training.local_batch_size="]
+    here, there = (
+        {run.identity for run in expand(sweep(tmp_path, BASIC, *batch[:-1], batch[-1] + size))}
+        for size in ("2", "4")
+    )
+    assert not here & there
+
+
 def test_the_resources_are_no_part_of_the_identity(tmp_path: Path) -> None:
     here = expand(sweep(tmp_path, BASIC))
     there = expand(sweep(tmp_path, BASIC + "[resources]\nnodes = 3"))

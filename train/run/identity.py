@@ -19,7 +19,10 @@ NOT_IDENTITY = frozenset(
         "metrics", "profiler", "interval", "keep_latest_k", "async_mode", "load_step",
     }
 )  # fmt: skip
-"""Keys, at any depth, that do not define the experiment: a run resumes with other values."""
+"""Keys, at any depth, that do not define the experiment: a run resumes with other values.
+
+A dotted key, ``training.local_batch_size``, counts as its parts.
+"""
 
 
 def identity(config: Mapping[str, Any]) -> str:
@@ -62,7 +65,11 @@ def _leaves(value: Any, prefix: str = "") -> dict[str, str]:
 def _defining(value: Any) -> Any:
     """``value`` without `NOT_IDENTITY`, normalised so that equal values have equal JSON."""
     if isinstance(value, Mapping):
-        return {str(k): _defining(v) for k, v in value.items() if k not in NOT_IDENTITY}
+        return {
+            str(key): _defining(item)
+            for key, item in value.items()
+            if NOT_IDENTITY.isdisjoint(str(key).split("."))
+        }
     if isinstance(value, list | tuple):
         return [_defining(item) for item in value]
     if isinstance(value, float) and value.is_integer():
