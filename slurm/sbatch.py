@@ -32,10 +32,10 @@ def script(cluster: Cluster, batch: Batch, folder: SweepFolder, code: Path) -> s
     settings = parameters(cluster, batch, folder, code)
     if len(batch.runs) > 1:
         settings["map_count"] = len(batch.runs)
-    jobs = shlex.quote(str(folder.jobs))
+    jobs = folder.jobs.absolute()
     start = python(cluster, folder) or shlex.quote(sys.executable)
-    command = f"{start} -u -m submitit.core._submit {jobs}"
-    return str(_make_sbatch_string(command=command, folder=folder.jobs, **settings))
+    command = f"{start} -u -m submitit.core._submit {shlex.quote(str(jobs))}"
+    return str(_make_sbatch_string(command=command, folder=jobs, **settings))
 
 
 def parameters(cluster: Cluster, batch: Batch, folder: SweepFolder, code: Path) -> dict[str, Any]:
@@ -68,7 +68,10 @@ def parameters(cluster: Cluster, batch: Batch, folder: SweepFolder, code: Path) 
         "mem_per_gpu": cluster.mem_per_gpu,
         "signal_delay_s": cluster.signal_lead_seconds,
         "array_parallelism": cluster.max_parallel or len(batch.runs),
-        "setup": [*cluster.setup, *(f"export {name}={value!r}" for name, value in variables)],
+        "setup": [
+            *cluster.setup,
+            *(f"export {name}={shlex.quote(value)}" for name, value in variables),
+        ],
         "srun_args": _srun_arguments(cluster, folder, cpus_per_task),
         "additional_parameters": more,
     }

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import pickle
+import re
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -82,7 +84,31 @@ def test_set_up_lines_come_before_python_is_pointed_at_the_snapshot() -> None:
     folder = SweepFolder(Path("runs/s"))
     setup = parameters(cluster, Batch((spec("a"),), "t"), folder, Path("code"))["setup"]
     assert setup[0] == "module load x"
-    assert any(line.startswith("export PYTHONPATH='code") for line in setup[1:])
+    assert any(line.startswith("export PYTHONPATH=code") for line in setup[1:])
+
+
+def test_a_path_with_signs_of_the_shell_in_it_is_exported_as_it_is() -> None:
+    code = Path("/it's a $HOME")
+    batch = Batch((spec("a"),), "t")
+    setup = parameters(CPUS, batch, SweepFolder(Path("runs/s")), code)["setup"]
+    shell = "\n".join([*setup, 'printf %s "$PYTHONPATH"'])
+    done = subprocess.run(["bash", "-c", shell], capture_output=True, text=True, check=True)
+    assert done.stdout.split(":")[0] == str(code)
+
+
+@pytest.mark.parametrize("runs", [1, 2])
+def test_a_dry_run_shows_the_script_that_submitit_submits(
+    runs: int, folder: SweepFolder, slurm: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also fails where submitit has lost the private function that makes the script."""
+    keep = f"cp $1 {folder.path}/submitted; echo 'Submitted batch job 77'"
+    command(slurm, "sbatch", keep, monkeypatch)
+    give(folder, *(spec(f"r{i}") for i in range(runs)))
+    submitted = (folder.path / "submitted").read_text()
+    token = re.search("comment=(.*)", submitted)
+    assert token
+    batch = Batch(tuple(spec(f"r{i}") for i in range(runs)), token[1])
+    assert script(CPUS, batch, folder, folder.path / "code") == submitted
 
 
 @pytest.mark.parametrize(
