@@ -4,6 +4,7 @@ Wall time and nodes belong to the sweep; account, partition, hardware, launcher,
 container belong here. ``configs/clusters/example_h100.toml`` has every key with a comment.
 """
 
+import contextlib
 import os
 import re
 from collections.abc import Mapping
@@ -16,6 +17,9 @@ from pydantic import ConfigDict
 from slurm.config_file import NO_OTHER_KEYS, ConfigError, build, read_toml
 from slurm.resources import Resources, parse_time
 from train.model.costs import H100_FLOPS, USUAL_MFU
+
+RUNS = "runs"
+"""Where runs go by default."""
 
 _SHIPPED = Path(__file__).resolve().parents[1] / "configs" / "clusters"
 _MEMORY = re.compile(r"\d+[KMGT]?")
@@ -174,11 +178,19 @@ class Cluster:
         """Whether a job can ever start here.
 
         Raises:
-            ConfigError: more GPUs a node, or a longer wall time, than the cluster has; a wall time
-                that the signal takes up; or several nodes on this machine.
+            ConfigError: more GPUs per node, or a longer wall time, than the cluster has; a wall
+                time no longer than the signal's lead; GPUs or several nodes on this machine,
+                where the cluster file does not have them.
         """
         asked = resources.gpus_per_node
-        if asked is not None and self.gpus_per_node and asked > self.gpus_per_node:
+        remedy = "change one of the two files"
+        if asked is not None and self.kind == "local" and not self.gpus_per_node:
+            problem = f"gpus_per_node {asked}: cluster {self.name} has no GPUs"
+            remedy = (
+                "pass --cluster NAME of one that has them, or remove gpus_per_node from the sweep "
+                "file to train on this machine's CPU"
+            )
+        elif asked is not None and self.gpus_per_node and asked > self.gpus_per_node:
             problem = f"gpus_per_node {asked}: cluster {self.name} has {self.gpus_per_node}"
         elif self.kind == "local" and resources.nodes > 1:
             problem = f"nodes {resources.nodes}: cluster {self.name} is this machine alone"
@@ -191,7 +203,7 @@ class Cluster:
             problem = f"time {resources.time}: over max_time {self.max_time} of cluster {self.name}"
         else:
             return
-        raise ConfigError(f"scale.{scale}: {problem}: change one of the two files")
+        raise ConfigError(f"scale.{scale}: {problem}: {remedy}")
 
 
 def load_cluster(name_or_path: str | Path) -> Cluster:
@@ -215,6 +227,16 @@ def known_clusters() -> dict[str, list[Path]]:
         for path in sorted(folder.glob("*.toml")):
             found.setdefault(path.stem, []).append(path)
     return found
+
+
+def runs_dirs() -> list[Path]:
+    """Where sweeps without ``--runs-dir`` go: ``runs``, or the runs_dir of some cluster file."""
+    folders = {Path(RUNS): None}
+    for path in (path for paths in known_clusters().values() for path in paths):
+        with contextlib.suppress(ConfigError):  # nothing was submitted with such a file
+            if runs_dir := load_cluster(path).runs_dir:
+                folders[Path(runs_dir)] = None
+    return list(folders)
 
 
 def _find(name: str) -> Path:

@@ -13,7 +13,7 @@ from typing import Any
 
 from submitit.slurm.slurm import _make_sbatch_string
 
-from slurm.cluster import Cluster
+from slurm.cluster import Cluster, Container
 from slurm.ledger import SweepFolder
 from slurm.snapshot import exports
 from slurm.sweep import RunSpec
@@ -86,8 +86,21 @@ def python(cluster: Cluster, folder: SweepFolder) -> str | None:
         return None
     if container.kind == "pyxis":
         return "python3"
-    binds = "".join(f" --bind {mount}" for mount in container.mounts)
-    return f"apptainer exec --nv{binds} {container.image} python3"
+    binds = (word for mount in _mounts(container, folder) for word in ("--bind", mount))
+    return shlex.join(["apptainer", "exec", "--nv", *binds, container.image, "python3"])
+
+
+def _mounts(container: Container, folder: SweepFolder) -> list[str]:
+    """The container's mounts, and those of the working folder and the sweep's where it has none.
+
+    A job reads code and writes results in the sweep's folder; relative paths, as the tokenizer's,
+    start from the folder in which one submits.
+    """
+    mounts = list(container.mounts)
+    for path in (Path.cwd(), folder.path.resolve()):
+        if not any(path.is_relative_to(mount.split(":")[1]) for mount in mounts):
+            mounts.append(f"{path}:{path}")
+    return mounts
 
 
 def _srun_arguments(cluster: Cluster, folder: SweepFolder, cpus_per_task: int | None) -> list[str]:
@@ -97,6 +110,5 @@ def _srun_arguments(cluster: Cluster, folder: SweepFolder, cpus_per_task: int | 
     container = cluster.container
     if container is not None and container.kind == "pyxis":
         words.append(f"--container-image={container.image}")
-        if container.mounts:
-            words.append(f"--container-mounts={','.join(container.mounts)}")
+        words.append(f"--container-mounts={','.join(_mounts(container, folder))}")
     return words

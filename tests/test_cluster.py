@@ -40,6 +40,19 @@ def test_the_example_has_every_key_in_it() -> None:
     assert missing == []
 
 
+def test_the_example_does_not_forbid_the_network_that_its_scales_stream_from() -> None:
+    assert not any("OFFLINE" in line for line in load_cluster("example_h100").setup)
+
+
+def test_the_image_is_built_from_files_of_the_repository_with_its_constraints() -> None:
+    lines = (ROOT / "configs/clusters/Dockerfile").read_text().splitlines()
+    (copied,) = [line.split()[1:-1] for line in lines if line.startswith("COPY")]
+    assert [name for name in copied if not (ROOT / name).is_file()] == []
+    assert (
+        sum("pip install" in line and "--constraint constraints.txt" in line for line in lines) == 2
+    )
+
+
 def test_a_users_cluster_is_found_by_name(users_folder: Path) -> None:
     (users_folder / "ours.toml").write_text('kind = "slurm"\ngpus_per_node = 2')
     assert load_cluster("ours").gpus_per_node == 2
@@ -131,6 +144,11 @@ def test_without_gpus_the_cluster_says_how_many_processes() -> None:
         (GPU, Resources(time="1-00:00:01"), "time 1-00:00:01: over max_time 1-00:00:00"),
         (GPU, Resources(time="00:05:00"), "time 00:05:00: not over signal_lead_seconds 300"),
         (Cluster("here", "local"), Resources(nodes=2), "nodes 2: cluster here is this machine"),
+        (
+            Cluster("here", "local"),
+            Resources(gpus_per_node=1),
+            "gpus_per_node 1: cluster here has",
+        ),
     ],
 )
 def test_a_job_that_can_never_start_is_refused(

@@ -114,8 +114,8 @@ def test_a_dry_run_shows_the_script_that_submitit_submits(
 @pytest.mark.parametrize(
     ("kind", "words"),
     [
-        ("pyxis", ("--container-image=img", "--container-mounts=/a:/a", "python3 -u -m submitit")),
-        ("apptainer", ("apptainer exec --nv --bind /a:/a img python3 -u -m submitit",)),
+        ("pyxis", ("--container-image=img", "--container-mounts=/a:/a,", "python3 -u -m submitit")),
+        ("apptainer", ("apptainer exec --nv --bind /a:/a --bind ", " img python3 -u -m submitit")),
     ],
 )
 def test_a_container_is_started_by_its_own_tool(kind: Any, words: tuple[str, ...]) -> None:
@@ -123,6 +123,27 @@ def test_a_container_is_started_by_its_own_tool(kind: Any, words: tuple[str, ...
     cluster = Cluster(name="c", kind="slurm", gpus_per_node=1, container=container)
     text = script(cluster, Batch((spec("a"),), "t"), SweepFolder(Path("r")), Path("c"))
     assert all(word in text for word in words)
+
+
+@pytest.mark.parametrize(
+    ("mounts", "added"),
+    [
+        ((), ["/code:/code", "/runs/s:/runs/s"]),
+        (("/:/host",), ["/code:/code", "/runs/s:/runs/s"]),
+        (("/runs:/runs",), ["/code:/code"]),
+        (("/disk/code:/code", "/disk/runs:/runs"), []),
+    ],
+)
+def test_a_container_has_the_working_folder_and_the_sweeps(
+    mounts: tuple[str, ...], added: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Path, "cwd", lambda: Path("/code"))
+    container = Container(kind="pyxis", image="img", mounts=mounts)
+    cluster = Cluster(name="c", kind="slurm", gpus_per_node=1, container=container)
+    batch = Batch((spec("a"),), "t")
+    words = parameters(cluster, batch, SweepFolder(Path("/runs/s")), Path("c"))["srun_args"]
+    (given,) = [word for word in words if word.startswith("--container-mounts=")]
+    assert given.removeprefix("--container-mounts=").split(",") == [*mounts, *added]
 
 
 def test_runs_that_ask_for_other_nodes_are_another_array_and_none_is_too_long() -> None:
