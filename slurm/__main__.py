@@ -16,10 +16,11 @@ import psutil
 import tyro
 
 from slurm import preflight, processes, show, snapshot, squeue
-from slurm.cluster import load_cluster
+from slurm.cluster import RUNS, load_cluster, runs_dirs
 from slurm.commands import (
     Cancel,
     Command,
+    Existing,
     Report,
     Resume,
     Retry,
@@ -37,8 +38,6 @@ from slurm.sweep import RunSpec, expand, load_sweep
 from train.run.exit_status import BAD_INPUT, INTERRUPTED
 from train.run.folder import RunFolderError
 from train.run.provenance import git_commit
-
-RUNS = "runs"
 
 # A run that failed needs somebody first.
 RESUMES = frozenset({State.MISSING, State.VANISHED, State.CANCELLED})
@@ -96,9 +95,10 @@ def _submit(asked: Submit) -> int:
             print(line)
         costs = estimate(sweep, runs, cluster, measured_speeds(folder.path))
         print("\n".join(show.costs(costs, "GPU" if cluster.gpus_per_node else "process")))
+    folder.merged(sweep.name, runs)  # quicker than the trainer's checks
+    preflight.check(runs, cluster)
+    if asked.dry_run:
         return 0
-    if cluster.container is None:  # else the trainer and its packages may be in there alone
-        preflight.check(runs, cluster)
     with folder.lock():
         folder.enter(sweep.name, runs)
     return _start(where, runs, where.submits)
@@ -113,7 +113,7 @@ def _start(where: Executor, runs: Sequence[RunSpec], states: frozenset[State]) -
 def _status(asked: Status) -> int:
     if asked.watch is not None and not asked.watch > 0:
         raise ConfigError(f"--watch {asked.watch:g}: give the seconds between two looks")
-    folder = _existing(asked.sweep, asked.runs_dir or Path(RUNS))
+    folder = _existing(asked)
     while True:
         try:
             found = survey(folder, folder.runs())
@@ -145,7 +145,7 @@ def _print_status(folder: SweepFolder, found: Sequence[Standing], asked: Status)
 
 
 def _cancel(asked: Cancel) -> int:
-    folder = _existing(asked.sweep, asked.runs_dir or Path(RUNS))
+    folder = _existing(asked)
     with folder.lock():
         active = [s for s in _named(folder, asked.runs) if s.state in ACTIVE]
         ids = [s.entry.job_id for s in active if s.entry is not None]
@@ -171,7 +171,7 @@ def _cancel(asked: Cancel) -> int:
 
 
 def _again(asked: Resume, wanted: frozenset[State]) -> int:
-    folder = _existing(asked.sweep, asked.runs_dir or Path(RUNS))
+    folder = _existing(asked)
     found = _named(folder, asked.runs)
     clusters = {s.record.cluster for s in found if s.record is not None}
     if asked.cluster is None and len(clusters) > 1:
@@ -187,7 +187,7 @@ def _again(asked: Resume, wanted: frozenset[State]) -> int:
 def _table(asked: Table) -> int:
     from train.table import main as table  # pandas and matplotlib, which nothing else here needs
 
-    folder = _existing(asked.sweep, asked.runs_dir or Path(RUNS)).path
+    folder = _existing(asked).path
     table(folder, metric=asked.metric, format=asked.format, to=asked.to)
     return 0
 
@@ -195,23 +195,34 @@ def _table(asked: Table) -> int:
 def _write_report(asked: Report) -> int:
     from train.results.report import main as report
 
-    folder = _existing(asked.sweep, asked.runs_dir or Path(RUNS)).path
+    folder = _existing(asked).path
     report(folder, to=asked.to, plots_to=asked.plots_to)
     return 0
 
 
-def _existing(sweep: Path, runs_dir: Path) -> SweepFolder:
-    """The folder of a sweep that is named by it, or by its file."""
-    if sweep.suffix == ".toml" and not sweep.exists():
+def _existing(asked: Existing) -> SweepFolder:
+    """The folder of a submitted sweep, which is named by its path or by its sweep file."""
+    sweep = asked.sweep
+    places = [asked.runs_dir] if asked.runs_dir else runs_dirs()
+    if sweep.suffix != ".toml":
+        paths = [sweep]
+    elif sweep.exists():
+        name = load_sweep(sweep).name
+        paths = [place / name for place in places]
+    else:
         raise ConfigError(
             f"SWEEP {sweep}: no such file: name the sweep's folder instead, as "
-            f"{runs_dir / sweep.stem}"
+            f"{places[0] / sweep.stem}"
         )
-    path = runs_dir / load_sweep(sweep).name if sweep.suffix == ".toml" else sweep
-    folder = SweepFolder(path)
-    if not folder.runs():
-        raise ConfigError(f"SWEEP {sweep}: {path} holds no sweep: submit one, or pass --runs-dir")
-    return folder
+    folders = [folder for folder in map(SweepFolder, paths) if folder.runs()]
+    if len(folders) > 1:
+        both = " and ".join(str(folder.path) for folder in folders)
+        raise ConfigError(f"SWEEP {sweep}: {both} both hold it: pass --runs-dir, or the folder")
+    if not folders:
+        raise ConfigError(
+            f"SWEEP {sweep}: {paths[0]} holds no sweep: submit one, or pass --runs-dir"
+        )
+    return folders[0]
 
 
 def _named(folder: SweepFolder, names: Sequence[str]) -> list[Standing]:

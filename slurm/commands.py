@@ -15,9 +15,6 @@ def _optional(metavar: str, default: str) -> object:
     return tyro.conf.arg(metavar=metavar, help_behavior_hint=f"(default: {default})")
 
 
-_Folder = Annotated[Path | None, _optional("DIR", "runs_dir of the cluster file, or runs")]
-
-
 @dataclass
 class Submit:
     """Start the runs of a sweep file that were never submitted.
@@ -34,7 +31,7 @@ class Submit:
     """Where to run: the name of a cluster file in configs/clusters or ~/.config/maxp/clusters, or
     the path of one. local is this machine, without Slurm."""
 
-    runs_dir: _Folder = None
+    runs_dir: Annotated[Path | None, _optional("DIR", "the cluster's runs_dir, or runs")] = None
     """Folder in which the sweep gets its own folder."""
 
     dry_run: bool = False
@@ -42,16 +39,18 @@ class Submit:
 
 
 @dataclass
-class _Existing:
+class Existing:
+    """What every command on a submitted sweep is given."""
+
     sweep: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="SWEEP")]
     """The folder of a submitted sweep, for example runs/s1; or its sweep file."""
 
-    runs_dir: _Folder = None
-    """Where to look for the folder of a sweep file."""
+    runs_dir: Annotated[Path | None, _optional("DIR", "runs and every cluster's runs_dir")] = None
+    """Folder that holds the sweep's folder, where SWEEP is a sweep file."""
 
 
 @dataclass
-class Status(_Existing):
+class Status(Existing):
     """Show the state of each run: step, loss, speed and time left, or why it failed."""
 
     format: Annotated[Literal["text", "json"], tyro.conf.arg(metavar="text|json")] = "text"
@@ -66,7 +65,7 @@ class Status(_Existing):
 
 
 @dataclass
-class _Selected(_Existing):
+class _Selected(Existing):
     runs: Annotated[tuple[str, ...], _optional("RUN [RUN ...]", "all runs")] = ()
     """Names of runs."""
 
@@ -90,7 +89,7 @@ class Retry(Resume):
 
 
 @dataclass
-class Table(_Existing):
+class Table(Existing):
     """Print the loss tables: a row per learning rate, a column per method."""
 
     metric: Metric = "validation"
@@ -104,7 +103,7 @@ class Table(_Existing):
 
 
 @dataclass
-class Report(_Existing):
+class Report(Existing):
     """Write one self-contained HTML page with the tables, plots and runs."""
 
     to: Annotated[Path | None, _optional("FILE", "report.html in the sweep's folder")] = None

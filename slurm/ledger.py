@@ -5,6 +5,7 @@ writes there. There is no other state: what a command needs it reads here, and f
 """
 
 import json
+import os
 import socket
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -130,9 +131,23 @@ class SweepFolder:
         """Add runs to the sweep; those it has stay as they are. Call it under the lock.
 
         Raises:
-            LedgerError: the folder holds another sweep, or a run of a name that was begun with
-                other settings; or it cannot be written.
+            LedgerError: as `merged`; or the folder cannot be written.
         """
+        content = {"name": name, "runs": [asdict(run) for run in self.merged(name, runs)]}
+        with writing(self.path / SWEEP):
+            write_whole(self.path / SWEEP, json.dumps(content, indent=1) + "\n")
+
+    def merged(self, name: str, runs: Iterable[RunSpec]) -> list[RunSpec]:
+        """The runs of the sweep with ``runs`` added; nothing is written.
+
+        Raises:
+            LedgerError: the folder holds another sweep, or a run of the same name that has begun
+                with other settings; or its user has no right to write there.
+        """
+        place = next(path for path in (self.path, *self.path.absolute().parents) if path.exists())
+        if not (place.is_dir() and os.access(place, os.W_OK | os.X_OK)):
+            why = "no permission" if place.is_dir() else f"{place} is a file"
+            raise LedgerError(f"--runs-dir {self.path.parent} cannot be written ({why}): {_REMEDY}")
         known = {run.name: run for run in self.runs()}
         former = self._read().get("name", name)
         if former != name:
@@ -152,9 +167,7 @@ class SweepFolder:
                         "that run's folder"
                     )
             known[run.name] = run  # resources may change
-        content = {"name": name, "runs": [asdict(run) for run in known.values()]}
-        with writing(self.path / SWEEP):
-            write_whole(self.path / SWEEP, json.dumps(content, indent=1) + "\n")
+        return list(known.values())
 
     def _begun(self, name: str) -> bool:
         return any((self.run(name) / file).exists() for file in (JOB, STATUS, CONFIG))

@@ -4,7 +4,7 @@ import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
-from slurm.cluster import Cluster
+from slurm.cluster import Cluster, Container
 from slurm.config_file import ConfigError
 from slurm.sweep import RunSpec
 
@@ -12,8 +12,8 @@ from slurm.sweep import RunSpec
 def check(runs: Iterable[RunSpec], cluster: Cluster) -> None:
     """Have the trainer read the flags of one run of each scale and method.
 
-    It reads them as on a node of the cluster: with as many processes, but without their GPUs.
-    Imports torch.
+    It reads them as on a node of the cluster, with as many processes, but without their GPUs. Paths
+    of the cluster's container are read where they are mounted from. Imports torch.
 
     Raises:
         ConfigError: it refuses them; the message is the trainer's.
@@ -29,7 +29,7 @@ def check(runs: Iterable[RunSpec], cluster: Cluster) -> None:
         processes = run.resources.nodes * cluster.processes(run.resources)
         with _world_size(processes):
             try:
-                parse(run.arguments)
+                parse([_mounted_from(word, cluster.container) for word in run.arguments])
             except ValueError as error:
                 raise ConfigError(f"{run.name}: {error}") from error
             except SystemExit as refused:  # tyro has said why
@@ -37,6 +37,15 @@ def check(runs: Iterable[RunSpec], cluster: Cluster) -> None:
                     f"{run.name}: python -m train does not take its flags, as said above; correct "
                     "[flags] of the sweep, or --set"
                 ) from refused
+
+
+def _mounted_from(word: str, container: Container | None) -> str:
+    """A path in the container as this machine has it; any other word as it is."""
+    for mount in container.mounts if container else ():
+        here, there = mount.split(":")[:2]
+        if word == there or word.startswith(f"{there}/"):
+            return here + word.removeprefix(there)
+    return word
 
 
 @contextmanager

@@ -13,9 +13,12 @@ from pathlib import Path
 
 import pytest
 from slurm_cases import command as program
+from slurm_cases import spec
 from slurm_commands import NAMES, Case, begin, patched, until
 
-from slurm import snapshot
+from slurm import preflight, snapshot
+from slurm.cluster import Cluster, Container
+from slurm.config_file import ConfigError
 from slurm.states import RESULTS, State, survey
 
 Command = Callable[[list[str]], int]
@@ -127,11 +130,49 @@ def test_flags_that_the_trainer_refuses_are_told_before_anything_is_submitted(
     assert not case.runs.exists()
 
 
+CONTAINER = '[container]\nkind = "pyxis"\nimage = "i"\nmounts = ["/host:/data"]\n'
+
+
+@pytest.mark.parametrize("more", [[], ["--dry-run"]])
+@pytest.mark.parametrize("container", ["", CONTAINER])
+def test_the_trainer_is_asked_about_the_flags_of_every_submission(
+    case: Case,
+    command: Command,
+    slurm: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    error: Callable[[], str],
+    more: list[str],
+    container: str,
+) -> None:
+    def refuse(*_: object) -> None:
+        raise ConfigError("no such flag")
+
+    monkeypatch.setattr(preflight, "check", refuse)
+    on_slurm(case)
+    case.cluster.write_text(case.cluster.read_text() + container)
+    assert command(case.submission(*more)) == 2
+    assert error() == "error: no such flag"
+    assert not case.runs.exists()
+
+
+def test_a_path_in_the_container_is_checked_where_it_is_mounted_from(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[list[str]] = []
+    monkeypatch.setattr("train.cli.parse", asked.append)
+    words = ("--tokenizer", "/data/tokenizer", "--dataset", "/database")
+    container = Container("pyxis", "image", ("/host:/data",))
+    where = Cluster(name="c", kind="slurm", gpus_per_node=1, container=container)
+    preflight.check([spec("a", arguments=words)], where)
+    assert asked == [["--tokenizer", "/host/tokenizer", "--dataset", "/database"]]
+
+
+@pytest.mark.parametrize("more", [[], ["--dry-run"]])
 def test_a_runs_folder_that_is_a_file_is_named(
-    case: Case, command: Command, error: Callable[[], str]
+    case: Case, command: Command, error: Callable[[], str], more: list[str]
 ) -> None:
     case.runs.write_text("something else")
-    assert command(case.submission()) == 2
+    assert command(case.submission(*more)) == 2
     assert f"--runs-dir {case.runs} cannot be written" in error()
     assert case.runs.read_text() == "something else"
 
@@ -177,11 +218,12 @@ def test_two_sweeps_in_one_folder_are_refused(
     assert json.loads((case.folder.path / "sweep.json").read_text()) == other
 
 
+@pytest.mark.parametrize("more", [[], ["--dry-run"]])
 def test_other_flags_under_the_same_name_are_refused_and_leave_the_runs(
-    case: Case, command: Command, error: Callable[[], str]
+    case: Case, command: Command, error: Callable[[], str], more: list[str]
 ) -> None:
     command(case.submission())
-    assert command(case.submission("--set", "training.seq_len=64")) == 2
+    assert command(case.submission("--set", "training.seq_len=64", *more)) == 2
     assert re.search(r"with other settings \(.*64 here\): give the sweep another name", error())
     assert states(case) == [State.COMPLETED] * 4
     assert case.all_starts() == dict.fromkeys(NAMES, 1)

@@ -257,7 +257,38 @@ def test_watching_outlives_a_slurm_that_is_restarted(
     assert "squeue failed: slurm_load_jobs error; asking again" in capsys.readouterr().err
 
 
-# scripts/run_sweep.sh
+def test_a_sweep_file_is_found_in_the_clusters_runs_dir(
+    case: Case, command: Command, slurm: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(case.root))
+    monkeypatch.chdir(case.root)
+    clusters = case.root / "maxp" / "clusters"
+    clusters.mkdir(parents=True)
+    text = f'{case.cluster.read_text()}runs_dir = "{case.root / "scratch"}"\n'
+    (clusters / "ours.toml").write_text(text)
+    assert command(["submit", str(case.sweep), "--cluster", "ours"]) == 0
+    for asked in ("status", "cancel", "resume", "retry"):
+        assert command([asked, str(case.sweep)]) == 0
+    assert SweepFolder(case.root / "scratch" / "s").runs()
+
+
+def test_a_sweep_file_of_two_sweeps_is_not_chosen_for_the_user(
+    case: Case,
+    command: Command,
+    slurm: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    places = [case.root / "one", case.root / "two"]
+    monkeypatch.setattr(cli, "runs_dirs", lambda: places)
+    for place in places:
+        command([*case.submission(), "--runs-dir", str(place)])
+    assert command(["status", str(case.sweep)]) == 2
+    told = capsys.readouterr().err
+    assert f"{places[0] / 's'} and {places[1] / 's'} both hold it: pass --runs-dir" in told
+
+
+# scripts/run_sweep.sh and run_debug.sh
 
 
 @pytest.fixture
@@ -268,6 +299,29 @@ def script(tmp_path: Path) -> Path:
     file.write_text((TESTS.parent / "scripts" / "run_sweep.sh").read_text())
     (tmp_path / "scripts" / "env.sh").write_text(f"set -eu\ncd {TESTS.parent}\n")
     return file
+
+
+def test_the_debug_script_prints_the_table_of_its_own_runs_dir(script: Path) -> None:
+    debug = script.with_name("run_debug.sh")
+    debug.write_text((TESTS.parent / "scripts" / "run_debug.sh").read_text())
+    programs = script.parent / "python"
+    programs.write_text('#!/bin/sh\nshift 2\necho "$@"\n')
+    programs.chmod(0o755)
+    with script.with_name("env.sh").open("a") as file:
+        file.write(f"PATH={script.parent}:$PATH\n")
+    for words in (["--runs-dir", "a b"], ["--runs-dir=a b"]):
+        submitted, shown = shell(debug, "--seeds", "2", *words).stdout.splitlines()
+        assert submitted == f"submit configs/sweeps/quick.toml --seeds 2 {' '.join(words)}"
+        assert shown == f"table configs/sweeps/quick.toml {' '.join(words)}"
+    assert shell(debug).stdout.splitlines()[1] == "table configs/sweeps/quick.toml"
+
+
+def test_a_sweep_for_gpus_is_refused_on_a_machine_that_has_none(script: Path) -> None:
+    done = shell(script, "s3")
+    assert done.returncode == 2
+    assert done.stderr.startswith(
+        "error: scale.s3: gpus_per_node 8: cluster local has no GPUs: pass --cluster NAME"
+    )
 
 
 def test_the_script_submits_42_jobs_for_s3(script: Path) -> None:
