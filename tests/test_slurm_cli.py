@@ -275,14 +275,13 @@ def test_a_sweep_file_is_found_in_the_clusters_runs_dir(
 def test_a_sweep_file_of_two_sweeps_is_not_chosen_for_the_user(
     case: Case,
     command: Command,
-    slurm: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     places = [case.root / "one", case.root / "two"]
     monkeypatch.setattr(cli, "runs_dirs", lambda: places)
     for place in places:
-        command([*case.submission(), "--runs-dir", str(place)])
+        sweep(place, spec("a"))
     assert command(["status", str(case.sweep)]) == 2
     told = capsys.readouterr().err
     assert f"{places[0] / 's'} and {places[1] / 's'} both hold it: pass --runs-dir" in told
