@@ -16,7 +16,7 @@ import psutil
 import tyro
 
 from slurm import preflight, processes, show, snapshot, squeue
-from slurm.cluster import RUNS, load_cluster, runs_dirs
+from slurm.cluster import RUNS, Cluster, load_cluster, runs_dirs
 from slurm.commands import (
     Cancel,
     Command,
@@ -30,7 +30,7 @@ from slurm.commands import (
 )
 from slurm.config_file import ConfigError
 from slurm.estimate import estimate, measured_speeds
-from slurm.executor import Executor, SubmissionError, executor
+from slurm.executor import Executor, SubmissionError
 from slurm.ledger import LedgerError, SweepFolder, writing
 from slurm.squeue import QueueError
 from slurm.states import ACTIVE, Standing, State, owner_of, survey
@@ -89,7 +89,7 @@ def _submit(asked: Submit) -> int:
         cluster.check(sweep.resources[scale], scale)
     folder = SweepFolder((asked.runs_dir or Path(cluster.runs_dir or RUNS)) / sweep.name)
     runs = expand(sweep)
-    where = executor(folder, cluster)
+    where = _executor(folder, cluster)
     if asked.dry_run:
         for line in where.plan(runs):
             print(line)
@@ -102,6 +102,17 @@ def _submit(asked: Submit) -> int:
     with folder.lock():
         folder.enter(sweep.name, runs)
     return _start(where, runs, where.submits)
+
+
+def _executor(folder: SweepFolder, cluster: Cluster) -> Executor:
+    """The executor for the cluster's kind."""
+    if cluster.kind == "local":
+        from slurm.local import LocalExecutor
+
+        return LocalExecutor(folder, cluster)
+    from slurm.submit import SlurmExecutor  # imports submitit
+
+    return SlurmExecutor(folder, cluster)
 
 
 def _start(where: Executor, runs: Sequence[RunSpec], states: frozenset[State]) -> int:
@@ -181,7 +192,7 @@ def _again(asked: Resume, wanted: frozenset[State]) -> int:
     cluster = load_cluster(asked.cluster or next(iter(clusters), "local"))
     for standing in found:
         cluster.check(standing.run.resources, standing.run.scale)
-    return _start(executor(folder, cluster), [s.run for s in found], wanted)
+    return _start(_executor(folder, cluster), [s.run for s in found], wanted)
 
 
 def _table(asked: Table) -> int:

@@ -55,14 +55,3 @@ class Executor(ABC):
             + (f"; the others: {others}" if others else "")
         )
         return chosen
-
-
-def executor(folder: SweepFolder, cluster: Cluster) -> Executor:
-    """The executor for the cluster's kind."""
-    if cluster.kind == "local":
-        from slurm.local import LocalExecutor
-
-        return LocalExecutor(folder, cluster)
-    from slurm.submit import SlurmExecutor  # imports submitit
-
-    return SlurmExecutor(folder, cluster)
