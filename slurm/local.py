@@ -29,6 +29,7 @@ from slurm.snapshot import Snapshot, environment
 from slurm.states import ACTIVE, RESULTS, State, judge, status_of, survey
 from slurm.sweep import RunSpec
 from slurm.task import announce, task, training
+from train.progress import progress
 from train.run.exit_status import INTERRUPTED
 from train.run.folder import RunFolderError
 
@@ -72,7 +73,7 @@ class LocalExecutor(Executor):
         events: SimpleQueue[Future[str] | None] = SimpleQueue()
         with (
             self.folder.worked_on(),
-            tqdm(total=len(runs), desc="runs", unit="run") as bar,
+            progress(total=len(runs), desc="runs", unit="run") as bar,
             _signals_to(events),
             ThreadPoolExecutor(parallel) as pool,
         ):

@@ -3,7 +3,6 @@
 import contextlib
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,6 @@ from slurm.estimate import ScaleEstimate
 from slurm.ledger import SweepFolder
 from slurm.states import ACTIVE, RESULTS, Standing, State, last_error
 from train.run import tail
-from train.run.files import parse_record
 from train.run.folder import METRICS
 from train.run.summary import SummaryError, read_summary
 from train.run.tail import Tail
@@ -22,7 +20,6 @@ LISTED = 100
 _COLUMNS = ("run", "state", "step", "loss", "tokens/s", "left", "job", "")
 _RIGHT = frozenset({"step", "loss", "tokens/s", "left"})
 _NEED_SOMEBODY = (State.FAILED, State.UNREADABLE, State.VANISHED, State.CANCELLED)
-_LAST_LINES = 50
 
 
 def lines(
@@ -201,10 +198,7 @@ def _detail(folder: SweepFolder, standing: Standing, end: Tail) -> str:
 
 
 def _latest(file: Path, steps: int) -> tuple[Tail, float | None]:
-    """The last training record of a run that is still writing."""
-    records = [parse_record(line) for line in islice(tail.lines_from_end(file), _LAST_LINES)]
-    corrupt = sum(record is None for record in records[1:])  # the last line is being written
-    last: dict[str, Any] = next((r for r in records if r is not None and "loss" in r), {})
+    last, corrupt = tail.last_record(file)
     step, seconds = last.get("step"), last.get("step_seconds")
     known = {key: last.get(key) for key in ("loss", "tokens_per_second")}
     left = None if step is None or seconds is None else max(0.0, (steps - step) * seconds)

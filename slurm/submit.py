@@ -11,7 +11,6 @@ from typing import Any
 
 import submitit
 from submitit.core.utils import FailedJobError, FailedSubmissionError
-from tqdm import tqdm
 
 from slurm import squeue
 from slurm.executor import Executor, SubmissionError
@@ -23,6 +22,7 @@ from slurm.squeue import QueueError
 from slurm.states import State
 from slurm.sweep import RunSpec
 from slurm.task import announce, task, training
+from train.progress import progress
 
 # How often submitit requeues a job that timed out or was preempted: no limit, a run ends by itself.
 _TIMEOUTS = 1_000_000
@@ -50,7 +50,7 @@ class SlurmExecutor(Executor):
         with self.folder.lock():
             chosen = self.choose(runs, states)
             with (
-                tqdm(total=len(chosen), desc="submitting", unit="job", delay=2) as bar,
+                progress(total=len(chosen), desc="submitting", unit="job", delay=2) as bar,
                 writing(self.folder.path),
             ):
                 for batch in batches(chosen, squeue.max_array_size()):
