@@ -1,4 +1,4 @@
 """Sweeps of runs: what to run (``sweep``), where (``cluster``), what it costs (``estimate``).
 
-Depends on `train` for names and sizes; planning imports no torch.
+Depends on `train`; commands that only plan or show a sweep do not import torch.
 """

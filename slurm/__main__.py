@@ -1,6 +1,6 @@
-"""``python -m slurm submit SWEEP.toml --cluster NAME``: sweeps, from submission to their tables.
+"""``python -m slurm``: submit sweeps, follow them, and read their results.
 
-Exit status: 0 done, 1 something is left or failed, 2 bad input, 130 interrupted.
+Exit status: 0 done, 1 some runs are not done or Slurm refused, 2 bad input, 130 interrupted.
 """
 
 import contextlib
@@ -39,7 +39,14 @@ from train.run.exit_status import BAD_INPUT, INTERRUPTED
 from train.run.folder import RunFolderError
 from train.run.provenance import git_commit
 
-# A run that failed needs somebody first.
+DESCRIPTION = """Begin with a sweep on this machine:
+
+python -m slurm submit configs/sweeps/debug.toml
+
+Then look at it with: python -m slurm status runs/debug. On a cluster add --cluster NAME, and first
+--dry-run to see the jobs. docs/sweeps.md has the rest."""
+
+# `resume` leaves failed runs alone: their cause must be fixed first.
 RESUMES = frozenset({State.MISSING, State.VANISHED, State.CANCELLED})
 RETRIES = frozenset({State.FAILED})
 
@@ -50,7 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         args=arguments,
         prog="python -m slurm",
         config=(tyro.conf.FlagCreatePairsOff,),
-        description=(__doc__ or "").splitlines()[0],
+        description=DESCRIPTION,
     )
     try:
         match command:
@@ -72,10 +79,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _error(error, BAD_INPUT)
     except (SubmissionError, QueueError, psutil.Error) as error:
         return _error(error, 1)
-    except BrokenPipeError:  # as of `| head`
+    except BrokenPipeError:  # for example `| head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
-    except OSError as error:  # a folder that went away
+    except OSError as error:  # for example a folder was deleted meanwhile
         return _error(error, 1)
     except KeyboardInterrupt:
         return INTERRUPTED
@@ -123,7 +130,7 @@ def _start(where: Executor, runs: Sequence[RunSpec], states: frozenset[State]) -
 
 def _status(asked: Status) -> int:
     if asked.watch is not None and not asked.watch > 0:
-        raise ConfigError(f"--watch {asked.watch:g}: give the seconds between two looks")
+        raise ConfigError(f"--watch {asked.watch:g}: give a positive number of seconds")
     folder = _existing(asked)
     while True:
         try:
@@ -134,7 +141,7 @@ def _status(asked: Status) -> int:
             print(f"{error}; asking again", file=sys.stderr)  # Slurm may be restarting
         else:
             _print_status(folder, found, asked)
-            # Between two runs of a command on this machine none is active.
+            # A local command may be between two runs, when none is active.
             if asked.watch is None or not (
                 any(s.state in ACTIVE for s in found) or folder.commands()
             ):
@@ -147,11 +154,11 @@ def _print_status(folder: SweepFolder, found: Sequence[Standing], asked: Status)
         for standing in found:
             print(json.dumps(show.as_record(folder, standing)), flush=True)
         return
-    human = sys.stdout.isatty()
-    width = shutil.get_terminal_size().columns if human else None
+    terminal = sys.stdout.isatty()
+    width = shutil.get_terminal_size().columns if terminal else None
     table = show.lines(folder, found, width=width, everything=asked.all)
     end = [show.summary(found), *show.advice(folder, found)]
-    clear = "\033[2J\033[H" if human and asked.watch is not None else ""
+    clear = "\033[2J\033[H" if terminal and asked.watch is not None else ""
     print(clear + "\n".join([*table, "", *end]), flush=True)
 
 
@@ -160,7 +167,7 @@ def _cancel(asked: Cancel) -> int:
     with folder.lock():
         active = [s for s in _named(folder, asked.runs) if s.state in ACTIVE]
         ids = [s.entry.job_id for s in active if s.entry is not None]
-        # First, so that none of them is seen as vanished.
+        # Before the jobs end, so that none of them counts as vanished.
         for standing in active:
             folder.mark_cancelled(standing.run.name)
         if ids:
@@ -174,9 +181,9 @@ def _cancel(asked: Cancel) -> int:
                     command.terminate()
         for process in here:
             processes.send(process, processes.STOP)
-    print(f"{len(ids)} jobs and {len(here)} processes cancelled")
+    print(f"cancelled {len(ids)} jobs and {len(here)} processes")
     if elsewhere:
-        print(f"interrupt on their own machines: {', '.join(elsewhere)}")
+        print(f"interrupt these on their own machines: {', '.join(elsewhere)}")
         return 1
     return 0
 
@@ -187,7 +194,7 @@ def _again(asked: Resume, wanted: frozenset[State]) -> int:
     clusters = {s.record.cluster for s in found if s.record is not None}
     if asked.cluster is None and len(clusters) > 1:
         raise ConfigError(
-            f"--cluster: the runs were submitted to {' and '.join(sorted(clusters))}: name one"
+            f"--cluster: the runs were submitted to {' and '.join(sorted(clusters))}: choose one"
         )
     cluster = load_cluster(asked.cluster or next(iter(clusters), "local"))
     for standing in found:
@@ -228,7 +235,9 @@ def _existing(asked: Existing) -> SweepFolder:
     folders = [folder for folder in map(SweepFolder, paths) if folder.runs()]
     if len(folders) > 1:
         both = " and ".join(str(folder.path) for folder in folders)
-        raise ConfigError(f"SWEEP {sweep}: {both} both hold it: pass --runs-dir, or the folder")
+        raise ConfigError(
+            f"SWEEP {sweep}: {both} both hold this sweep: pass --runs-dir, or the folder"
+        )
     if not folders:
         raise ConfigError(
             f"SWEEP {sweep}: {paths[0]} holds no sweep: submit one, or pass --runs-dir"
@@ -240,7 +249,9 @@ def _named(folder: SweepFolder, names: Sequence[str]) -> list[Standing]:
     runs = {run.name: run for run in folder.runs()}
     unknown = [name for name in names if name not in runs]
     if unknown:
-        raise ConfigError(f"--runs {unknown[0]}: no run of {folder.path}; see its status")
+        raise ConfigError(
+            f"--runs {unknown[0]}: not a run of {folder.path}; `status --all` lists them"
+        )
     return survey(folder, [runs[name] for name in names] if names else list(runs.values()))
 
 

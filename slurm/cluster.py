@@ -1,7 +1,7 @@
-"""A cluster file: how jobs are asked for on one cluster, chosen by name (``--cluster NAME``).
+"""A cluster file: account, partition, hardware, launcher, set-up lines and container of a cluster.
 
-Wall time and nodes belong to the sweep; account, partition, hardware, launcher, set-up lines and
-container belong here. ``configs/clusters/example_h100.toml`` has every key with a comment.
+``--cluster NAME`` chooses it. Wall time and nodes belong to the sweep file instead.
+``configs/clusters/example_h100.toml`` explains every key.
 """
 
 import contextlib
@@ -24,7 +24,7 @@ RUNS = "runs"
 _SHIPPED = Path(__file__).resolve().parents[1] / "configs" / "clusters"
 _MEMORY = re.compile(r"\d+[KMGT]?")
 
-# sbatch options that have a key of their own here, or that the submission sets.
+# sbatch options that are not allowed in [sbatch]: each has its own key, or is set per job.
 _OWN_KEY = {
     "account": "account",
     "partition": "partition",
@@ -50,7 +50,7 @@ class Container:
 
     Attributes:
         kind: ``pyxis`` (``srun --container-image``, enroot) or ``apptainer`` (``apptainer exec``).
-        image: as that tool takes it.
+        image: the image, as the tool names it.
         mounts: ``HOST:CONTAINER`` pairs.
     """
 
@@ -73,26 +73,26 @@ class Cluster:
     """A validated cluster file; every field is a key of it.
 
     Attributes:
-        name: the file's.
+        name: the file's name without ``.toml``.
         kind: ``local`` runs on this machine, without Slurm.
-        gpus_per_node: 0 for a CPU cluster, or where runs shall not use GPUs.
-        gpu_request: how GPUs are asked for: ``--gpus-per-node=N``, or ``gres``: ``--gres=gpu:N``.
-        gpu_type: goes between ``gpu`` and the number: ``h100``.
-        processes_per_node: of a CPU cluster, or of a local machine; else one a GPU.
-        cpus_per_gpu: CPU cores a GPU.
-        cpus_per_process: CPU cores a process, without GPUs.
-        mem_per_gpu, mem_per_node: as Slurm takes them, ``"120G"``; ``"0"`` is all of a node.
-        max_parallel: jobs of a sweep that run at once.
-        max_time: the partition's limit.
-        launcher: ``torchrun`` starts one task a node, ``srun`` one a process.
-        setup: shell lines, before the run.
-        container: what the run starts in.
-        signal_lead_seconds: how long before the wall time USR2 comes, so that a run saves and is
-            requeued.
+        gpus_per_node: 0 trains on the CPU.
+        gpu_request: the sbatch option: ``--gpus-per-node=N``, or ``--gres=gpu:N``.
+        gpu_type: a GPU model such as ``h100``, for ``--gpus-per-node=h100:N``.
+        processes_per_node: without GPUs; with GPUs there is one process per GPU.
+        cpus_per_gpu: CPU cores per GPU.
+        cpus_per_process: CPU cores per process, without GPUs.
+        mem_per_gpu, mem_per_node: in Slurm's form, ``"120G"``; ``"0"`` is all memory of a node.
+        max_parallel: most jobs of a sweep that run at the same time.
+        max_time: the partition's limit on the wall time.
+        launcher: ``torchrun`` starts one task per node, ``srun`` one per process.
+        setup: shell lines before each run.
+        container: the container that runs start in.
+        signal_lead_seconds: seconds between the signal USR2 and the end of the wall time, in which
+            a run saves and is requeued.
         sbatch: more options of sbatch: ``{exclusive = true, reservation = "x"}``.
-        runs_dir: where runs go by default; None is ``runs`` in the working folder.
-        peak_flops: of one GPU, FLOP/s in bfloat16, dense; for estimates.
-        mfu: the part of it that training is expected to reach.
+        runs_dir: folder for runs; None is ``runs`` in the working folder.
+        peak_flops: dense bfloat16 FLOP/s of one GPU, for estimates.
+        mfu: the fraction of ``peak_flops`` that training is expected to reach.
     """
 
     name: str
@@ -135,7 +135,7 @@ class Cluster:
             if value is not None and not _MEMORY.fullmatch(value):
                 raise ValueError(f'{key}: {value!r}: write a number and K, M, G or T, as "120G"')
         if self.mem_per_gpu and self.mem_per_node:
-            raise ValueError("mem_per_node: cannot stand beside mem_per_gpu: remove one")
+            raise ValueError("mem_per_node: excludes mem_per_gpu: remove one")
         if not (0 < self.mfu <= 1 and 0 < self.peak_flops < float("inf")):
             raise ValueError(f"mfu: {self.mfu}: must be in (0, 1], and peak_flops positive")
         if self.max_time is not None:
@@ -145,7 +145,7 @@ class Cluster:
 
     def _check_processes(self) -> None:
         if self.gpus_per_node:
-            pointless = {"processes_per_node": "one process a GPU is started: remove it"}
+            pointless = {"processes_per_node": "there is one process per GPU: remove it"}
             pointless["cpus_per_process"] = "use cpus_per_gpu"
         else:
             keys = ("gpu_type", "cpus_per_gpu", "mem_per_gpu")
@@ -160,7 +160,7 @@ class Cluster:
         for written in self.sbatch:
             option = written.removeprefix("--").replace("-", "_")
             if option in _OWN_KEY:
-                raise ValueError(f"sbatch.{written}: has a key of its own: use {_OWN_KEY[option]}")
+                raise ValueError(f"sbatch.{written}: has its own key: use {_OWN_KEY[option]}")
             if option in _SET_BY_SUBMISSION:
                 raise ValueError(f"sbatch.{written}: is set for each job: remove it")
 
@@ -175,7 +175,7 @@ class Cluster:
         return self.gpus(resources) or self.processes_per_node or 1
 
     def check(self, resources: Resources, scale: str) -> None:
-        """Whether a job can ever start here.
+        """Check that a job can start on this cluster.
 
         Raises:
             ConfigError: more GPUs per node, or a longer wall time, than the cluster has; a wall
@@ -193,7 +193,7 @@ class Cluster:
         elif asked is not None and self.gpus_per_node and asked > self.gpus_per_node:
             problem = f"gpus_per_node {asked}: cluster {self.name} has {self.gpus_per_node}"
         elif self.kind == "local" and resources.nodes > 1:
-            problem = f"nodes {resources.nodes}: cluster {self.name} is this machine alone"
+            problem = f"nodes {resources.nodes}: cluster {self.name} is a single machine"
         elif self.kind == "slurm" and resources.seconds <= self.signal_lead_seconds:
             problem = (
                 f"time {resources.time}: not over signal_lead_seconds {self.signal_lead_seconds} "
@@ -207,9 +207,10 @@ class Cluster:
 
 
 def load_cluster(name_or_path: str | Path) -> Cluster:
-    """The cluster of a file, or of a name: ``configs/clusters/NAME.toml`` or that of the user.
+    """Read a cluster file, given by path or by name.
 
-    The user's are in ``$XDG_CONFIG_HOME/maxp/clusters``, by default ``~/.config/maxp/clusters``.
+    Names are looked up in ``configs/clusters`` and in ``$XDG_CONFIG_HOME/maxp/clusters``, by
+    default ``~/.config/maxp/clusters``.
 
     Raises:
         ConfigError: no such file, a name that both folders have, or a mistake in the file.
@@ -221,12 +222,12 @@ def load_cluster(name_or_path: str | Path) -> Cluster:
 
 
 def known_clusters() -> dict[str, list[Path]]:
-    """Files by name, in the repository and in the user's folder."""
-    found: dict[str, list[Path]] = {}
+    """Cluster files by name, in the repository and in the user's folder."""
+    files: dict[str, list[Path]] = {}
     for folder in (_SHIPPED, _users_folder()):
         for path in sorted(folder.glob("*.toml")):
-            found.setdefault(path.stem, []).append(path)
-    return found
+            files.setdefault(path.stem, []).append(path)
+    return files
 
 
 def runs_dirs() -> list[Path]:
@@ -248,7 +249,7 @@ def _find(name: str) -> Path:
             f"{name}.toml into {_users_folder()}"
         )
     if len(paths) > 1:
-        raise ConfigError(f"--cluster {name}: is both {paths[0]} and {paths[1]}: pass the path")
+        raise ConfigError(f"--cluster {name}: both {paths[0]} and {paths[1]}: pass the path")
     return paths[0]
 
 

@@ -9,6 +9,8 @@ import tyro
 from slurm.sweep import Overrides
 from train.results.names import Format, Metric
 
+_SWITCH = tyro.conf.arg(help_behavior_hint="")
+
 
 def _optional(metavar: str, default: str) -> object:
     """How help shows a flag that may be left out, and what happens then."""
@@ -17,10 +19,7 @@ def _optional(metavar: str, default: str) -> object:
 
 @dataclass
 class Submit:
-    """Start the runs of a sweep file that were never submitted.
-
-    Try --dry-run first: it makes every check that a submission makes.
-    """
+    """Start the runs of a sweep file that were never submitted. Try --dry-run first."""
 
     sweep: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="SWEEP.toml")]
     """A sweep file, for example configs/sweeps/s1.toml."""
@@ -28,14 +27,13 @@ class Submit:
     overrides: Annotated[Overrides, tyro.conf.arg(name="")]
 
     cluster: Annotated[str, tyro.conf.arg(metavar="NAME")] = "local"
-    """Where to run: the name of a cluster file in configs/clusters or ~/.config/maxp/clusters, or
-    the path of one. local is this machine, without Slurm."""
+    """Name of a file in configs/clusters or ~/.config/maxp/clusters, or a path; local: no Slurm."""
 
     runs_dir: Annotated[Path | None, _optional("DIR", "the cluster's runs_dir, or runs")] = None
     """Folder in which the sweep gets its own folder."""
 
-    dry_run: bool = False
-    """Print each job's script or command, and the GPU-hours; submit nothing."""
+    dry_run: Annotated[bool, _SWITCH] = False
+    """Print each job's script or command, and the GPU-hours; check everything, submit nothing."""
 
 
 @dataclass
@@ -59,9 +57,8 @@ class Status(Existing):
     watch: Annotated[float | None, _optional("SECONDS", "print once")] = None
     """Print again every SECONDS seconds, until no run is running or queued."""
 
-    all: bool = False
-    """List every run. Without this flag, a sweep of over 100 runs lists those that are running and
-    those that need your attention."""
+    all: Annotated[bool, _SWITCH] = False
+    """List every run, not only those that run or need attention, of a sweep of over 100."""
 
 
 @dataclass

@@ -1,6 +1,6 @@
-"""TOML files as dataclasses: types and unknown keys are checked, and one line says what is wrong.
+"""TOML files as dataclasses; one line names the first mistake.
 
-Pydantic does the checking, strictly: a string is never taken for a number, nor ``true`` for 1.
+Pydantic checks types and unknown keys, strictly: no string counts as a number, nor ``true`` as 1.
 """
 
 import dataclasses
@@ -17,21 +17,21 @@ from pydantic_core import ErrorDetails
 T = TypeVar("T")
 
 NO_OTHER_KEYS = ConfigDict(extra="forbid")
-"""What a dataclass's ``__pydantic_config__`` is, so that a key that is no field is refused."""
+"""As a dataclass's ``__pydantic_config__``, refuses keys that are not fields."""
 
 _UNKNOWN = "unexpected_keyword_argument"  # pydantic's name for it
 _BRANCHES = ("str", "int", "float", "bool")
 
 
 class ConfigError(ValueError):
-    """A file or override that cannot be used: one line that names it, the key and the remedy."""
+    """Bad input; the message is one line that names the file or flag, the key and the remedy."""
 
 
 def read_toml(path: Path) -> dict[str, Any]:
     """The tables of a TOML file.
 
     Raises:
-        ConfigError: it cannot be read, or is not TOML.
+        ConfigError: the file cannot be read, or is not TOML.
     """
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
@@ -46,10 +46,10 @@ def read_toml(path: Path) -> dict[str, Any]:
 def build(cls: type[T], table: Mapping[str, Any], where: str) -> T:
     """``cls(**table)`` for a dataclass; its fields and those of nested dataclasses are checked.
 
-    A ``ValueError`` of a ``__post_init__`` becomes the message, after the table it was met in.
+    A ``ValueError`` of a ``__post_init__`` becomes part of the message.
 
     Args:
-        where: the file, which the message begins with.
+        where: the file, with which messages begin.
 
     Raises:
         ConfigError: an unknown or missing key, a wrong type, or a refused value.
@@ -59,13 +59,13 @@ def build(cls: type[T], table: Mapping[str, Any], where: str) -> T:
     try:
         return TypeAdapter(cls).validate_json(text, strict=True)
     except ValidationError as error:
-        # A misspelt key is told before the one that is missing for it.
-        found = sorted(error.errors(), key=lambda one: one["type"] != _UNKNOWN)
-        raise ConfigError(f"{where}: {_explain(found[0], cls)}") from None
+        # A misspelt key comes before the key that is missing because of it.
+        errors = sorted(error.errors(), key=lambda one: one["type"] != _UNKNOWN)
+        raise ConfigError(f"{where}: {_explain(errors[0], cls)}") from None
 
 
 def check_unique(values: Iterable[object], key: str) -> None:
-    """Refuse an empty list, and a value that is there twice.
+    """Refuse an empty list, and duplicates.
 
     Raises:
         ValueError: names the key and the value.
@@ -110,7 +110,7 @@ def _explain(error: ErrorDetails, cls: type) -> str:
 
 
 def _fields(annotation: Any) -> Iterator[str]:
-    """Names of the fields of a dataclass, and of those that it holds."""
+    """Names of the fields of a dataclass and of nested dataclasses."""
     for field in dataclasses.fields(annotation) if dataclasses.is_dataclass(annotation) else ():
         yield field.name
         yield from _fields(field.type)

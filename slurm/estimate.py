@@ -1,7 +1,7 @@
-"""What a sweep will take: hours and GPU-hours, from measured speed or else from FLOPs.
+"""Hours and GPU-hours of a sweep, from measured speed or else from FLOPs.
 
-Speed is the tokens a second and device of runs of the same scale that are or were running; FLOPs
-are counted in `train.model.costs`.
+Speed is measured in runs of the same scale, in tokens per second and device; `train.model.costs`
+counts FLOPs.
 """
 
 import os
@@ -23,13 +23,14 @@ _HOUR = 3600
 
 @dataclass(frozen=True)
 class ScaleEstimate:
-    """What the runs of one scale take.
+    """Costs of the runs of one scale.
 
     Attributes:
-        devices: of a run: GPUs, or processes on a CPU cluster.
-        hours: of wall time that a run takes, the mean over methods; None where nothing is known.
-        wall_hours: that a run may take before it is requeued; None without such a limit.
-        source: what the hours are from.
+        runs: number of runs.
+        devices: GPUs per run, or processes per run on a CPU cluster.
+        hours: wall time per run, the mean over methods; None where unknown.
+        wall_hours: wall time after which a run is requeued; None without a limit.
+        source: where ``hours`` comes from.
     """
 
     scale: str
@@ -41,25 +42,25 @@ class ScaleEstimate:
 
     @property
     def device_hours(self) -> float | None:
-        """Of all runs: GPU-hours, where devices are GPUs."""
+        """Device-hours of all runs."""
         return None if self.hours is None else self.hours * self.devices * self.runs
 
     @property
     def warning(self) -> str | None:
-        """A line, where a run does not end within its wall time."""
+        """One line if a run is longer than its wall time, else None."""
         if self.hours is None or self.wall_hours is None or self.hours <= self.wall_hours:
             return None
         return (
             f"scale.{self.scale}.time: a run takes about {self.hours:.1f} h and has "
-            f"{self.wall_hours:.1f} h: it will be requeued, and goes on from its checkpoint; "
-            "give it more time, or more nodes"
+            f"{self.wall_hours:.1f} h: it will be requeued and resume from its checkpoint; "
+            "more time or more nodes would avoid that"
         )
 
 
 def measured_speeds(folder: str | os.PathLike[str]) -> dict[str, float]:
-    """Tokens a second and device by scale: the median over the runs below ``folder``.
+    """Tokens per second and device by scale: the median over the runs below ``folder``.
 
-    A folder that does not exist yet has none.
+    Empty if the folder does not exist.
     """
     if not os.path.isdir(folder):
         return {}
@@ -74,11 +75,11 @@ def measured_speeds(folder: str | os.PathLike[str]) -> dict[str, float]:
 def estimate(
     sweep: Sweep, runs: Sequence[RunSpec], cluster: Cluster, speeds: Mapping[str, float]
 ) -> list[ScaleEstimate]:
-    """What ``runs``, all of ``sweep`` or some, take on a cluster; an entry a scale that has runs.
+    """Costs of ``runs``, a part of ``sweep``, on a cluster: one entry per scale.
 
     Args:
-        speeds: tokens a second and device, as from `measured_speeds`. Where a scale is missing,
-            its time follows from FLOPs and the cluster's ``peak_flops`` and ``mfu``; on a CPU
+        speeds: tokens per second and device by scale, as from `measured_speeds`. For other scales
+            the time follows from FLOPs and the cluster's ``peak_flops`` and ``mfu``; on a CPU
             cluster it is unknown.
     """
     by_scale: dict[str, list[RunSpec]] = {}
@@ -132,7 +133,7 @@ def _as_flagged(scale: Scale, flags: Flags, devices: int) -> Scale:
     """The scale with the batch that a run's flags set."""
     local = _whole(flags, "training.local_batch_size", scale.local_batch_size)
     batch = _whole(flags, "training.global_batch_size", scale.global_batch_size)
-    if batch < 0:  # torchtitan's way to say: one microbatch a device
+    if batch < 0:  # in torchtitan: one microbatch per device
         batch = local * devices
     return replace(
         scale,
@@ -143,6 +144,6 @@ def _as_flagged(scale: Scale, flags: Flags, devices: int) -> Scale:
 
 
 def _whole(flags: Flags, name: str, default: int) -> int:
-    """A flag that is a whole number; what is none is the run's to refuse."""
+    """The value of an integer flag; the trainer refuses other values."""
     value = flags.get(name, default)
     return value if isinstance(value, int) and not isinstance(value, bool) else default

@@ -1,4 +1,4 @@
-"""One interface for the two ways to start runs: in Slurm, and on this machine."""
+"""One interface for the two ways to start runs: with Slurm, and on this machine."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence

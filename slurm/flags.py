@@ -12,7 +12,7 @@ Scalar = str | int | float | bool
 Flag = Scalar | list[Scalar]
 Flags = dict[str, Flag]
 
-# What the sweep itself sets, under the names that a run's flags have for it.
+# Flags of a run that the sweep itself sets, and the sweep's key for each.
 _SET_BY_SWEEP = {
     **{name: name + "s" for name in ("scale", "method", "lr", "seed")},
     "steps": "steps",
@@ -26,30 +26,31 @@ _SET_BY_SUBMISSION = ("output_dir", "dump_folder")
 
 
 def read_flags(table: Mapping[str, Any], where: str) -> Flags:
-    """Nested tables as dotted names; names with underscores, as torchtitan writes them.
+    """Nested tables as dotted names with underscores, as torchtitan writes them.
 
     Args:
-        where: the file and table, which a message begins with.
+        where: the file and table, with which messages begin.
 
     Raises:
-        ConfigError: a flag that the sweep itself sets, one that is there twice, or no plain value.
+        ConfigError: the sweep itself sets the flag, it appears twice, or its value is no scalar
+            or list of scalars.
     """
-    found: Flags = {}
+    flags: Flags = {}
     for written, value in _leaves(table):
         name = written.removeprefix("--").replace("-", "_")
         if name in _SET_BY_SWEEP:
             raise ConfigError(f"{where}.{written}: is set by the sweep: use {_SET_BY_SWEEP[name]}")
         if name in _SET_BY_SUBMISSION:
-            raise ConfigError(f"{where}.{written}: each run has a folder of its own: remove it")
-        if name in found:
+            raise ConfigError(f"{where}.{written}: each run has its own folder: remove it")
+        if name in flags:
             raise ConfigError(f"{where}.{written}: is there twice: remove one")
         items = value if isinstance(value, list) else [value]
         if not all(isinstance(item, Scalar) for item in items):
             raise ConfigError(
                 f"{where}.{written}: {value}: must be text, a number, true, or a list"
             )
-        found[name] = value
-    return found
+        flags[name] = value
+    return flags
 
 
 def _leaves(table: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -61,10 +62,10 @@ def _leaves(table: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, A
 
 
 def parse_setting(text: str) -> tuple[str, Any]:
-    """Name and value of ``FLAG=VALUE``, the value as in TOML where it is that, else as text.
+    """Name and value of ``FLAG=VALUE``; a value that is not TOML is text.
 
     Raises:
-        ConfigError: no name or no ``=``.
+        ConfigError: the name or ``=`` is missing.
     """
     name, equals, value = text.partition("=")
     if not (name and equals):
@@ -104,7 +105,7 @@ def _number(word: str) -> str | float:
 
 
 def arguments(flags: Mapping[str, Flag]) -> Iterator[str]:
-    """The command line of flags; of a switch that is off it is ``--section.no_name``."""
+    """The command line of flags; a switch that is off becomes ``--section.no_name``."""
     for name, value in flags.items():
         if isinstance(value, bool):
             section, dot, last = name.rpartition(".")

@@ -1,9 +1,9 @@
-"""What a Slurm job of a sweep does: run one training, and hand it on when Slurm wants the nodes.
+"""A Slurm job of a sweep: it runs one training, and requeues itself when Slurm stops it.
 
-Slurm signals every process of the job's step: USR2 ahead of the wall time, TERM when it preempts.
-The trainer then saves at its next step and ends with status 75. After USR2 the job asks to be
-queued again, through submitit; after TERM it does so where Slurm has not already decided what
-becomes of the job.
+Slurm signals every process of the job's step: USR2 before the end of the wall time, TERM when it
+preempts. The trainer then saves at its next step and ends with status 75. After USR2 the job is
+requeued through submitit; after TERM the job requeues itself unless Slurm already does so, or
+cancels it.
 """
 
 import os
@@ -27,7 +27,7 @@ _REQUEUE_SECONDS = 60.0
 
 
 class TrainingJob:
-    """Called by submitit in every task of the job; `checkpoint` is called in the first, on USR2."""
+    """submitit calls this in every task of the job, and `checkpoint` in the first one on USR2."""
 
     def __init__(self, task: Task) -> None:
         self.task = task
@@ -50,7 +50,7 @@ class TrainingJob:
         )
         code = self._child.wait()
         if code == PREEMPTED:
-            time.sleep(_GRACE_SECONDS)  # for a USR2 of our own that is still on its way
+            time.sleep(_GRACE_SECONDS)  # this process may get its own USR2 a little later
             if here.global_rank == 0:
                 _requeue_unless_decided(here.job_id)
             return "preempted"
@@ -61,9 +61,9 @@ class TrainingJob:
         return "finished"
 
     def checkpoint(self) -> DelayedSubmission | None:
-        """Have the ranks save, wait for them, and give what is to be queued again."""
+        """Make the ranks save and wait for them; returns the job to requeue."""
         if self._child is not None and self._child.stop() != PREEMPTED:
-            return None  # it has just finished, or failed: nothing is left to run
+            return None  # it has just finished or failed: nothing to requeue
         return DelayedSubmission(TrainingJob(self.task))
 
     def __getstate__(self) -> dict[str, object]:
@@ -71,17 +71,17 @@ class TrainingJob:
 
 
 def tell_failure(folder: Path, code: int) -> None:
-    """Let a run say that it failed, where training ended before it could write that down."""
+    """Set the status of a run whose training ended before it could set it to failed."""
     if read_status(folder).get("state") in (None, "queued", "preempted"):
         reason = f"refused to start, with status {code}"
         RunFolder(folder).set_status("failed", reason=reason)
 
 
 def _requeue_unless_decided(job_id: str) -> None:
-    """Ask for the job to be queued again, unless it is being cancelled or requeued already.
+    """Requeue the job, unless Slurm is already cancelling or requeueing it.
 
-    TERM comes for every end of a job, but also ahead of a preemption, which comes to nothing for a
-    job that has ended by then; and ranks can be signalled past Slurm.
+    Slurm sends TERM when it ends a job, and also before it preempts one; it does not requeue a job
+    that has already ended by then. Others may signal the ranks too.
     """
     entry = squeue.jobs().get(job_id)
     if entry is not None and entry.state == "RUNNING":
@@ -90,7 +90,7 @@ def _requeue_unless_decided(job_id: str) -> None:
 
 
 def command(task: Task, here: submitit.JobEnvironment) -> list[str]:
-    """What this task of the job runs."""
+    """The command that this task of the job runs."""
     if task.launcher == "srun":
         return training(task.arguments, processes=1)
     alone = here.num_nodes == 1
@@ -105,10 +105,10 @@ def command(task: Task, here: submitit.JobEnvironment) -> list[str]:
 
 
 def rank_environment(task: Task, here: submitit.JobEnvironment) -> dict[str, str]:
-    """The environment, with the ranks where no torchrun sets them."""
-    found = environment(task.code)
+    """The environment; with launcher ``srun`` it holds the ranks that torchrun would set."""
+    variables = environment(task.code)
     if task.launcher == "srun":
-        found |= {
+        variables |= {
             "RANK": str(here.global_rank),
             "LOCAL_RANK": str(here.local_rank),
             "WORLD_SIZE": str(here.num_tasks),
@@ -116,16 +116,16 @@ def rank_environment(task: Task, here: submitit.JobEnvironment) -> dict[str, str
             "MASTER_ADDR": node_address(here.hostnames[0]),
             "MASTER_PORT": str(master_port(here.raw_job_id)),
         }
-    return found
+    return variables
 
 
 def master_port(job_id: str) -> int:
-    """A port that jobs which share a node do not share."""
+    """A port that differs between the jobs that share a node."""
     return _PORTS[int(job_id) % len(_PORTS)]
 
 
 def node_address(name: str) -> str:
-    """How to reach a node: its name where that resolves, else what Slurm knows."""
+    """A node's name if it resolves, else the address that Slurm knows."""
     try:
         socket.getaddrinfo(name, None)
     except OSError:

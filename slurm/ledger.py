@@ -1,7 +1,7 @@
-"""A sweep's folder: which runs it has, and which job each was given to.
+"""A sweep's folder: its runs, and the job of each run.
 
-``sweep.json`` lists the runs; each run's own folder holds a ``job.json`` beside what the trainer
-writes there. There is no other state: what a command needs it reads here, and from Slurm.
+``sweep.json`` lists the runs; each run's folder holds a ``job.json`` beside the trainer's files.
+There is no other state: commands read these files, and ask Slurm.
 """
 
 import json
@@ -19,7 +19,8 @@ from filelock import FileLock, Timeout
 
 from slurm.flags import settings
 from slurm.processes import Process
-from slurm.sweep import Resources, RunSpec
+from slurm.resources import Resources
+from slurm.sweep import RunSpec
 from train.run.files import write_whole
 from train.run.folder import CONFIG, JOB, STATUS, RunFolderError, read_status
 from train.run.identity import differences
@@ -28,7 +29,7 @@ SWEEP = "sweep.json"
 _OWN = ".sweep"
 _LOCK_SECONDS = 600
 _START_SECONDS = 60.0
-_REMEDY = "make room or get the right to write there, or choose another --runs-dir"
+_REMEDY = "free some space, get write permission, or choose another --runs-dir"
 
 
 class LedgerError(Exception):
@@ -37,20 +38,20 @@ class LedgerError(Exception):
 
 @dataclass(frozen=True)
 class JobRecord:
-    """To which job a run was given.
+    """The job that a run was given to.
 
     Attributes:
-        identity: of the run's configuration.
-        kind: Slurm's, or a process of one machine.
-        token: of the submission, also the job's comment in Slurm: by it a job is found whose number
-            was not written down.
-        job_id: Slurm's, as ``123_4`` in an array; None while it is being submitted.
+        identity: identity of the run's configuration.
+        kind: a job of Slurm's, or a process on some machine.
+        token: names the submission; it is the job's comment in Slurm, and identifies a job whose
+            id was not written down.
         cluster: name of the cluster file.
-        submitted: UTC, ISO 8601.
-        commit, code: the snapshot that it runs, and the commit that was made from.
-        log: pattern of the job's output files.
-        host, pid, started: the process that a local run belongs to, and when that started.
-        cancelled: whether somebody cancelled it.
+        submitted: UTC time, ISO 8601.
+        commit, code: the commit, and the folder of its snapshot.
+        job_id: Slurm's id, ``123_4`` in an array; None during the submission.
+        log: the job's output file.
+        host, pid, started: the process of a local run, and its start time.
+        cancelled: whether `cancel` ended it.
     """
 
     identity: str
@@ -68,13 +69,13 @@ class JobRecord:
     cancelled: bool = False
 
     def owned_by(self, process: psutil.Process) -> "JobRecord":
-        """This record for a run that belongs to a process of this machine."""
+        """This record with the process of this machine that runs the run."""
         host, started = socket.gethostname(), process.create_time()
         return replace(self, host=host, pid=process.pid, started=started)
 
     @property
     def process(self) -> Process | None:
-        """The process that a local run belongs to; None for a run of Slurm's."""
+        """The process of a local run; None for a Slurm job."""
         if self.kind != "local" or self.host is None or self.pid is None:
             return None
         # A record is written just before its process starts.
@@ -83,34 +84,34 @@ class JobRecord:
 
 
 class SweepFolder:
-    """The folder of one sweep, ``runs/NAME``; its runs lie in it, ``runs/NAME/RUN``."""
+    """The folder of one sweep, ``runs/NAME``, with its runs' folders, ``runs/NAME/RUN``."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
 
     @property
     def jobs(self) -> Path:
-        """Where submitit keeps its files and the jobs' output."""
+        """Folder for submitit's files and the jobs' output."""
         return self.path / _OWN / "jobs"
 
     @property
     def code(self) -> Path:
-        """Where snapshots of the code lie."""
+        """Folder for snapshots of the code."""
         return self.path / _OWN / "code"
 
     def run(self, name: str) -> Path:
         return self.path / name
 
     def job_log(self, name: str) -> Path:
-        """Where a run on this machine writes its output."""
+        """Output file of a run on this machine."""
         return self.jobs / f"{name}.log"
 
     @contextmanager
     def lock(self) -> Iterator[None]:
-        """Keep every other command that submits or cancels out of the sweep.
+        """Hold the sweep's lock, which every command that submits or cancels takes.
 
         Raises:
-            LedgerError: another has been in it for ten minutes, or the folder cannot be written.
+            LedgerError: another command held it for ten minutes, or the folder is not writable.
         """
         try:
             (self.path / _OWN).mkdir(parents=True, exist_ok=True)
@@ -128,7 +129,7 @@ class SweepFolder:
             yield
 
     def enter(self, name: str, runs: Iterable[RunSpec]) -> None:
-        """Add runs to the sweep; those it has stay as they are. Call it under the lock.
+        """Add runs to the sweep. Call it under the lock.
 
         Raises:
             LedgerError: as `merged`; or the folder cannot be written.
@@ -142,7 +143,7 @@ class SweepFolder:
 
         Raises:
             LedgerError: the folder holds another sweep, or a run of the same name that has begun
-                with other settings; or its user has no right to write there.
+                with other settings; or it is not writable.
         """
         place = next(path for path in (self.path, *self.path.absolute().parents) if path.exists())
         if not (place.is_dir() and os.access(place, os.W_OK | os.X_OK)):
@@ -157,7 +158,7 @@ class SweepFolder:
             )
         for run in runs:
             there = known.get(run.name, run)
-            # Earlier versions hashed otherwise: where the hashes differ, the settings decide.
+            # Earlier versions computed other hashes: if hashes differ, compare the settings.
             if there.identity != run.identity and self._begun(run.name):
                 different = differences(settings(there.arguments), settings(run.arguments))
                 if different:
@@ -196,11 +197,11 @@ class SweepFolder:
                 "again; its runs are kept"
             ) from error
         if not isinstance(content, dict):
-            raise LedgerError(f"{self.path / SWEEP} is no list of runs: delete it, submit again")
+            raise LedgerError(f"{self.path / SWEEP} does not list runs: delete it and submit again")
         return content
 
     def job(self, name: str) -> JobRecord | None:
-        """The job that a run was last given to; a record that cannot be read counts as none."""
+        """The last job of a run; None without a readable record."""
         try:
             content = json.loads((self.run(name) / JOB).read_text(encoding="utf-8"))
             return JobRecord(**content)
@@ -219,9 +220,9 @@ class SweepFolder:
         (self.run(name) / JOB).unlink(missing_ok=True)
 
     def restore(self, name: str, former: JobRecord | None) -> None:
-        """Leave a run as it was before it was given to a job that did not start after all.
+        """Undo `give` for a job that was not started after all.
 
-        Where the disk is too full for that, a run that had a job before is seen as vanished.
+        If the disk is too full for that, a run that had a job before counts as vanished.
         """
         if former is not None:
             with suppress(LedgerError):
@@ -237,7 +238,7 @@ class SweepFolder:
 
     @contextmanager
     def worked_on(self) -> Iterator[None]:
-        """Let other commands know that this process goes through the sweep's runs."""
+        """Tell other commands that this process is running the sweep."""
         this = psutil.Process()
         mark = self.path / _OWN / "commands" / f"{socket.gethostname()}.{this.pid}"
         with writing(mark):
@@ -249,7 +250,7 @@ class SweepFolder:
             mark.unlink(missing_ok=True)
 
     def commands(self) -> list[psutil.Process]:
-        """Processes of this machine that go through the sweep's runs now."""
+        """Processes of this machine that are running the sweep now."""
         host = socket.gethostname()
         running = []
         for mark in sorted((self.path / _OWN / "commands").glob(f"{host}.*")):
@@ -268,10 +269,10 @@ class SweepFolder:
 
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Say what could not be written.
+    """Turn an OSError into a message.
 
     Raises:
-        LedgerError: for any OSError of the block; names the path, the cause and the remedy.
+        LedgerError: names the path that could not be written, the cause and the remedy.
     """
     try:
         yield

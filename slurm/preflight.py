@@ -1,4 +1,4 @@
-"""Ask the trainer, before a job is submitted, whether it would take the job's command line."""
+"""Check with the trainer, before submission, that it accepts the jobs' command lines."""
 
 import os
 from collections.abc import Iterable, Iterator
@@ -10,13 +10,13 @@ from slurm.sweep import RunSpec
 
 
 def check(runs: Iterable[RunSpec], cluster: Cluster) -> None:
-    """Have the trainer read the flags of one run of each scale and method.
+    """Let the trainer parse and check the flags of one run per scale and method.
 
-    It reads them as on a node of the cluster, with as many processes, but without their GPUs. Paths
-    of the cluster's container are read where they are mounted from. Imports torch.
+    The checks assume the cluster's number of processes, but not its GPUs. Paths in a container are
+    checked where they are mounted from. Imports torch.
 
     Raises:
-        ConfigError: it refuses them; the message is the trainer's.
+        ConfigError: the trainer refuses the flags; the message is the trainer's.
     """
     first: dict[tuple[str, str], RunSpec] = {}
     for run in runs:
@@ -32,15 +32,15 @@ def check(runs: Iterable[RunSpec], cluster: Cluster) -> None:
                 parse([_mounted_from(word, cluster.container) for word in run.arguments])
             except ValueError as error:
                 raise ConfigError(f"{run.name}: {error}") from error
-            except SystemExit as refused:  # tyro has said why
+            except SystemExit as refused:  # tyro has printed why
                 raise ConfigError(
-                    f"{run.name}: python -m train does not take its flags, as said above; correct "
+                    f"{run.name}: python -m train does not take its flags (see above); correct "
                     "[flags] of the sweep, or --set"
                 ) from refused
 
 
 def _mounted_from(word: str, container: Container | None) -> str:
-    """A path in the container as this machine has it; any other word as it is."""
+    """A path in the container as a path of this machine; other words unchanged."""
     for mount in container.mounts if container else ():
         here, there = mount.split(":")[:2]
         if word == there or word.startswith(f"{there}/"):

@@ -1,4 +1,4 @@
-"""What a job of one scale asks a cluster for."""
+"""Nodes, GPUs and wall time of a job."""
 
 import re
 from dataclasses import dataclass
@@ -13,12 +13,12 @@ _TIME = re.compile(r"(?:(\d+)-)?(\d{1,3}):([0-5]\d):([0-5]\d)")
 
 @dataclass(frozen=True)
 class Resources:
-    """Nodes and wall time of a job.
+    """What one job requests.
 
     Attributes:
-        nodes: how many.
-        gpus_per_node: None is all that a node of the cluster has.
-        time: the wall time, ``HH:MM:SS`` or ``D-HH:MM:SS``.
+        nodes: number of nodes.
+        gpus_per_node: None is all GPUs of a node.
+        time: wall time, ``HH:MM:SS`` or ``D-HH:MM:SS``.
     """
 
     nodes: int = 1
@@ -43,13 +43,13 @@ class Resources:
 
 
 def parse_time(text: str, key: str) -> int:
-    """Seconds of ``HH:MM:SS`` or ``D-HH:MM:SS``; of Slurm's forms the two without ambiguity.
+    """Seconds of ``HH:MM:SS`` or ``D-HH:MM:SS``, the unambiguous ones of Slurm's forms.
 
     Raises:
-        ValueError: it is of another form, or no time at all; the message begins with ``key``.
+        ValueError: another form, or zero; the message begins with ``key``.
     """
-    found = _TIME.fullmatch(text)
-    parts = found.groups(default="0") if found else ("0",) * 4
+    match = _TIME.fullmatch(text)
+    parts = match.groups(default="0") if match else ("0",) * 4
     days, hours, minutes, seconds = map(int, parts)
     total = ((days * 24 + hours) * 60 + minutes) * 60 + seconds
     if not total:

@@ -1,7 +1,7 @@
-"""What Slurm is asked for: the options and the batch script of an array of runs.
+"""The sbatch options and the batch script of an array of runs.
 
-This is the only module that uses a private name of submitit, `_make_sbatch_string`; pyproject.toml
-bounds submitit's version for it. `submitit.SlurmExecutor` makes the submitted script from the same
+Only this module uses a private name of submitit, `_make_sbatch_string`; pyproject.toml bounds
+submitit's version because of it. `submitit.SlurmExecutor` makes the submitted script with the same
 function and parameters, but it cannot print a script without submitting it.
 """
 
@@ -91,10 +91,10 @@ def python(cluster: Cluster, folder: SweepFolder) -> str | None:
 
 
 def _mounts(container: Container, folder: SweepFolder) -> list[str]:
-    """The container's mounts, and those of the working folder and the sweep's where it has none.
+    """The container's mounts, and mounts for the working folder and the sweep's folder.
 
-    A job reads code and writes results in the sweep's folder; relative paths, as the tokenizer's,
-    start from the folder in which one submits.
+    A job takes its code from the sweep's folder and writes there; relative paths, such as the
+    tokenizer's, start from the working folder.
     """
     mounts = list(container.mounts)
     for path in (Path.cwd(), folder.path.resolve()):
@@ -104,7 +104,7 @@ def _mounts(container: Container, folder: SweepFolder) -> list[str]:
 
 
 def _srun_arguments(cluster: Cluster, folder: SweepFolder, cpus_per_task: int | None) -> list[str]:
-    # Since Slurm 22.05 srun does not take this over from sbatch.
+    # Since Slurm 22.05 srun does not inherit this from sbatch.
     words = [f"--cpus-per-task={cpus_per_task}"] if cpus_per_task else []
     words.append("--kill-on-bad-exit=1")  # otherwise the other nodes wait for one that failed
     container = cluster.container

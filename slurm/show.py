@@ -1,4 +1,4 @@
-"""The status of a sweep as text: one line a run, and a summary."""
+"""The status of a sweep as text: one line per run, and a summary."""
 
 import contextlib
 from collections import Counter
@@ -15,7 +15,7 @@ from train.run.summary import SummaryError, read_summary
 from train.run.tail import Tail
 
 LISTED = 100
-"""Of a sweep with more runs, those that run or need somebody are listed, and no more than this."""
+"""Most runs that are listed; of more runs, those that run or need attention come first."""
 
 _COLUMNS = ("run", "state", "step", "loss", "tokens/s", "left", "job", "")
 _RIGHT = frozenset({"step", "loss", "tokens/s", "left"})
@@ -29,19 +29,19 @@ def lines(
     width: int | None = None,
     everything: bool = False,
 ) -> list[str]:
-    """The table, one line a run, and a line that says which are left out.
+    """The table with one line per run, and a last line about runs that are not listed.
 
-    Only the files of runs that are listed are read.
+    Reads only the files of listed runs.
 
     Args:
-        width: characters of a line, to which the last column is cut; None cuts nothing.
-        everything: list also what a sweep of many runs leaves out.
+        width: characters per line, to which lines are cut; None does not cut.
+        everything: list all runs, however many.
     """
     listed = standings if everything else _listed(standings)
     commands = bool(folder.commands())
     rows = [_COLUMNS, *(_row(folder, standing, commands) for standing in listed)]
     widths = [max(len(row[i]) for row in rows) for i in range(len(_COLUMNS) - 1)]
-    # A column that says nothing of any run is left out.
+    # Empty columns are left out.
     used = [any(row[i] for row in rows[1:]) for i in range(len(_COLUMNS))]
     found = []
     for row in rows if listed else []:
@@ -70,27 +70,27 @@ def counted(standings: Iterable[Standing]) -> str:
 
 
 def advice(folder: SweepFolder, standings: Sequence[Standing]) -> list[str]:
-    """What to do about runs that do not go on by themselves, a line each."""
+    """The commands to use next, one per line."""
     states = {standing.state for standing in standings}
     found = []
     at_work = folder.commands()
     if at_work and State.MISSING in states:
         numbers = " and ".join(str(process.pid) for process in at_work)
-        found.append(f"missing ones wait for process {numbers} of this machine")
+        found.append(f"missing runs wait for process {numbers} of this machine")
     elif states & {State.MISSING, State.VANISHED, State.CANCELLED}:
-        found.append(f"submit what is missing: python -m slurm resume {folder.path}")
+        found.append(f"submit missing runs: python -m slurm resume {folder.path}")
     if State.FAILED in states:
-        found.append(f"start failed ones again: python -m slurm retry {folder.path}")
+        found.append(f"start failed runs again: python -m slurm retry {folder.path}")
     if states & RESULTS and not states & ACTIVE:
         found.append(f"the table: python -m slurm table {folder.path}")
     return found
 
 
 def costs(estimates: Sequence[ScaleEstimate], kind: str) -> list[str]:
-    """What a sweep takes: one line a scale, the total, and warnings.
+    """The costs of a sweep: one line per scale, the total, and warnings.
 
     Args:
-        kind: of the devices, "GPU" or "process".
+        kind: the kind of devices, "GPU" or "process".
     """
     plural = {"GPU": "GPUs", "process": "processes"}[kind]
     found = [
@@ -109,7 +109,7 @@ def costs(estimates: Sequence[ScaleEstimate], kind: str) -> list[str]:
 
 
 def as_record(folder: SweepFolder, standing: Standing) -> dict[str, Any]:
-    """One run for scripts: ``left`` in seconds; what is not known is null."""
+    """One run for scripts; ``left`` is in seconds, and unknown values are None."""
     run, record = standing.run, standing.record
     end, left = progress(folder, standing)
     return {

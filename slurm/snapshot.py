@@ -1,4 +1,4 @@
-"""A copy of the code for a sweep's jobs: editing the checkout does not change what is queued."""
+"""A copy of the code for a sweep's jobs, so that later edits do not change queued jobs."""
 
 import hashlib
 import os
@@ -22,9 +22,9 @@ class Snapshot:
 
 
 def take(into: Path, commit: str | None) -> Snapshot:
-    """Copy the packages to a folder below ``into`` that is named by their content.
+    """Copy the packages to a folder below ``into`` that is named by a hash of their content.
 
-    The same code is copied once; the copy is whole or not there.
+    The same code is copied once, completely or not at all.
     """
     files = sorted(
         path
@@ -54,17 +54,17 @@ def _move(temporary: Path, folder: Path) -> None:
     try:
         temporary.rename(folder)
     except OSError:
-        if not folder.is_dir():  # else another process has just made it
+        if not folder.is_dir():  # otherwise another process has just made it
             raise
 
 
 def environment(code: str) -> dict[str, str]:
-    """This process's environment, in which Python takes the packages from a snapshot."""
+    """This process's environment, with Python importing the packages from a snapshot."""
     return {**os.environ, **exports(code)}
 
 
 def exports(code: str) -> dict[str, str]:
-    """The variables by which Python takes the packages from a snapshot, wherever it is started."""
+    """Variables that make Python import the packages from a snapshot, in any working folder."""
     paths = [code, *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
     return {
         "PYTHONPATH": os.pathsep.join(dict.fromkeys(paths)),

@@ -1,4 +1,4 @@
-"""What Slurm says of jobs: ``squeue`` for those it has, ``sacct`` for those it had."""
+"""Slurm's commands: ``squeue`` about current jobs, ``sacct`` about past ones, and others."""
 
 import os
 import re
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 _TIMEOUT = 60
 
-# Of a job that is in the queue but will not run, or not again.
+# States of jobs that squeue still lists although they have ended.
 _OVER = frozenset(
     {
         "BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY",
@@ -18,19 +18,19 @@ _OVER = frozenset(
 
 
 class QueueError(Exception):
-    """Slurm does not answer; the message is one line."""
+    """Slurm refuses or does not answer; the message is one line."""
 
 
 @dataclass(frozen=True)
 class QueueEntry:
-    """A job that Slurm has.
+    """A job in Slurm's queue.
 
     Attributes:
-        state: Slurm's word, ``PENDING``, ``RUNNING``, ``COMPLETING``, ...
-        reason: why it waits.
-        left: time to its limit, ``D-HH:MM:SS``.
-        nodes: where it runs.
-        comment: of its submission.
+        state: Slurm's name for it: ``PENDING``, ``RUNNING``, ``COMPLETING``, ...
+        reason: why it is waiting.
+        left: time until its limit, ``D-HH:MM:SS``.
+        nodes: the nodes on which it runs.
+        comment: the token of its submission.
     """
 
     job_id: str
@@ -46,26 +46,25 @@ class QueueEntry:
 
 
 def jobs() -> dict[str, QueueEntry]:
-    """This user's jobs, by id; each task of an array by its own, ``123_4``.
+    """This user's jobs by id; each task of an array has its own id, ``123_4``.
 
     Raises:
-        QueueError: no answer. That a job is not in an answer means that it has ended; that there is
-            no answer means nothing.
+        QueueError: no answer, so nothing is known. A job that an answer lacks has ended.
     """
     form = "%i|%T|%r|%L|%N|%k"
     lines = _run(["squeue", "--noheader", "--array", f"--user={os.getuid()}", f"--format={form}"])
-    found = {}
+    entries = {}
     for line in lines.splitlines():
         if line.count("|") < 5:
             continue
         entry = QueueEntry(*line.split("|", 5))
         if entry.state not in _OVER:
-            found[entry.job_id] = entry
-    return found
+            entries[entry.job_id] = entry
+    return entries
 
 
 def endings(job_ids: Iterable[str]) -> dict[str, str]:
-    """How jobs ended, in Slurm's words (``NODE_FAIL``, ``TIMEOUT``), where accounting answers."""
+    """How jobs ended (``NODE_FAIL``, ``TIMEOUT``); empty if Slurm keeps no accounting."""
     ids = ",".join(job_ids)
     if not ids:
         return {}
@@ -79,7 +78,7 @@ def endings(job_ids: Iterable[str]) -> dict[str, str]:
 
 
 def cancel(job_ids: Iterable[str]) -> None:
-    """End jobs. Slurm takes ids of jobs that are gone without complaint.
+    """Cancel jobs; jobs that have ended are ignored.
 
     Raises:
         QueueError: no answer.
@@ -90,7 +89,7 @@ def cancel(job_ids: Iterable[str]) -> None:
 
 
 def requeue(job_id: str) -> None:
-    """End a job, and let it wait for its next start.
+    """Stop a job and queue it again.
 
     Raises:
         QueueError: Slurm refuses, or does not answer.
@@ -99,9 +98,9 @@ def requeue(job_id: str) -> None:
 
 
 def max_array_size() -> int:
-    """Most tasks that one array may have here."""
-    found = re.search(r"MaxArraySize\s*=\s*(\d+)", _run(["scontrol", "show", "config"]))
-    return int(found[1]) - 1 if found else 1000
+    """Most tasks that one array may have on this cluster."""
+    match = re.search(r"MaxArraySize\s*=\s*(\d+)", _run(["scontrol", "show", "config"]))
+    return int(match[1]) - 1 if match else 1000
 
 
 def _run(command: list[str], *, gone_is_fine: bool = False) -> str:
@@ -112,7 +111,7 @@ def _run(command: list[str], *, gone_is_fine: bool = False) -> str:
     except subprocess.TimeoutExpired:
         raise QueueError(f"{command[0]} did not answer within {_TIMEOUT} s") from None
     if done.returncode and not (gone_is_fine and "Invalid job id" in done.stderr):
-        told = [line.strip() for line in done.stderr.splitlines() if line.strip()]
-        reason = told[-1] if told else f"status {done.returncode}"
+        lines = [line.strip() for line in done.stderr.splitlines() if line.strip()]
+        reason = lines[-1] if lines else f"status {done.returncode}"
         raise QueueError(f"{command[0]} failed: {reason.removeprefix(f'{command[0]}: ')}")
     return done.stdout

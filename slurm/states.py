@@ -1,4 +1,4 @@
-"""Where each run of a sweep stands: its folder, its job's record and Slurm's queue together."""
+"""The state of each run of a sweep, from its folder, its job's record and Slurm's queue."""
 
 import os
 import re
@@ -17,24 +17,24 @@ from slurm.sweep import RunSpec
 from train.run.folder import STATUS, RunFolderError, read_status
 
 _TAIL_BYTES = 64 << 10
-# Of a traceback its last line alone, also where torch puts the rank before it.
+# The last line of a traceback, also with the rank that torch puts before it.
 _ERROR = re.compile(r"error: |^(\[\w+\]: ?)?[\w.]*Error(:|$)")
 _FOLLOWS = re.compile(r"^srun: |training ended with status \d")
 _TOKEN = re.compile(r"[0-9a-f]{12}")
 
 
 class State(StrEnum):
-    """What can be said of a run, from the best to the worst."""
+    """State of a run, from the best to the worst."""
 
     COMPLETED = "completed"
     DIVERGED = "diverged"
     RUNNING = "running"
     QUEUED = "queued"
     MISSING = "missing"
-    """It was never given to a job."""
+    """It was never submitted."""
     CANCELLED = "cancelled"
     VANISHED = "vanished"
-    """Its job is gone, and the run has not ended by itself: it was killed, or its node died."""
+    """Its job disappeared before the run ended: it was killed, or its node died."""
     FAILED = "failed"
     UNREADABLE = "unreadable"
     """Its status file is corrupt."""
@@ -46,13 +46,13 @@ ACTIVE = frozenset({State.RUNNING, State.QUEUED})
 
 @dataclass(frozen=True)
 class Standing:
-    """One run, as it stands.
+    """A run and its state.
 
     Attributes:
-        step: the last that is known; of a run that never began None.
-        detail: why it waits, failed or vanished.
-        record: its job, where it was given to one.
-        entry: its job in Slurm's queue.
+        step: the last known step; None before the run begins.
+        detail: why it is waiting, failed or vanished.
+        record: its job, if it has one.
+        entry: its job in Slurm's queue, if it is there.
         status: the content of its status.json.
     """
 
@@ -66,11 +66,11 @@ class Standing:
 
 
 def survey(folder: SweepFolder, runs: Iterable[RunSpec]) -> list[Standing]:
-    """How every run stands, in the order given.
+    """The state of every run, in the order given.
 
     Raises:
-        squeue.QueueError: some run is Slurm's and has no result, and Slurm does not answer: without
-            its queue, a run that waits cannot be told from one that is lost.
+        squeue.QueueError: Slurm does not answer, and some of its runs have no result. Without the
+            queue, waiting runs and lost runs look the same.
     """
     chosen = list(runs)
     records = {run.name: folder.job(run.name) for run in chosen}
@@ -97,12 +97,14 @@ def survey(folder: SweepFolder, runs: Iterable[RunSpec]) -> list[Standing]:
 def judge(
     status: dict[str, Any], record: JobRecord | None, entry: QueueEntry | None
 ) -> tuple[State, str]:
-    """The state of a run, and what is to be said of it.
+    """The state of a run, and a detail about it.
+
+    A process of another machine counts as running, because this machine cannot look.
 
     Args:
-        status: content of its status.json; empty where there is none.
-        record: its job, if it was given to one.
-        entry: that job, if Slurm still has it.
+        status: content of its status.json; empty without one.
+        record: its job, if it has one.
+        entry: that job in Slurm's queue, if it is there.
     """
     said = status.get("state")
     if said == "unreadable":
@@ -127,7 +129,7 @@ def judge(
 
 
 def owner_of(status: dict[str, Any], record: JobRecord | None) -> Process | None:
-    """The process that a run belongs to, if a sweep on some machine or a user started one."""
+    """The process of a run that a local sweep, or somebody by hand, started; else None."""
     if record is not None:
         return record.process
     if status.get("state") != "running" or status.get("pid") is None:
@@ -144,12 +146,12 @@ def _entry(
     if record is None or record.kind != "slurm":
         return None
     if record.job_id is None:
-        # Its submission was interrupted before the number was written down, and which job of the
-        # array it was: it stands for all of them, which without that number cannot start.
+        # Its submission was interrupted before its id was written down. No job of the array can
+        # start without that record, so this entry represents the whole array.
         found = next(iter(by_token.get(record.token, [])), None)
         return found and replace(found, job_id=found.job_id.partition("_")[0])
     entry = entries.get(record.job_id)
-    # A controller that crashed may give a number away again; some sites write their own comments.
+    # A restarted controller may reuse ids; some sites write their own comments.
     if entry is not None and entry.comment != record.token:
         another = not entry.comment or _TOKEN.fullmatch(entry.comment)
         return None if another else entry
@@ -157,7 +159,7 @@ def _entry(
 
 
 def _explain_vanished(standings: list[Standing]) -> list[Standing]:
-    """The same, with what accounting says about jobs that are gone."""
+    """``standings`` with the endings of vanished jobs, from Slurm's accounting."""
     gone = [s.record.job_id for s in standings if s.state is State.VANISHED and s.record]
     endings = squeue.endings([job for job in gone if job][:500])
 
@@ -171,7 +173,7 @@ def _explain_vanished(standings: list[Standing]) -> list[Standing]:
 
 
 def status_of(folder: Path) -> dict[str, Any]:
-    """Content of a run's status.json; empty where there is none, state "unreadable" if corrupt."""
+    """Content of a run's status.json; empty without one, state "unreadable" if corrupt."""
     if not (folder / STATUS).exists():
         return {}
     try:
@@ -181,9 +183,9 @@ def status_of(folder: Path) -> dict[str, Any]:
 
 
 def last_error(folder: SweepFolder, record: JobRecord | None) -> str:
-    """The last error that a job wrote down, else its last line; "" where there is none.
+    """The last error in a job's log, else the last line; "" without a log.
 
-    What Slurm and the job say in the end follows from what the trainer has said before.
+    Errors of the trainer are preferred to those of Slurm and the job, which follow from them.
     """
     if record is None or record.log is None:
         return ""

@@ -1,4 +1,4 @@
-"""Give runs to Slurm, through submitit: one array of jobs for all that ask for the same nodes."""
+"""Submit runs to Slurm, through submitit: one job array for runs with the same resources."""
 
 import shlex
 import subprocess
@@ -32,7 +32,7 @@ _REFUSALS = (FailedJobError, FailedSubmissionError, OSError, subprocess.Subproce
 
 
 class SlurmExecutor(Executor):
-    """Submits runs as arrays of jobs; Slurm starts them later, and requeues those it stops."""
+    """Submits runs as job arrays; Slurm starts them, and requeues those that it stops."""
 
     submits = frozenset({State.MISSING})
 
@@ -57,18 +57,18 @@ class SlurmExecutor(Executor):
                     self._submit(batch, code)
                     bar.update(len(batch.runs))
         if chosen:
-            print(f"where they stand: python -m slurm status {self.folder.path}")
+            print(f"follow them: python -m slurm status {self.folder.path}")
         return 0
 
     def _submit(self, batch: Batch, code: Snapshot) -> None:
-        """Submit an array and write down its jobs.
+        """Submit an array and record its jobs.
 
-        The intention is written down before Slurm is asked, and the job's number after: if the
-        submission is interrupted between the two, the job is found again by its token.
+        The record is written before the submission, and the job's id after it: if the submission
+        is interrupted between the two, the token in the record identifies the job.
 
         Raises:
-            SubmissionError: sbatch refused, or did not answer. The runs are as they were.
-            LedgerError, OSError: the sweep's folder cannot be written; likewise.
+            SubmissionError: sbatch refused or did not answer; the records are restored.
+            LedgerError, OSError: the sweep's folder cannot be written; the records are restored.
         """
         folder = self.folder
         record = JobRecord(
@@ -92,7 +92,7 @@ class SlurmExecutor(Executor):
                     folder.restore(run.name, former[run.name])
             full = isinstance(error, OSError) and not isinstance(error, FileNotFoundError)
             if full or isinstance(error, LedgerError):
-                raise  # Slurm has not been asked
+                raise  # nothing was submitted
             raise SubmissionError(f"sbatch refused the jobs: {_reason(error)}") from error
         for run, job in zip(batch.runs, jobs, strict=True):
             log = str(job.paths.stderr)
@@ -128,7 +128,7 @@ def batches(runs: Sequence[RunSpec], largest: int) -> Iterator[Batch]:
 
 
 def _taken(batch: Batch) -> bool:
-    """Whether Slurm has the jobs after all; assumed where it does not answer."""
+    """Whether Slurm has the jobs after all; true if it does not answer."""
     try:
         return any(entry.comment == batch.token for entry in squeue.jobs().values())
     except QueueError:

@@ -1,20 +1,20 @@
-"""A sweep: the runs that a file of scales, methods, learning rates and seeds stands for.
+"""A sweep file, and the runs that it describes: scales x methods x learning rates x seeds.
 
     name = "s1"                         # optional: the file's name
     scales = ["s1"]
     methods = ["maxP", "mup-full", "mup-no"]
     lrs = [1e-3, 1e-2]
     seeds = [1, 2]
-    steps = 1000                        # optional: 20 tokens a non-embedding parameter
+    steps = 1000                        # optional: 20 tokens per non-embedding parameter
 
     [flags]                             # any flag of `python -m train`
     training.local_batch_size = 8
 
-    [resources]                         # of every scale
+    [resources]                         # for every scale
     nodes = 1
     time = "08:00:00"
 
-    [scale.s1]                          # of one: steps, nodes, gpus_per_node, time
+    [scale.s1]                          # for one: steps, nodes, gpus_per_node, time
     time = "02:00:00"
     [scale.s1.flags]
     training.local_batch_size = 16
@@ -47,8 +47,6 @@ from train.method.methods import METHODS
 from train.model.scales import SCALES, compute_steps
 from train.run.identity import identity, run_name
 
-__all__ = ["Overrides", "Resources", "RunSpec", "Sweep", "expand", "load_sweep"]
-
 _TABLE = frozenset({"alignment_table", "maxp.alignment_table"})
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
@@ -58,10 +56,10 @@ class Sweep:
     """A validated sweep. The three mappings have an entry for each scale.
 
     Attributes:
-        name: of the sweep and its folder.
-        steps: of a run; what was left out in the file is 20 tokens a non-embedding parameter.
-        flags: name -> value, of `python -m train`; names have underscores.
-        resources: of a job.
+        name: name of the sweep and of its folder.
+        steps: steps per run; by default 20 tokens per non-embedding parameter.
+        flags: flags of `python -m train` by name; names have underscores.
+        resources: what each job requests.
     """
 
     name: str
@@ -79,9 +77,9 @@ class RunSpec:
     """One run of a sweep.
 
     Attributes:
-        name: readable, the same for no other run of the sweep: ``s3_maxP_lr1e-02_seed1``.
+        name: unique in the sweep: ``s3_maxP_lr1e-02_seed1``.
         identity: hash of the configuration, by the trainer's rule.
-        arguments: of ``python -m train``, without ``--output-dir``.
+        arguments: arguments of ``python -m train``, without ``--output-dir``.
     """
 
     name: str
@@ -95,35 +93,39 @@ class RunSpec:
     resources: Resources
 
 
+def _of_file(metavar: str) -> object:
+    return tyro.conf.arg(metavar=metavar, help_behavior_hint="(default: the file's)")
+
+
 @dataclass(frozen=True)
 class Overrides:
-    """What a command line changes in a sweep file."""
+    """Flags that replace keys of a sweep file."""
 
-    scales: tuple[str, ...] | None = None
-    """Scales, instead of the file's."""
+    scales: Annotated[tuple[str, ...] | None, _of_file("SCALE [SCALE ...]")] = None
+    """Scales to run."""
 
-    methods: tuple[str, ...] | None = None
-    """Methods, instead of the file's."""
+    methods: Annotated[tuple[str, ...] | None, _of_file("METHOD [METHOD ...]")] = None
+    """Methods to run."""
 
-    lrs: tuple[float, ...] | None = None
-    """Learning rates, instead of the file's."""
+    lrs: Annotated[tuple[float, ...] | None, _of_file("LR [LR ...]")] = None
+    """Learning rates to run."""
 
-    seeds: tuple[int, ...] | None = None
-    """Seeds, instead of the file's."""
+    seeds: Annotated[tuple[int, ...] | None, _of_file("SEED [SEED ...]")] = None
+    """Seeds to run."""
 
-    steps: int | None = None
-    """Steps of every run, at any scale."""
+    steps: Annotated[int | None, _of_file("STEPS")] = None
+    """Steps of every run."""
 
     settings: Annotated[
         tyro.conf.UseAppendAction[tuple[str, ...]],
         tyro.conf.arg(name="set", metavar="FLAG=VALUE"),
     ] = ()
-    """A flag of `python -m train`, at any scale; may be given several times."""
+    """A flag of `python -m train`, such as training.local_batch_size=4."""
 
 
 @dataclass(frozen=True)
 class _ScaleTable:
-    """``[scale.NAME]``: what differs at one scale."""
+    """``[scale.NAME]``: settings of one scale."""
 
     steps: int | None = None
     nodes: int | None = None
@@ -145,7 +147,7 @@ class _ScaleTable:
 
 @dataclass(frozen=True)
 class _File:
-    """A sweep file as it is written."""
+    """A sweep file."""
 
     scales: tuple[str, ...]
     methods: tuple[str, ...]
@@ -175,15 +177,15 @@ class _File:
             if scale not in self.scales:
                 raise ValueError(f"scale.{scale}: not one of scales: add it there, or remove it")
         if not _NAME.fullmatch(self.name):
-            raise ValueError(f"name: {self.name!r}: use letters, digits and . _ - alone")
+            raise ValueError(f"name: {self.name!r}: use only letters, digits and . _ -")
 
 
 def load_sweep(path: str | Path, overrides: Overrides | Sequence[str] = ()) -> Sweep:
     """Read and validate a sweep file.
 
     Args:
-        path: of the TOML file.
-        overrides: what to change in it; or a command line that says so, ``["--seeds", "1"]``.
+        path: path of the TOML file.
+        overrides: flags that replace its keys, or their command line, ``["--seeds", "1"]``.
 
     Raises:
         ConfigError: one line that names the file (or flag), the key and the remedy.
@@ -203,7 +205,7 @@ def load_sweep(path: str | Path, overrides: Overrides | Sequence[str] = ()) -> S
 
 
 def expand(sweep: Sweep) -> list[RunSpec]:
-    """All runs: scale by scale, those of one lr and seed next to each other."""
+    """All runs, ordered by scale, learning rate, seed and method."""
     flags = {
         (scale, method): _for_method(method, sweep.flags[scale])
         for scale, method in product(sweep.scales, sweep.methods)
@@ -227,7 +229,7 @@ def expand(sweep: Sweep) -> list[RunSpec]:
 
 
 def _for_method(method: str, flags: Flags) -> Flags:
-    """``flags`` without the table of alignments, where the method takes none."""
+    """``flags``, without the alignment table if the method takes none."""
     if METHODS[method].needs_table:
         return flags
     return {name: value for name, value in flags.items() if name not in _TABLE}
@@ -255,7 +257,7 @@ def _check_steps(steps: int | None) -> None:
 
 
 def _check_table(methods: Sequence[str], flags: Flags, where: str) -> None:
-    """The one flag without which a method cannot start."""
+    """Refuse a missing alignment table, and one that no method takes."""
     needing = [name for name in methods if METHODS[name].needs_table]
     if bool(needing) == bool(_TABLE & flags.keys()):
         return

@@ -1,4 +1,4 @@
-"""One run as a job, or a process of this machine, starts it."""
+"""How one run is started, in a Slurm job or on this machine."""
 
 import sys
 from collections.abc import Sequence
@@ -14,15 +14,15 @@ from train.run.folder import STATUS, RunFolder
 
 @dataclass(frozen=True)
 class Task:
-    """One run as a job starts it.
+    """What is needed to start one run.
 
     Attributes:
-        name: of the run.
-        arguments: the command line of ``python -m train``, with its ``--output-dir``.
+        name: the run's name.
+        arguments: arguments of ``python -m train``; they end with ``--output-dir``.
         code: folder of the code's snapshot.
-        cwd: folder that relative paths in the arguments start from.
-        processes: a node.
-        launcher: one torchrun a node, or one task a process.
+        cwd: working folder, from which relative paths in the arguments start.
+        processes: processes per node.
+        launcher: one torchrun per node, or one task per process.
     """
 
     name: str
@@ -34,12 +34,12 @@ class Task:
 
     @property
     def folder(self) -> Path:
-        """The run's; its arguments end with it."""
+        """The run's folder."""
         return Path(self.arguments[-1])
 
 
 def task(run: RunSpec, cluster: Cluster, folder: SweepFolder, code: Path, cwd: Path) -> Task:
-    """What the job of a run does."""
+    """The task of a run."""
     output = str(folder.run(run.name).resolve())
     return Task(
         name=run.name,
@@ -52,17 +52,13 @@ def task(run: RunSpec, cluster: Cluster, folder: SweepFolder, code: Path, cwd: P
 
 
 def checkpoints(run: RunSpec) -> tuple[str, ...]:
-    """A job may be preempted at any time, so its run saves, also at the scales that do not."""
-    given = {argument for argument in run.arguments if argument.startswith("--checkpoint.")}
-    return (
-        ()
-        if given & {"--checkpoint.enable", "--checkpoint.no_enable"}
-        else ("--checkpoint.enable",)
-    )
+    """Enable checkpoints unless the sweep says otherwise, because a job can be preempted."""
+    given = {"--checkpoint.enable", "--checkpoint.no_enable"} & {*run.arguments}
+    return () if given else ("--checkpoint.enable",)
 
 
 def announce(folder: Path) -> None:
-    """Let a run that has no status yet say that it is queued."""
+    """Set the status of a new run to queued."""
     if not (folder / STATUS).exists():
         RunFolder(folder).set_status("queued")
 
@@ -79,9 +75,9 @@ def training(
     """The command that trains with ``processes`` processes on this node.
 
     Args:
-        arguments: of ``python -m train``.
-        nodes, node: how many there are, and which this is.
-        address, port: of the first node, where there are several.
+        arguments: arguments of ``python -m train``.
+        nodes, node: the number of nodes, and the index of this one.
+        address, port: address and port of the first node, if there are several.
     """
     train = ["-m", "train", *arguments]
     if nodes == 1 and processes == 1:

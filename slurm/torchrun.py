@@ -1,6 +1,6 @@
-"""``torchrun`` that ends as its ranks end: its own exit status is 1 however they did.
+"""``torchrun`` with the exit status of its ranks; torchrun's own is always 1 if a rank fails.
 
-What started it must know a run that was preempted, and can go on, from one that failed.
+The exit status tells a preempted run from a failed one.
 """
 
 import sys
@@ -18,9 +18,9 @@ def main() -> int:
 
 
 def status(codes: list[int]) -> int:
-    """The exit status of those ranks that failed first: their own where they agree, else 1.
+    """The exit status that all ranks which failed first have in common, else 1.
 
-    A rank that was killed has a negative one, and counts as 1.
+    A killed rank has a negative status, which counts as 1.
     """
     first = codes[0] if codes else 1
     return first if first > 0 and set(codes) == {first} else 1

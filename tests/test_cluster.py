@@ -8,7 +8,8 @@ import pytest
 from slurm import cluster
 from slurm.cluster import Cluster, known_clusters, load_cluster
 from slurm.config_file import ConfigError
-from slurm.sweep import Resources, load_sweep
+from slurm.resources import Resources
+from slurm.sweep import load_sweep
 
 ROOT = Path(__file__).parents[1]
 GPU = Cluster(name="gpu", kind="slurm", gpus_per_node=4, max_time="1-00:00:00")
@@ -70,7 +71,7 @@ def test_an_unknown_name_lists_the_known_ones(users_folder: Path) -> None:
 def test_a_name_in_both_folders_is_not_chosen_for_the_user(users_folder: Path) -> None:
     (users_folder / "local.toml").write_text('kind = "local"')
     assert len(known_clusters()["local"]) == 2
-    with pytest.raises(ConfigError, match=r"--cluster local: is both .* pass the path"):
+    with pytest.raises(ConfigError, match=r"--cluster local: both .* pass the path"):
         load_cluster("local")
 
 
@@ -90,15 +91,15 @@ def test_a_name_in_both_folders_is_not_chosen_for_the_user(users_folder: Path) -
         ('kind = "local"\ncpus_per_gpu = 4', "cpus_per_gpu: there are no GPUs"),
         (
             'kind = "local"\ngpus_per_node = 1\nprocesses_per_node = 4',
-            "processes_per_node: one process a GPU is started: remove it",
+            "processes_per_node: there is one process per GPU: remove it",
         ),
         (
             'kind = "local"\ngpus_per_node = 1\nmem_per_gpu = "1G"\nmem_per_node = "1G"',
-            "mem_per_node: cannot stand beside mem_per_gpu",
+            "mem_per_node: excludes mem_per_gpu",
         ),
         (
             'kind = "local"\n[sbatch]\npartition = "a"',
-            "sbatch.partition: has a key of its own: use partition",
+            "sbatch.partition: has its own key: use partition",
         ),
         ('kind = "local"\n[sbatch]\n"--array" = "1-2"', "sbatch.--array: is set for each job"),
         ('kind = "local"\n[sbatch]\nx = [1]', "sbatch.x: should be a valid string"),
@@ -143,7 +144,7 @@ def test_without_gpus_the_cluster_says_how_many_processes() -> None:
         (GPU, Resources(gpus_per_node=8), "gpus_per_node 8: cluster gpu has 4"),
         (GPU, Resources(time="1-00:00:01"), "time 1-00:00:01: over max_time 1-00:00:00"),
         (GPU, Resources(time="00:05:00"), "time 00:05:00: not over signal_lead_seconds 300"),
-        (Cluster("here", "local"), Resources(nodes=2), "nodes 2: cluster here is this machine"),
+        (Cluster("here", "local"), Resources(nodes=2), "nodes 2: cluster here is a single machine"),
         (
             Cluster("here", "local"),
             Resources(gpus_per_node=1),

@@ -199,7 +199,7 @@ def test_a_run_that_is_not_in_the_sweep_is_named(
 ) -> None:
     command(case.submission())
     assert command(["retry", str(case.folder.path), "--runs", "s9_x"]) == 2
-    assert "--runs s9_x: no run of" in error()
+    assert "--runs s9_x: not a run of" in error()
 
 
 # Folders

@@ -12,8 +12,8 @@ from torchtitan.models.common import compute_ffn_hidden_dim
 from slurm.cluster import Cluster
 from slurm.config_file import ConfigError
 from slurm.estimate import estimate, measured_speeds
-from slurm.resources import parse_time
-from slurm.sweep import Overrides, Resources, Sweep, expand, load_sweep
+from slurm.resources import Resources, parse_time
+from slurm.sweep import Overrides, Sweep, expand, load_sweep
 from train.cli import Flags, parse
 from train.model import costs
 from train.model.scales import SCALES, compute_steps
@@ -185,7 +185,7 @@ def test_only_a_method_that_needs_it_is_given_the_table(tmp_path: Path) -> None:
         ("seeds = [1, 2]", "", "seeds: missing: add it"),
         ("seeds = [1, 2]", "seeds = [1, 2", "not valid TOML"),
         ("\nscales", "\nsteps = 0\nscales", "steps: 0: must be at least 1"),
-        ("\nscales", '\nname = "a/b"\nscales', "name: 'a/b': use letters"),
+        ("\nscales", '\nname = "a/b"\nscales', "name: 'a/b': use only letters"),
         ("[1, 2]", "[1]\n[resources]\ntime = '90'", "resources.time: '90' is no time"),
         ("[1, 2]", "[1]\n[resources]\nnodes = 0", "resources.nodes: 0: must be at least 1"),
         (
@@ -197,7 +197,11 @@ def test_only_a_method_that_needs_it_is_given_the_table(tmp_path: Path) -> None:
         ("[1, 2]", "[1]\n[scale.debug]\ntime = 'x'", "scale.debug.time: 'x' is no time"),
         ("[1, 2]", "[1]\n[flags]\nlr = 1", "flags.lr: is set by the sweep: use lrs"),
         ("[1, 2]", "[1]\n[flags]\ntraining.steps = 1", "flags.training.steps: is set by the sweep"),
-        ("[1, 2]", "[1]\n[flags]\noutput-dir = 'x'", "flags.output-dir: each run has a folder"),
+        (
+            "[1, 2]",
+            "[1]\n[flags]\noutput-dir = 'x'",
+            "flags.output-dir: each run has its own folder",
+        ),
         ("[1, 2]", "[1]\n[flags]\na-b = 1\na_b = 2", "flags.a_b: is there twice"),
         ('"maxP"', '"maxP-frozen"', "methods: maxP-frozen needs a table"),
         ("[1, 2]", "[1]\n[flags]\nalignment_table = 'x'", "flags.alignment_table: no method here"),
