@@ -134,30 +134,30 @@ def _status(asked: Status) -> int:
     folder = _existing(asked)
     while True:
         try:
-            found = survey(folder, folder.runs())
+            standings = survey(folder, folder.runs())
         except QueueError as error:
             if asked.watch is None:
                 raise
             print(f"{error}; asking again", file=sys.stderr)  # Slurm may be restarting
         else:
-            _print_status(folder, found, asked)
+            _print_status(folder, standings, asked)
             # A local command may be between two runs, when none is active.
             if asked.watch is None or not (
-                any(s.state in ACTIVE for s in found) or folder.commands()
+                any(s.state in ACTIVE for s in standings) or folder.commands()
             ):
                 return 0
         time.sleep(asked.watch)
 
 
-def _print_status(folder: SweepFolder, found: Sequence[Standing], asked: Status) -> None:
+def _print_status(folder: SweepFolder, standings: Sequence[Standing], asked: Status) -> None:
     if asked.format == "json":
-        for standing in found:
+        for standing in standings:
             print(json.dumps(show.as_record(folder, standing)), flush=True)
         return
     terminal = sys.stdout.isatty()
     width = shutil.get_terminal_size().columns if terminal else None
-    table = show.lines(folder, found, width=width, everything=asked.all)
-    end = [show.summary(found), *show.advice(folder, found)]
+    table = show.lines(folder, standings, width=width, everything=asked.all)
+    end = [show.summary(standings), *show.advice(folder, standings)]
     clear = "\033[2J\033[H" if terminal and asked.watch is not None else ""
     print(clear + "\n".join([*table, "", *end]), flush=True)
 
@@ -188,18 +188,18 @@ def _cancel(asked: Cancel) -> int:
     return 0
 
 
-def _again(asked: Resume, wanted: frozenset[State]) -> int:
+def _again(asked: Resume, states: frozenset[State]) -> int:
     folder = _existing(asked)
-    found = _named(folder, asked.runs)
-    clusters = {s.record.cluster for s in found if s.record is not None}
+    standings = _named(folder, asked.runs)
+    clusters = {s.record.cluster for s in standings if s.record is not None}
     if asked.cluster is None and len(clusters) > 1:
         raise ConfigError(
             f"--cluster: the runs were submitted to {' and '.join(sorted(clusters))}: choose one"
         )
     cluster = load_cluster(asked.cluster or next(iter(clusters), "local"))
-    for standing in found:
+    for standing in standings:
         cluster.check(standing.run.resources, standing.run.scale)
-    return _start(_executor(folder, cluster), [s.run for s in found], wanted)
+    return _start(_executor(folder, cluster), [s.run for s in standings], states)
 
 
 def _table(asked: Table) -> int:

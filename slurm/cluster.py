@@ -182,15 +182,15 @@ class Cluster:
                 time no longer than the signal's lead; GPUs or several nodes on this machine,
                 where the cluster file does not have them.
         """
-        asked = resources.gpus_per_node
+        asked = resources.gpus_per_node or 0
         remedy = "change one of the two files"
-        if asked is not None and self.kind == "local" and not self.gpus_per_node:
+        if asked and self.kind == "local" and not self.gpus_per_node:
             problem = f"gpus_per_node {asked}: cluster {self.name} has no GPUs"
             remedy = (
                 "pass --cluster NAME of one that has them, or remove gpus_per_node from the sweep "
                 "file to train on this machine's CPU"
             )
-        elif asked is not None and self.gpus_per_node and asked > self.gpus_per_node:
+        elif self.gpus_per_node and asked > self.gpus_per_node:
             problem = f"gpus_per_node {asked}: cluster {self.name} has {self.gpus_per_node}"
         elif self.kind == "local" and resources.nodes > 1:
             problem = f"nodes {resources.nodes}: cluster {self.name} is a single machine"

@@ -215,10 +215,6 @@ class SweepFolder:
             folder.mkdir(parents=True, exist_ok=True)
             write_whole(folder / JOB, json.dumps(asdict(record), indent=1) + "\n")
 
-    def take_back(self, name: str) -> None:
-        """Forget the job of a run: it was not submitted after all."""
-        (self.run(name) / JOB).unlink(missing_ok=True)
-
     def restore(self, name: str, former: JobRecord | None) -> None:
         """Undo `give` for a job that was not started after all.
 
@@ -228,8 +224,8 @@ class SweepFolder:
             with suppress(LedgerError):
                 self.give(name, former)
             return
-        self.take_back(name)
         folder = self.run(name)
+        (folder / JOB).unlink(missing_ok=True)
         with suppress(RunFolderError):
             if read_status(folder).get("state") == "queued":
                 (folder / STATUS).unlink()

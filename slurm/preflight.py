@@ -1,8 +1,7 @@
 """Check with the trainer, before submission, that it accepts the jobs' command lines."""
 
 import os
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 
 from slurm.cluster import Cluster, Container
 from slurm.config_file import ConfigError
@@ -25,18 +24,23 @@ def check(runs: Iterable[RunSpec], cluster: Cluster) -> None:
         return
     from train.cli import parse
 
-    for run in first.values():
-        processes = run.resources.nodes * cluster.processes(run.resources)
-        with _world_size(processes):
-            try:
-                parse([_mounted_from(word, cluster.container) for word in run.arguments])
-            except ValueError as error:
-                raise ConfigError(f"{run.name}: {error}") from error
-            except SystemExit as refused:  # tyro has printed why
-                raise ConfigError(
-                    f"{run.name}: python -m train does not take its flags (see above); correct "
-                    "[flags] of the sweep, or --set"
-                ) from refused
+    former = os.environ.get("WORLD_SIZE")
+    try:
+        for run in first.values():
+            processes = run.resources.nodes * cluster.processes(run.resources)
+            os.environ["WORLD_SIZE"] = str(processes)
+            parse([_mounted_from(word, cluster.container) for word in run.arguments])
+    except ValueError as error:
+        raise ConfigError(f"{run.name}: {error}") from error
+    except SystemExit as refused:  # tyro has printed why
+        raise ConfigError(
+            f"{run.name}: python -m train does not take its flags (see above); correct [flags] of "
+            "the sweep, or --set"
+        ) from refused
+    finally:
+        os.environ.pop("WORLD_SIZE", None)
+        if former is not None:
+            os.environ["WORLD_SIZE"] = former
 
 
 def _mounted_from(word: str, container: Container | None) -> str:
@@ -46,16 +50,3 @@ def _mounted_from(word: str, container: Container | None) -> str:
         if word == there or word.startswith(f"{there}/"):
             return here + word.removeprefix(there)
     return word
-
-
-@contextmanager
-def _world_size(processes: int) -> Iterator[None]:
-    former = os.environ.get("WORLD_SIZE")
-    os.environ["WORLD_SIZE"] = str(processes)
-    try:
-        yield
-    finally:
-        if former is None:
-            del os.environ["WORLD_SIZE"]
-        else:
-            os.environ["WORLD_SIZE"] = former

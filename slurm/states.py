@@ -85,13 +85,13 @@ def survey(folder: SweepFolder, runs: Iterable[RunSpec]) -> list[Standing]:
     by_token: dict[str, list[QueueEntry]] = {}
     for job in entries.values():
         by_token.setdefault(job.comment, []).append(job)
-    found = []
+    standings = []
     for run in chosen:
         record, status = records[run.name], statuses[run.name]
         entry = _entry(record, entries, by_token)
         state, detail = judge(status, record, entry)
-        found.append(Standing(run, state, status.get("step"), detail, record, entry, status))
-    return _explain_vanished(found)
+        standings.append(Standing(run, state, status.get("step"), detail, record, entry, status))
+    return _explain_vanished(standings)
 
 
 def judge(
@@ -148,8 +148,8 @@ def _entry(
     if record.job_id is None:
         # Its submission was interrupted before its id was written down. No job of the array can
         # start without that record, so this entry represents the whole array.
-        found = next(iter(by_token.get(record.token, [])), None)
-        return found and replace(found, job_id=found.job_id.partition("_")[0])
+        array = next(iter(by_token.get(record.token, [])), None)
+        return array and replace(array, job_id=array.job_id.partition("_")[0])
     entry = entries.get(record.job_id)
     # A restarted controller may reuse ids; some sites write their own comments.
     if entry is not None and entry.comment != record.token:
@@ -198,7 +198,7 @@ def last_error(folder: SweepFolder, record: JobRecord | None) -> str:
             lines = stream.read().decode(errors="replace").splitlines()
     except OSError:
         return ""
-    told = [line.strip() for line in lines if line.strip()]
-    errors = [line for line in told if _ERROR.search(line)]
+    written = [line.strip() for line in lines if line.strip()]
+    errors = [line for line in written if _ERROR.search(line)]
     first_hand = [line for line in errors if not _FOLLOWS.search(line)]
-    return (first_hand or errors or told or [""])[-1]
+    return (first_hand or errors or written or [""])[-1]

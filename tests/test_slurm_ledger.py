@@ -96,7 +96,7 @@ def test_a_job_is_written_down_and_forgotten(folder: SweepFolder) -> None:
     assert folder.job("a") is None
     folder.give("a", job())
     assert folder.job("a") == job()
-    folder.take_back("a")
+    folder.restore("a", None)
     assert folder.job("a") is None
 
 
