@@ -131,11 +131,11 @@ def footnotes(
         (own, own_error), (read, read_error) = head.slopes()
         first, last = min(head.rms), max(head.rms)
         yield (
-            "lm_head's change is the sum of two parts: one from its own update, slope "
-            f"{own:+.3f} +- {own_error:.3f}, and one from the change of its input, slope "
-            f"{read:+.3f} +- {read_error:.3f}. The second is {head.ratio(first):.1f} times the "
-            f"first at width {first}, and {head.ratio(last):.1f} times at width {last}. The sum "
-            "has the slope of the larger part; at large widths, that is the steeper one"
+            f"lm_head's change is that of its own update, slope {own:+.3f} +- {own_error:.3f}, "
+            f"plus that of its input, slope {read:+.3f} +- {read_error:.3f}. The second is "
+            f"{head.ratio(first):.1f} times the first at width {first}, and {head.ratio(last):.1f} "
+            f"times at width {last}. The sum has the slope of the larger part; at large widths, "
+            "that is the steeper one"
         )
     ratios = {
         name: float((s.change_rms / s.init_rms).mean(0).max())
@@ -154,7 +154,7 @@ def footnotes(
         yield (
             "a change is a sum of parts, and the part with the derived slope is the largest at "
             "large widths only. One part comes from earlier sites. The site's own update has a "
-            f"coherent part, about n / sqrt({tokens}) for {tokens} tokens and less if signs "
-            "differ between steps, and a random part, sqrt(n). To come nearer to derived slopes, "
-            "use larger --widths, or fewer --sequences and --steps"
+            f"coherent part, about n / sqrt({tokens}) for {tokens} tokens and less if signs differ "
+            "between steps, and a random part, sqrt(n). To come nearer to derived slopes, use "
+            "larger --widths, or fewer --sequences and --steps"
         )
