@@ -127,7 +127,7 @@ kill_node() {
         kill -KILL $pids 2>/dev/null || true
         return 1
     }
-    wait_for 10 node_is_dead "$1" || die "node $1: processes ${pids//$'\n'/ } do not end"
+    wait_for 60 node_is_dead "$1" || die "node $1: processes ${pids//$'\n'/ } do not end"
 }
 
 # end DAEMON SIGNAL: ends it and waits until it is gone.
@@ -135,8 +135,8 @@ end() {
     local pid
     pid=$(alive "$1") || return 0
     kill "-$2" "$pid" 2>/dev/null || true
-    wait_for 10 dead "$1" || { say "$1 ignores $2: KILL"; kill -KILL "$pid" 2>/dev/null || true; }
-    wait_for 5 dead "$1" || die "$1 (process $pid) does not end"
+    wait_for 60 dead "$1" || { say "$1 ignores $2: KILL"; kill -KILL "$pid" 2>/dev/null || true; }
+    wait_for 60 dead "$1" || die "$1 (process $pid) does not end"
 }
 
 # --- starting and stopping ----------------------------------------------------------------------
@@ -146,16 +146,16 @@ is_free() { ! (exec 3<> "/dev/tcp/127.0.0.1/$1") 2>/dev/null; }
 # Three ports in a row: slurmctld, n1, n2.
 choose_port() {
     local try base
-    for try in $(seq 50); do
-        # Below the ports that the system gives to outgoing connections.
-        base=${port:-$((20000 + 4 * (RANDOM % 2500)))}
+    for try in $(shuf -i 0-99); do
+        # Below the ports of the jobs' ranks, and those that the system gives to outgoing connections.
+        base=${port:-$((19000 + 4 * try))}
         if is_free "$base" && is_free $((base + 1)) && is_free $((base + 2)); then
             echo "$base"
             return
         fi
         [ -z "$port" ] || die "--port $port: it or one of the two after it is in use"
     done
-    die "no three free ports found in $try tries; name the first with --port"
+    die "no three free ports found from 19000 on; name the first with --port"
 }
 
 write_configuration() {
@@ -165,7 +165,8 @@ write_configuration() {
     touch "$marker"
     for file in slurm gres cgroup; do
         sed "s#@DIR@#$dir#g; s#@HOST@#$(hostname -s)#g; s#@USER@#$(id -un)#g; s#@PORT@#$base#g
-             s#@PORT1@#$((base + 1))#g; s#@PORT2@#$((base + 2))#g" "$templates/$file.conf" \
+             s#@PORT1@#$((base + 1))#g; s#@PORT2@#$((base + 2))#g
+             s#@FIRST_JOB@#$((base / 4 % 100 * 100 + 1))#g" "$templates/$file.conf" \
             > "$dir/$file.conf.new"
         mv "$dir/$file.conf.new" "$dir/$file.conf"
     done
@@ -186,7 +187,7 @@ launch() {
         slurmctld) slurmctld -f "$SLURM_CONF" ;;
         *) slurmd -N "$1" -f "$SLURM_CONF" ;;
     esac > "$dir/log/$1.start" 2>&1 9>&- || fail "$1 does not start"
-    wait_for 10 alive "$1" > /dev/null || fail "$1 ended at once"
+    wait_for 60 alive "$1" > /dev/null || fail "$1 ended at once"
 }
 
 # What went wrong, with the daemons' last words, and nothing left running.
@@ -197,11 +198,24 @@ fail() {
 }
 
 nodes_ready() {
-    [ "$(timeout 5 sinfo -hNp main -o %T 2>/dev/null | grep -cxE 'idle|mixed|allocated|completing')" = 2 ]
+    [ "$(timeout 30 sinfo -hNp main -o %T 2>/dev/null | grep -cxE 'idle|mixed|allocated|completing')" = 2 ]
 }
 
-answers() { timeout 5 sinfo > /dev/null 2>&1; }
-no_jobs() { [ -z "$(timeout 5 squeue -h -o %F 2>/dev/null)" ]; }
+# slurmctld keeps what it could not tell a dead node and tells it after a minute, such as to end a
+# step. A job that was queued again since has steps of the same names: the node gets no job before.
+start_node() {
+    dead "$1" || return 0
+    scontrol update NodeName="$1" State=DRAIN Reason=returning || die "node $1 cannot be drained"
+    launch "$1"
+    wait_for 300 all_told || die "slurmctld keeps messages for node $1; logs: $dir/log"
+    scontrol update NodeName="$1" State=RESUME || die "node $1 cannot be resumed"
+}
+all_told() {
+    [ "$(timeout 30 sdiag | grep -cE '^Agent (queue size|count): +0$')" = 2 ]
+}
+
+answers() { timeout 30 sinfo > /dev/null 2>&1; }
+no_jobs() { [ -z "$(timeout 30 squeue -h -o %F 2>/dev/null)" ]; }
 
 start_all() {
     local each
@@ -212,7 +226,7 @@ start_all() {
         # Ports stay while something still runs that listens on them.
         if none_alive; then write_configuration; fi
         for each in $daemons; do launch "$each"; done
-        wait_for 60 nodes_ready || fail "after 60 s the two nodes are not ready"
+        wait_for 300 nodes_ready || fail "after 300 s the two nodes are not ready"
         say "two nodes (n1, n2; 2 CPUs and gpu:2 each), partitions main and urgent, in $dir"
     fi
     say "stop it with: bash scripts/local_slurm.sh stop --dir $dir"
@@ -278,14 +292,14 @@ esac
 
 # One action at a time on a folder.
 exec 9> "$dir/lock"
-flock -w 120 9 || die "another local_slurm.sh is at work on $dir"
+flock -w 600 9 || die "another local_slurm.sh is at work on $dir"
 case $action in
     start) start_all ;;
     stop) stop_all; say "stopped ($dir keeps the logs)" ;;
     restart-controller)
         end slurmctld KILL
         launch slurmctld
-        wait_for 30 answers || die "slurmctld does not answer; logs: $dir/log" ;;
+        wait_for 300 answers || die "slurmctld does not answer; logs: $dir/log" ;;
     kill-node) kill_node "$node" ;;
-    start-node) launch "$node" ;;
+    start-node) start_node "$node" ;;
 esac

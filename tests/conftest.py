@@ -2,15 +2,33 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
+# Read by torch when it is first imported. Models here are so small that threads only wait for each
+# other, the longer the busier the machine is.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 if TYPE_CHECKING:
     from harness import Run
     from slurm_cluster import Cluster
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """For `pytest -n N --dist loadgroup`: what takes longest first, and files with it in one piece.
+
+    The tests of a file share its fixtures; those on Slurm share only the Slurm of their process.
+    """
+    if "exhaustive" not in config.option.markexpr:
+        items[:] = [item for item in items if not item.get_closest_marker("exhaustive")]
+    items.sort(key=lambda item: [not item.get_closest_marker(m) for m in ("slurm", "slow")])
+    for item in items:
+        if not item.get_closest_marker("slurm"):
+            item.add_marker(pytest.mark.xdist_group(item.path.name))
 
 
 @pytest.fixture(scope="session")
@@ -18,7 +36,9 @@ def corpus_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A MAXP_CACHE of this session that holds the embedded corpus."""
     from train.data.corpus import prepare_embedded
 
-    folder = tmp_path_factory.mktemp("cache")
+    base = tmp_path_factory.getbasetemp()
+    # Processes of pytest-xdist have folders of their own in the session's; they share this one.
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "cache"
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MAXP_CACHE", str(folder))
         prepare_embedded()
@@ -52,28 +72,26 @@ def sp_run(corpus_cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
 
 
 @pytest.fixture(scope="session")
-def slurm_cluster() -> Iterator[Cluster]:
+def slurm_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     """A two-node Slurm on this machine, started for the tests and stopped after them."""
     from slurm_cluster import MISSING, SKIP_REASON, running_cluster
 
     if MISSING:
         pytest.skip(SKIP_REASON)
-    with running_cluster() as cluster:
+    with running_cluster(tmp_path_factory.getbasetemp() / "slurm-log") as cluster:
         yield cluster
 
 
 @pytest.fixture
-def idle(slurm_cluster: Cluster, corpus_cache: Path) -> Iterator[Cluster]:
-    """That Slurm, whose jobs end with the test."""
-    from slurm_sweeps import none_left
-
-    with none_left(slurm_cluster) as cluster:
-        yield cluster
+def idle(slurm_cluster: Cluster) -> Iterator[Cluster]:
+    """That Slurm, whose jobs are cancelled after the test."""
+    yield slurm_cluster
+    slurm_cluster.cancel_all()
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def uninterrupted(corpus_cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """The tiny sweep's run, by itself and without Slurm; made once."""
+    """The tiny sweep's run, by itself and without Slurm."""
     import slurm_sweeps
 
-    return slurm_sweeps.uninterrupted(tmp_path_factory.getbasetemp())
+    return slurm_sweeps.train(tmp_path_factory.mktemp("whole") / "run")

@@ -137,7 +137,6 @@ def torchrun(*arguments: str, processes: int = 2) -> subprocess.CompletedProcess
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
-        timeout=240,
     )
 
 

@@ -24,39 +24,36 @@ import os
 import shutil
 import subprocess
 import tempfile
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+
+from filelock import FileLock
+from waiting import wait_until
 
 SCRIPT = Path(__file__).parents[1] / "scripts" / "local_slurm.sh"
 MISSING = [name for name in ("sinfo", "slurmctld", "slurmd", "munged") if not shutil.which(name)]
 SKIP_REASON = f"not installed: {', '.join(MISSING)}; as root: bash {SCRIPT.name} install"
 
+# Test sessions beside each other start their Slurm one after the other: one of them puts up a
+# foreign controller, beside which none starts.
+STARTING = FileLock(Path(tempfile.gettempdir()) / f"maxp-slurm-tests-{os.getuid()}.lock")
+# States that a job does not leave; a job that Slurm no longer knows has none.
+FINAL = {"", "BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL",
+         "OUT_OF_MEMORY", "TIMEOUT"}  # fmt: skip
+
 
 def local_slurm(*arguments: str, folder: Path) -> subprocess.CompletedProcess[str]:
     """Runs scripts/local_slurm.sh on the folder; returns its code and its output."""
     command = ["bash", str(SCRIPT), *arguments, "--dir", str(folder)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=180, check=False)
-
-
-def wait_until(what: str, holds: Callable[[], bool], seconds: float = 60) -> None:
-    """Asks until it holds.
-
-    Raises:
-        TimeoutError: it did not in that time; the message says what was waited for.
-    """
-    end = time.monotonic() + seconds
-    while not holds():
-        if time.monotonic() > end:
-            raise TimeoutError(f"not within {seconds:.0f} s: {what}")
-        time.sleep(0.2)
+    with STARTING if arguments[0] == "start" else nullcontext():
+        return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
 @dataclass(frozen=True)
 class Cluster:
-    """A running local Slurm. Commands are given its SLURM_CONF, and end within a time."""
+    """A running local Slurm. Commands are given its SLURM_CONF."""
 
     folder: Path
 
@@ -66,20 +63,14 @@ class Cluster:
         kept = {name: value for name, value in os.environ.items() if not name.startswith("SLURM")}
         return kept | {"SLURM_CONF": str(self.folder / "slurm.conf")}
 
-    def run(self, *command: str, seconds: float = 60) -> str:
+    def run(self, *command: str) -> str:
         """A command's standard output.
 
         Raises:
             subprocess.CalledProcessError: it failed.
-            subprocess.TimeoutExpired: it did not end in time.
         """
         done = subprocess.run(
-            command,
-            env=self.environment,
-            timeout=seconds,
-            check=True,
-            text=True,
-            stdout=subprocess.PIPE,
+            command, env=self.environment, check=True, text=True, stdout=subprocess.PIPE
         )
         return done.stdout.strip()
 
@@ -89,12 +80,27 @@ class Cluster:
         return self.run("sbatch", "--parsable", f"--output={output}", *flags, str(script))
 
     def state(self, job: str) -> str:
-        """RUNNING, PENDING, ...; an ended job's stays for MinJobAge (300 s), then it is ''."""
+        """RUNNING, PENDING, ...; an ended job's stays for MinJobAge, then it is ''."""
         return self.run("squeue", "--noheader", "--states=all", f"--jobs={job}", "--format=%T")
 
-    def wait_state(self, job: str, *states: str, seconds: float = 60) -> None:
-        """Waits until the job is in one of the states."""
-        wait_until(f"job {job} {states}", lambda: self.state(job) in states, seconds)
+    def over(self, job: str) -> str | None:
+        """For `wait_until`: hopeless once the job has ended."""
+        state = self.state(job)
+        return f"job {job} has ended: {state or 'unknown'}" if state in FINAL else None
+
+    def wait_state(self, job: str, state: str) -> None:
+        """Waits until the job is in the state."""
+        wait_until(f"job {job} {state}", lambda: self.state(job) == state, lambda: self.over(job))
+
+    def wait_no_job(self) -> None:
+        """Waits until no job waits, runs or is about to end."""
+        wait_until("no job left", lambda: not self.run("squeue", "--noheader"))
+
+    def cancel_all(self) -> None:
+        """Cancels what jobs there are, and waits until they are gone."""
+        for job in set(self.run("squeue", "--noheader", "--format=%F").split()):
+            self.run("scancel", job)
+        self.wait_no_job()
 
     def wait_saved(self, name: str) -> None:
         """Waits until a job of this name is on slurmctld's disk.
@@ -131,8 +137,12 @@ def _environ(path: Path) -> list[bytes]:
 
 
 @contextmanager
-def running_cluster() -> Iterator[Cluster]:
-    """Starts a Slurm in a new folder of its own, and stops it."""
+def running_cluster(logs: Path) -> Iterator[Cluster]:
+    """Starts a Slurm in a new folder of its own, and stops it.
+
+    Args:
+        logs: a new folder for the daemons' logs, written at the end.
+    """
     # Not pytest's tmp_path, which can be too long for Unix sockets.
     with tempfile.TemporaryDirectory(prefix="slurm-") as name:
         folder = Path(name)
@@ -142,4 +152,5 @@ def running_cluster() -> Iterator[Cluster]:
             yield Cluster(folder)
         finally:
             stopped = local_slurm("stop", folder=folder)
+            shutil.copytree(folder / "log", logs)
             assert stopped.returncode == 0, stopped.stderr

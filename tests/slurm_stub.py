@@ -1,8 +1,10 @@
 """Stands in for ``python -m train`` where a test is about a sweep, not about training.
 
 It writes a run's files as the trainer does, goes on from the step where it was stopped, and on USR2
-ends with status 75. STUB_SECONDS is how long a step takes, STUB_FAIL a seed that fails. Each start
-adds a line to ``starts`` in the run's folder: its process, the environment and when it began.
+ends with status 75. STUB_SECONDS is how long a step takes, STUB_FAIL a seed that fails. It stays in
+its first step until STUB_MEET runs of the sweep have begun, and until the file STUB_GATE exists.
+Each start adds a line to ``starts`` in the run's folder: its process, the environment and when it
+began.
 """
 
 import argparse
@@ -25,6 +27,8 @@ parser.add_argument("--output-dir", type=Path)
 asked, _ = parser.parse_known_args()
 
 asked_to_stop = False
+gate = Path(os.environ.get("STUB_GATE", "/"))
+meet = int(os.environ.get("STUB_MEET", "1"))
 
 
 def note(*_: object) -> None:
@@ -51,6 +55,10 @@ for step in range(begin, asked.steps + 1):
     metrics.append(
         {"step": step, "loss": 5.0 - 0.1 * step, "tokens_per_second": 1000.0, "step_seconds": 2.0}
     )
+    while not asked_to_stop and not (
+        gate.exists() and len(list(run.path.parent.glob("*/starts"))) >= meet
+    ):
+        time.sleep(0.01)
     if asked_to_stop and step < asked.steps:
         run.set_status("preempted", step=step)
         sys.exit(75)

@@ -5,20 +5,18 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from harness import ROOT, Run
-from slurm_cluster import Cluster, wait_until
+from harness import run as run_here
+from slurm_cluster import Cluster
+from waiting import wait_until
 
 from train.run.folder import RunFolderError, read_status
 
 MAXP = "debug_maxP_lr1e-02_seed1"
 STEPS = 80
-# A process starts in seconds here; one that shares its core with others takes longer.
-PATIENCE = 150
 
 # As harness.TINY, in a sweep's words; the batch is 4 sequences.
 FLAGS = {
@@ -74,7 +72,7 @@ class Sweep:
     def do(self, command: str, *arguments: str, code: int = 0) -> str:
         """The same to its end: what it printed, and as an error where it is to fail."""
         process = self.start(command, *arguments)
-        told, errors = process.communicate(timeout=PATIENCE)
+        told, errors = process.communicate()
         assert process.returncode == code, errors
         return errors if code else told
 
@@ -104,26 +102,39 @@ class Sweep:
             return 0
         return max((json.loads(x)["step"] for x in lines if x.endswith("}")), default=0)
 
-    def wait_step(self, step: int, run: str = MAXP) -> None:
-        wait_until(f"{run} at step {step}", lambda: self.step(run) >= step, PATIENCE)
+    def over(self, run: str = MAXP) -> str | None:
+        """For `wait_until`: hopeless once the run's job has ended."""
+        reason = self.cluster.over(self.job(run))
+        return reason and f"{reason}; it said:\n{self.logs()[-2000:]}"
 
-    def wait_completed(self, *runs: str, seconds: float = PATIENCE) -> None:
+    def wait_step(self, step: int, run: str = MAXP) -> None:
+        wait_until(f"{run} at step {step}", lambda: self.step(run) >= step, lambda: self.over(run))
+
+    def wait_said(self, state: str, run: str = MAXP) -> None:
+        wait_until(f"{run} {state}", lambda: self.said(run) == state, lambda: self.over(run))
+
+    def wait_completed(self, *runs: str) -> None:
         for run in runs or (MAXP,):
-            wait_until(f"{run} completed", lambda run=run: self.said(run) == "completed", seconds)
+            self.wait_said("completed", run)
 
     def logs(self, ending: str = "err") -> str:
         """What all jobs of the sweep have written, all attempts; the trainer writes to "out"."""
         files = sorted((self.folder / ".sweep" / "jobs").glob(f"*_log.{ending}"))
         return "".join(file.read_text(errors="replace") for file in files)
 
-    def wait_no_job(self) -> None:
-        wait_until("no job left", lambda: not self.cluster.run("squeue", "--noheader"), PATIENCE)
-
-    def restarts(self, run: str = MAXP) -> int:
-        """How often Slurm has started the run's job again."""
+    def shown(self, field: str, run: str = MAXP) -> str:
+        """What scontrol shows of the run's job."""
         shown = self.cluster.run("scontrol", "--oneliner", "show", "job", self.job(run))
-        fields = dict(part.split("=", 1) for part in shown.split() if "=" in part)
-        return int(fields["Restarts"])
+        return dict(part.split("=", 1) for part in shown.split() if "=" in part)[field]
+
+    def restarts(self) -> int:
+        """How often Slurm has started the job again."""
+        return int(self.shown("Restarts"))
+
+    def minutes(self) -> int:
+        """How long the job has run, in whole minutes."""
+        hours, minutes, _ = self.shown("RunTime").split(":")
+        return 60 * int(hours) + int(minutes)
 
 
 def sweep(
@@ -156,35 +167,14 @@ def sweep(
     return Sweep(cluster, file, cluster_file)
 
 
-def train(folder: Path, steps: int = STEPS, method: str = "maxP") -> subprocess.Popen[bytes]:
-    """The run of such a sweep without any Slurm: one process, never interrupted."""
-    flags = {**FLAGS, "training.local_batch_size": 4, "steps": steps, "lr": 1e-2, "seed": 1}
+def train(folder: Path) -> Run:
+    """The run of such a sweep without any Slurm: in this process, never interrupted."""
+    flags = {**FLAGS, "training.local_batch_size": 4, "steps": STEPS, "lr": 1e-2, "seed": 1}
     words = [word for name, value in flags.items() for word in (f"--{name}", str(value))]
-    named = ["--scale", "debug", "--method", method, "--checkpoint.enable"]
-    return subprocess.Popen(
-        [sys.executable, "-m", "train", *named, *words, "--output-dir", str(folder)],
-        cwd=ROOT,
-        env=Cluster(folder).environment | {"OMP_NUM_THREADS": "1"},
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-
-
-def uninterrupted(base: Path) -> Run:
-    """That run, made once for all tests that keep it in the same folder."""
-    folder = base / "uninterrupted"
-    if not folder.exists():
-        assert train(folder).wait(timeout=PATIENCE) == 0
-    return Run(folder)
-
-
-@contextmanager
-def none_left(cluster: Cluster) -> Iterator[Cluster]:
-    """Cancels at the end what jobs there are."""
-    yield cluster
-    for job in set(cluster.run("squeue", "--noheader", "--format=%F").split()):
-        cluster.run("scancel", job)
-    wait_until("no job left", lambda: not cluster.run("squeue", "--noheader"))
+    named = ["--scale", "debug", "--method", "maxP", "--checkpoint.enable"]
+    done = run_here([*named, *words, "--output-dir", str(folder)])
+    assert done.code == 0
+    return done
 
 
 def same(run: Run, other: Run) -> bool:

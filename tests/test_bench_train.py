@@ -80,7 +80,12 @@ def test_processes_that_a_mesh_does_not_divide_are_refused() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("processes", "flags"), [(1, ()), (2, ()), (2, ("--tensor-parallel", "2"))]
+    ("processes", "flags"),
+    [
+        pytest.param(1, (), marks=pytest.mark.exhaustive),
+        (2, ()),
+        pytest.param(2, ("--tensor-parallel", "2"), marks=pytest.mark.exhaustive),
+    ],
 )
 def test_measured_bytes_are_the_predicted_ones(
     processes: int, flags: tuple[str, ...], corpus_cache: Path, tmp_path: Path

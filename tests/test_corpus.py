@@ -191,7 +191,7 @@ def test_processes_that_start_at_once_prepare_one_identical_corpus(tmp_path: Pat
         assert process.stdin is not None
         process.stdin.write("go\n")
         process.stdin.flush()
-    replies = [process.communicate(timeout=120) for process in processes]
+    replies = [process.communicate() for process in processes]
     assert [process.returncode for process in processes] == [0, 0]
     digests = {stdout for stdout, _ in replies}
     assert len(digests) == 1

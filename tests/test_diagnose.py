@@ -599,7 +599,7 @@ def test_the_plot_draws_sites_that_are_zero_or_not_finite_only_in_the_legend(
 
 def test_the_module_is_imported_without_matplotlib() -> None:
     code = "import sys; sys.modules['matplotlib'] = None; from maxp import diagnose_axis"
-    assert subprocess.run([sys.executable, "-c", code], timeout=120).returncode == 0
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 
 def test_every_module_is_in_its_own_mode_afterwards() -> None:

@@ -80,8 +80,22 @@ def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return target
 
 
+# Blocks with one of these take minutes.
+LONG = ("torchrun", "scripts.coord_check")
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("block", of("bash"), ids=lambda block: f"{block.page}:{block.line}")
+@pytest.mark.parametrize(
+    "block",
+    [
+        pytest.param(
+            block,
+            id=f"{block.page}:{block.line}",
+            marks=pytest.mark.exhaustive if any(word in block.text for word in LONG) else (),
+        )
+        for block in of("bash")
+    ],
+)
 def test_commands_run(block: Block, copy: Path, corpus_cache: Path) -> None:
     done = subprocess.run(
         ["bash", "-euo", "pipefail", "-c", block.text],
@@ -95,7 +109,6 @@ def test_commands_run(block: Block, copy: Path, corpus_cache: Path) -> None:
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
-        timeout=900,
     )
     assert done.returncode == 0, done.stderr[-2000:]
 

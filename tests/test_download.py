@@ -100,7 +100,6 @@ def download(
         env=environment,
         capture_output=True,
         text=True,
-        timeout=120,
     )
     return done.returncode, (done.stdout + done.stderr).strip().splitlines()[-1]
 

@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import json
-import os
 import random
-import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
-from harness import ROOT, Run, tiny, torchrun
+from harness import Run, tiny
+from ranks import Ranks, run_ranks
+from waiting import wait_until
 
 pytestmark = pytest.mark.slow
 
 STEPS = 60
-KILLS = 10
 CHECKPOINTS = ("--checkpoint.enable", "--checkpoint.interval", "3", "--steps", str(STEPS))
 
 
@@ -26,17 +23,9 @@ def arguments(folder: Path, sequences: int = 2) -> list[str]:
     return tiny(folder, "maxP", *CHECKPOINTS, *batch)
 
 
-def start(folder: Path) -> subprocess.Popen[bytes]:
-    """Two ranks, in a process group of their own."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    return subprocess.Popen(
-        [*command, "-m", "train", *arguments(folder)],
-        cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    )
+def start(folder: Path) -> Ranks:
+    """Two ranks."""
+    return Ranks("train.__main__", *arguments(folder))
 
 
 def last_step(folder: Path) -> int:
@@ -48,27 +37,10 @@ def last_step(folder: Path) -> int:
         return 0
 
 
-def family(pid: int) -> list[int]:
-    """A process and all its descendants; torchrun starts its ranks in sessions of their own."""
-    stats = [file.read_text() for file in Path("/proc").glob("[0-9]*/stat") if file.exists()]
-    # "PID (NAME) STATE PARENT ...", where the name may hold anything
-    parents = {int(x.split()[0]): int(x.rpartition(")")[2].split()[1]) for x in stats}
-    found = [pid]
-    for known in found:
-        found += [child for child, parent in parents.items() if parent == known]
-    return found
-
-
-def kill(process: subprocess.Popen[bytes]) -> None:
-    for pid in family(process.pid):
-        os.kill(pid, signal.SIGKILL)
-    process.wait()
-
-
 @pytest.fixture(scope="module")
 def uninterrupted(corpus_cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
     folder = tmp_path_factory.mktemp("whole") / "run"
-    done = torchrun("-m", "train", *arguments(folder))
+    done = run_ranks("train.__main__", *arguments(folder))
     assert done.returncode == 0, done.stderr[-2000:]
     return Run(folder)
 
@@ -77,29 +49,28 @@ def same_but_for_speed(run: Run) -> dict[int, tuple[object, ...]]:
     return {step: (r["loss"], r["grad_norm"], r["sites"]) for step, r in run.steps.items()}
 
 
-def test_ten_kills_at_arbitrary_steps_leave_the_loss_curve_as_it_is(
-    uninterrupted: Run, corpus_cache: Path, tmp_path: Path
+@pytest.mark.parametrize("kills", [3, pytest.param(10, marks=pytest.mark.exhaustive)])
+def test_kills_at_arbitrary_steps_leave_the_loss_curve_as_it_is(
+    kills: int, uninterrupted: Run, corpus_cache: Path, tmp_path: Path
 ) -> None:
     folder, draw = tmp_path / "run", random.Random(7)
     killed_at = []
-    for _ in range(KILLS):
+    for _ in range(kills):
         begun = max((int(p.parent.name[5:]) for p in folder.glob("checkpoint/step-*/.metadata")),
                     default=0)  # fmt: skip
         target = begun + draw.randint(1, 6)
-        process = start(folder)
-        deadline = time.monotonic() + 90
+        ranks = start(folder)
         # Until it has resumed the file still holds later steps of the process before.
         resumed = False
         while not (resumed and last_step(folder) >= target):
             resumed = resumed or last_step(folder) <= begun + 1
-            assert process.poll() is None, "it ended before it could be killed"
-            assert time.monotonic() < deadline
+            assert ranks.ended() is None
             time.sleep(0.005)
         time.sleep(draw.uniform(0, 0.1))  # in a step, a measurement, or a checkpoint
-        kill(process)
+        ranks.kill()
         killed_at.append(last_step(folder))
     assert max(killed_at) < STEPS
-    assert start(folder).wait(timeout=120) == 0
+    assert start(folder).wait().returncode == 0
     seen = Run(folder)
     assert seen.record.status["state"] == "completed"
     assert same_but_for_speed(seen) == same_but_for_speed(uninterrupted)
@@ -111,14 +82,11 @@ def test_a_run_goes_on_with_another_number_of_processes(
     processes: int, uninterrupted: Run, corpus_cache: Path, tmp_path: Path
 ) -> None:
     folder = tmp_path / "run"
-    process = start(folder)
-    deadline = time.monotonic() + 90
-    while not (folder / "checkpoint" / "step-21" / ".metadata").exists():
-        assert process.poll() is None
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
-    kill(process)
-    done = torchrun("-m", "train", *arguments(folder, 4 // processes), processes=processes)
+    ranks = start(folder)
+    saved = folder / "checkpoint" / "step-21" / ".metadata"
+    wait_until("a checkpoint", saved.exists, ranks.ended)
+    ranks.kill()
+    done = run_ranks("train.__main__", *arguments(folder, 4 // processes), processes=processes)
     assert done.returncode == 0, done.stderr[-2000:]
     seen = Run(folder)
     assert seen.losses == pytest.approx(uninterrupted.losses, rel=1e-5)

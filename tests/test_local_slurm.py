@@ -5,18 +5,18 @@ from __future__ import annotations
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from slurm_cluster import (
     MISSING,
     SKIP_REASON,
+    STARTING,
     Cluster,
     local_slurm,
     running_cluster,
-    wait_until,
 )
+from waiting import wait_until
 
 pytestmark = [
     pytest.mark.slurm,
@@ -34,21 +34,6 @@ say("start", os.environ["SLURM_JOB_ID"], os.environ.get("SLURM_RESTART_COUNT", 0
 while True:
     time.sleep(0.05)
 ' """
-
-
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[Cluster]:
-    with running_cluster() as started:
-        yield started
-
-
-@pytest.fixture
-def idle(cluster: Cluster) -> Iterator[Cluster]:
-    """The cluster, whose jobs are cancelled after the test."""
-    yield cluster
-    for job in set(cluster.run("squeue", "--noheader", "--format=%F").split()):
-        cluster.run("scancel", job)
-    wait_until("no job left", lambda: not cluster.run("squeue", "--noheader"))
 
 
 def batch(folder: Path, body: str) -> Path:
@@ -72,7 +57,7 @@ def test_two_nodes_are_idle(idle: Cluster) -> None:
 
 def test_srun_runs_a_task_on_each_node(idle: Cluster) -> None:
     command = ["srun", "--nodes=2", "--ntasks=2", "printenv", "SLURMD_NODENAME"]
-    assert sorted(idle.run(*command, seconds=20).split()) == ["n1", "n2"]
+    assert sorted(idle.run(*command).split()) == ["n1", "n2"]
 
 
 def test_a_job_and_its_tasks_see_the_gpus_it_asked_for(idle: Cluster, tmp_path: Path) -> None:
@@ -119,7 +104,7 @@ def test_a_requeued_job_keeps_its_id(idle: Cluster, tmp_path: Path) -> None:
     job = idle.sbatch(batch(tmp_path, f"srun {RECORDER} {log}"))
     wait_until("the first start", lambda: len(lines(log)) == 1)
     idle.run("scontrol", "requeue", job)
-    wait_until("the second start", lambda: len(lines(log)) == 2, seconds=90)
+    wait_until("the second start", lambda: len(lines(log)) == 2)
     assert lines(log) == [f"start {job} 0", f"start {job} 1"]
 
 
@@ -134,8 +119,8 @@ def test_an_urgent_job_preempts_with_the_signal_that_was_asked_for(
     urgent.write_text("#!/bin/bash\n")
     other = idle.sbatch(urgent, "--partition=urgent", "--nodes=2", "--exclusive")
     wait_until("the warning", lambda: "USR2" in lines(log))
-    idle.wait_state(other, "COMPLETED", seconds=90)
-    wait_until("the second start", lambda: f"start {job} 1" in lines(log), seconds=90)
+    idle.wait_state(other, "COMPLETED")
+    wait_until("the second start", lambda: f"start {job} 1" in lines(log))
 
 
 def test_a_job_of_a_killed_node_is_requeued(idle: Cluster, tmp_path: Path) -> None:
@@ -143,10 +128,10 @@ def test_a_job_of_a_killed_node_is_requeued(idle: Cluster, tmp_path: Path) -> No
     job = idle.sbatch(batch(tmp_path, f"srun {RECORDER} {log}"), "--nodelist=n2")
     wait_until("the first start", lambda: len(lines(log)) == 1)
     idle.control("kill-node", "n2")
-    wait_until("the node down", lambda: "n2 down" in node_states(idle)[1], seconds=120)
+    wait_until("the node down", lambda: "n2 down" in node_states(idle)[1])
     assert idle.state(job) == "PENDING"
     idle.control("start-node", "n2")
-    wait_until("the second start", lambda: f"start {job} 1" in lines(log), seconds=120)
+    wait_until("the second start", lambda: f"start {job} 1" in lines(log))
 
 
 def test_a_restarted_controller_keeps_queue_and_running_jobs(idle: Cluster, tmp_path: Path) -> None:
@@ -160,28 +145,29 @@ def test_a_restarted_controller_keeps_queue_and_running_jobs(idle: Cluster, tmp_
     assert lines(log) == [f"start {running} 0"]
 
 
-def test_starting_twice_says_that_it_runs(cluster: Cluster) -> None:
-    again = local_slurm("start", folder=cluster.folder)
+def test_starting_twice_says_that_it_runs(idle: Cluster) -> None:
+    again = local_slurm("start", folder=idle.folder)
     assert again.returncode == 0
     assert "already running" in again.stderr
-    assert again.stdout == f"export SLURM_CONF={cluster.folder}/slurm.conf\n"
+    assert again.stdout == f"export SLURM_CONF={idle.folder}/slurm.conf\n"
 
 
 def test_it_does_not_start_beside_a_foreign_controller(tmp_path: Path) -> None:
     folder = tmp_path.parent / "new"  # tmp_path itself is too long for Slurm's sockets
     foreign = tmp_path / "slurmctld"
     shutil.copy(shutil.which("sleep") or "", foreign)
-    process = subprocess.Popen([foreign, "60"])
-    try:
-        refused = local_slurm("start", folder=folder)
-        assert refused.returncode == 1
-        assert f"process {process.pid} is a slurmctld that this script did not start" in (
-            refused.stderr
-        )
-        assert process.poll() is None
-    finally:
-        process.kill()
-        process.wait()
+    with STARTING:
+        process = subprocess.Popen([foreign, "infinity"])
+        try:
+            refused = local_slurm("start", folder=folder)
+            assert refused.returncode == 1
+            assert f"process {process.pid} is a slurmctld that this script did not start" in (
+                refused.stderr
+            )
+            assert process.poll() is None
+        finally:
+            process.kill()
+            process.wait()
 
 
 def test_it_does_not_write_into_a_folder_that_holds_other_files(tmp_path: Path) -> None:
@@ -193,7 +179,7 @@ def test_it_does_not_write_into_a_folder_that_holds_other_files(tmp_path: Path) 
 
 
 def test_stop_leaves_no_process_and_start_after_a_crash_works(tmp_path: Path) -> None:
-    with running_cluster() as crashed:
+    with running_cluster(tmp_path / "slurm-log") as crashed:
         left = f"setsid sleep 600 &\nsrun {RECORDER} {tmp_path}/log"
         crashed.sbatch(batch(tmp_path, left))
         wait_until("the start", lambda: bool(lines(tmp_path / "log")))
@@ -203,6 +189,6 @@ def test_stop_leaves_no_process_and_start_after_a_crash_works(tmp_path: Path) ->
         assert local_slurm("start", folder=crashed.folder).returncode == 0
         assert len(crashed.processes()) >= 4
         assert local_slurm("stop", folder=crashed.folder).returncode == 0
-        wait_until("no process", lambda: not crashed.processes(), seconds=10)
+        wait_until("no process", lambda: not crashed.processes())
         assert local_slurm("start", folder=crashed.folder).returncode == 0
     assert not crashed.processes()

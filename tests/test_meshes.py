@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from harness import Run, tiny, torchrun
+from harness import Run, tiny
+from ranks import run_ranks
 
 from train.alignment_table import ALIGNMENTS
 
@@ -30,7 +31,7 @@ def shared(
     processes, sequences, flags = MESHES[request.param]
     folder = tmp_path_factory.mktemp("mesh") / "run"
     flags = ("--training.local_batch_size", sequences, *flags)
-    done = torchrun("-m", "train", *tiny(folder, "maxP", *flags), processes=processes)
+    done = run_ranks("train.__main__", *tiny(folder, "maxP", *flags), processes=processes)
     assert done.returncode == 0, done.stderr[-2000:]
     return Run(folder)
 

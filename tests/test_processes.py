@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from harness import Run, tiny, torchrun
+from ranks import run_ranks
 
 ROOT = Path(__file__).parents[1]
 pytestmark = pytest.mark.slow
@@ -48,7 +49,7 @@ def test_a_rank_that_measures_something_else_takes_the_first_ranks_answer(
 ) -> None:
     monkeypatch.setenv("TAMPER", "1")
     arguments = tiny(tmp_path / "run", "maxP", "--training.local_batch_size", "2")
-    done = torchrun("tests/rank_worker.py", str(tmp_path), *arguments)
+    done = run_ranks("rank_worker", str(tmp_path), *arguments)
     assert done.returncode == 0, done.stderr[-2000:]
     first, second = (json.loads((tmp_path / f"rank{rank}.json").read_text()) for rank in (0, 1))
     untampered = json.loads((two.folder.parent / "rank0.json").read_text())
@@ -67,7 +68,9 @@ def test_two_ranks_train_as_one_does_at_the_same_global_batch(two: Run, maxp_run
 
 def test_a_completed_run_is_left_alone_by_every_rank(two: Run) -> None:
     before = two.record
-    done = torchrun("-m", "train", *tiny(two.folder, "maxP", "--training.local_batch_size", "2"))
+    done = run_ranks(
+        "train.__main__", *tiny(two.folder, "maxP", "--training.local_batch_size", "2")
+    )
     assert done.returncode == 0
     assert done.stdout.count("already completed at step 24; nothing to do") == 1
     assert two.record == before
@@ -75,7 +78,7 @@ def test_a_completed_run_is_left_alone_by_every_rank(two: Run) -> None:
 
 def test_bad_input_ends_every_rank_with_one_line(tmp_path: Path, corpus_cache: Path) -> None:
     (tmp_path / "a.txt").write_text("")
-    done = torchrun("-m", "train", *tiny(tmp_path, "maxP", "--training.local_batch_size", "2"))
+    done = run_ranks("train.__main__", *tiny(tmp_path, "maxP", "--training.local_batch_size", "2"))
     assert done.returncode != 0
     assert len(re.findall("^.*error: --output-dir", done.stderr, re.M)) == 1
     assert [p.name for p in tmp_path.iterdir()] == ["a.txt"]
@@ -84,13 +87,13 @@ def test_bad_input_ends_every_rank_with_one_line(tmp_path: Path, corpus_cache: P
 def test_two_ranks_resume_what_they_saved(two: Run, corpus_cache: Path, tmp_path: Path) -> None:
     flags = ("--training.local_batch_size", "2", "--checkpoint.enable")
     arguments = tiny(tmp_path / "run", "maxP", *flags, "--checkpoint.interval", "8")
-    first = torchrun("tests/rank_worker.py", str(tmp_path), *arguments)
+    first = run_ranks("rank_worker", str(tmp_path), *arguments)
     assert first.returncode == 0
     # As a run that was killed after step 8 leaves it: no later checkpoint, no result.
     for step in (16, 24):
         (tmp_path / "run" / "checkpoint" / f"step-{step}" / ".metadata").unlink()
     (tmp_path / "run" / "status.json").write_text('{"state": "running"}')
-    again = torchrun("tests/rank_worker.py", str(tmp_path), *arguments)
+    again = run_ranks("rank_worker", str(tmp_path), *arguments)
     assert again.returncode == 0
     assert Run(tmp_path / "run").losses == two.losses
     sites = [record["sites"] for record in Run(tmp_path / "run").steps.values()]
@@ -103,11 +106,11 @@ def test_a_signal_to_one_rank_stops_both_after_the_same_step_and_the_run_goes_on
     flags = ("--training.local_batch_size", "2", "--checkpoint.enable")
     arguments = tiny(tmp_path / "run", "maxP", *flags)
     monkeypatch.setenv("STOP", "7")
-    torchrun("tests/rank_worker.py", str(tmp_path), *arguments)
+    run_ranks("rank_worker", str(tmp_path), *arguments)
     stopped = Run(tmp_path / "run")
     assert stopped.record.status["state"] == "preempted"
     assert stopped.record.status["step"] == 7
     monkeypatch.delenv("STOP")
-    done = torchrun("tests/rank_worker.py", str(tmp_path), *arguments)
+    done = run_ranks("rank_worker", str(tmp_path), *arguments)
     assert done.returncode == 0, done.stderr[-2000:]
     assert stopped.losses == two.losses

@@ -67,7 +67,6 @@ def browse(page: str, folder: Path, *options: str, script: str = "") -> tuple[st
         ],
         capture_output=True,
         text=True,
-        timeout=120,
     )
     assert done.returncode == 0, done.stderr[-2000:]
     console = [line for line in done.stderr.splitlines() if "CONSOLE" in line]

@@ -5,10 +5,8 @@ from __future__ import annotations
 import json
 import math
 import os
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +14,7 @@ import pytest
 import torch
 from harness import STEPS, Run, run, tiny
 from tensorboard.backend.event_processing import event_accumulator  # type: ignore[import-untyped]
+from waiting import ended, wait_until
 
 from train.run.identity import identity
 
@@ -203,17 +202,14 @@ def start(arguments: list[str], cache: Path) -> subprocess.Popen[bytes]:
 
 def kill_when(process: subprocess.Popen[bytes], folder: Path, step: int) -> None:
     """SIGKILL once the metrics of ``step`` are on disk."""
-    metrics = folder / "metrics.jsonl"
-    deadline = time.monotonic() + 120
-    while time.monotonic() < deadline:
-        assert process.poll() is None, "the run ended before it could be killed"
-        if metrics.exists() and f'"step": {step},' in metrics.read_text():
-            process.send_signal(signal.SIGKILL)
-            process.wait()
-            return
-        time.sleep(0.01)
+    metrics, record = folder / "metrics.jsonl", f'"step": {step},'
+    wait_until(
+        f"step {step}",
+        lambda: metrics.exists() and record in metrics.read_text(),
+        ended([process]),
+    )
     process.kill()
-    pytest.fail(f"step {step} was not reached in time")
+    process.wait()
 
 
 @pytest.mark.slow
@@ -224,9 +220,9 @@ def test_a_killed_process_is_followed_by_one_that_ends_the_same(
     arguments = tiny(tmp_path / "killed", "maxP", *STATEFUL, *checkpoints)
     kill_when(start(arguments, corpus_cache), tmp_path / "killed", step=12)
     assert json.loads((tmp_path / "killed" / "status.json").read_text())["state"] == "running"
-    assert start(arguments, corpus_cache).wait(120) == 0
+    assert start(arguments, corpus_cache).wait() == 0
     whole = tiny(tmp_path / "whole", "maxP", *STATEFUL, *checkpoints)
-    assert start(whole, corpus_cache).wait(120) == 0
+    assert start(whole, corpus_cache).wait() == 0
     after, expected = Run(tmp_path / "killed"), Run(tmp_path / "whole")
     assert after.losses == expected.losses
     assert after.validation_losses == expected.validation_losses
@@ -243,6 +239,6 @@ def test_two_processes_have_one_identity_for_one_command(
     found = []
     for name in ("first", "second"):
         arguments = tiny(tmp_path / name, "mup-no", "--steps", "1")
-        assert start(arguments, corpus_cache).wait(120) == 0
+        assert start(arguments, corpus_cache).wait() == 0
         found.append(json.loads((tmp_path / name / "config.json").read_text()))
     assert found[0]["identity"] == found[1]["identity"] == identity(found[1]["config"])

@@ -202,7 +202,7 @@ def claim_all(
 ) -> None:
     mine: list[str] = []
     for number in range(ROUNDS):
-        start.wait(timeout=60)
+        start.wait()
         try:
             mine.append(RunFolder(root / str(number)).claim(config))
         except RunFolderError as error:
@@ -222,9 +222,9 @@ def test_of_two_processes_claiming_at_once_exactly_one_gets_a_new_run(
     ]
     for process in processes:
         process.start()
-    both = [answers.get(timeout=60) for _ in processes]
+    both = [answers.get() for _ in processes]
     for process in processes:
-        process.join(timeout=60)
+        process.join()
     assert [sorted(pair) for pair in zip(*both, strict=True)] == [sorted(["new", loser])] * ROUNDS
     assert all(os.listdir(path) == ["config.json"] for path in tmp_path.iterdir())
 

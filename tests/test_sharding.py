@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from harness import Run, run, tiny, torchrun
+from harness import Run, run, tiny
 from rank_worker import UNEVEN
+from ranks import run_ranks
 
 from train.alignment_table import ALIGNMENTS
 from train.model.scales import SCALES
@@ -35,7 +36,13 @@ def ranks(folder: Path, processes: int) -> list[dict[str, Any]]:
     return [json.loads((folder / f"rank{rank}.json").read_text()) for rank in range(processes)]
 
 
-@pytest.fixture(scope="module", params=WAYS)
+@pytest.fixture(
+    scope="module",
+    params=[
+        pytest.param(way, marks=pytest.mark.exhaustive if COMPILED[0] in flags else ())
+        for way, (_, flags) in WAYS.items()
+    ],
+)
 def other(
     request: pytest.FixtureRequest, corpus_cache: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Run:
@@ -45,7 +52,7 @@ def other(
     folder = tmp_path_factory.mktemp("way") / "run"
     if processes == 2:
         flags = ("--training.local_batch_size", "2", *flags)
-    done = torchrun("-m", "train", *tiny(folder, "maxP", *flags), processes=processes)
+    done = run_ranks("train.__main__", *tiny(folder, "maxP", *flags), processes=processes)
     assert done.returncode == 0, done.stderr[-2000:]
     return Run(folder)
 
@@ -56,9 +63,10 @@ def uneven(
 ) -> tuple[Run, Run, list[dict[str, Any]]]:
     """A run on three processes, the same on one, and what each of the three saw."""
     folder = tmp_path_factory.mktemp("uneven")
-    flags = ("--training.global_batch_size", "3", "--training.local_batch_size")
+    three = ("--training.global_batch_size", "3", "--maxp.probe_sequences", "3")
+    flags = (*three, "--training.local_batch_size")
     shared = tiny(folder / "three", "maxP", *flags, "1", scale=UNEVEN.name)
-    done = torchrun("tests/rank_worker.py", str(folder), *shared, processes=3)
+    done = run_ranks("rank_worker", str(folder), *shared, processes=3)
     assert done.returncode == 0, done.stderr[-2000:]
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(SCALES, UNEVEN.name, UNEVEN)
@@ -71,7 +79,7 @@ def seen(corpus_cache: Path, tmp_path_factory: pytest.TempPathFactory) -> list[d
     """What two processes saw of a short run."""
     folder = tmp_path_factory.mktemp("seen")
     flags = ("--training.local_batch_size", "2", "--steps", "4", *LIMITS)
-    done = torchrun("tests/rank_worker.py", str(folder), *tiny(folder / "run", "maxP", *flags))
+    done = run_ranks("rank_worker", str(folder), *tiny(folder / "run", "maxP", *flags))
     assert done.returncode == 0, done.stderr[-2000:]
     return ranks(folder, 2)
 

@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 from slurm_cases import command as program
 from slurm_cases import spec
-from slurm_commands import NAMES, Case, begin, patched, until
+from slurm_commands import NAMES, Case, begin, patched
+from waiting import ended, wait_until
 
 from slurm import preflight, snapshot
 from slurm.cluster import Cluster, Container
@@ -121,9 +122,7 @@ def test_flags_that_the_trainer_refuses_are_told_before_anything_is_submitted(
     case: Case,
 ) -> None:
     asked = case.submission("--set", "training.seq_lenn=32")
-    done = subprocess.run(
-        [sys.executable, "-m", "slurm", *asked], capture_output=True, text=True, timeout=120
-    )
+    done = subprocess.run([sys.executable, "-m", "slurm", *asked], capture_output=True, text=True)
     assert done.returncode == 2
     assert "training.seq_lenn" in done.stderr
     assert f"error: {NAMES[0]}: python -m train does not take its flags" in done.stderr
@@ -409,11 +408,13 @@ def test_runs_that_a_full_disk_ends_are_whole_and_go_on_when_there_is_room(
     case: Case, command: Command, disk: Callable[[int], None]
 ) -> None:
     case.write(steps=20)
-    sweep = begin(case.submission(), STUB_SECONDS="0.1")
-    until(lambda: states(case).count(State.RUNNING) == 2)
-    until(lambda: all(case.starts(name) for name in NAMES[:2]))
+    gate = case.root / "gate"
+    sweep = begin(case.submission(), STUB_GATE=str(gate))
+    wait_until("two runs", lambda: states(case).count(State.RUNNING) == 2, ended([sweep]))
+    wait_until("begun", lambda: all(case.starts(name) for name in NAMES[:2]), ended([sweep]))
     disk(0)
-    output, _ = sweep.communicate(timeout=60)
+    gate.touch()
+    output, _ = sweep.communicate()
     assert sweep.returncode == 1
     assert f"the disk of {case.folder.path} is full" in output
     assert half_written(case) == []

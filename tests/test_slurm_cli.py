@@ -342,9 +342,7 @@ def test_the_script_refuses_an_unknown_sweep(script: Path) -> None:
 
 
 def shell(script: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        ["bash", str(script), *arguments], capture_output=True, text=True, timeout=60
-    )
+    return subprocess.run(["bash", str(script), *arguments], capture_output=True, text=True)
 
 
 def sweep(tmp_path: Path, *runs: RunSpec) -> SweepFolder:

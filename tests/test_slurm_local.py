@@ -13,7 +13,8 @@ from pathlib import Path
 
 import psutil
 import pytest
-from slurm_commands import NAMES, Case, begin, patched, until
+from slurm_commands import NAMES, Case, begin, patched
+from waiting import ended, wait_until
 
 from slurm import processes
 from slurm.states import State, survey
@@ -39,7 +40,7 @@ def started() -> Iterator[list[subprocess.Popen[str]]]:
     for one in found:
         with contextlib.suppress(psutil.NoSuchProcess):
             processes.send(psutil.Process(one.pid), signal.SIGKILL)
-        one.communicate(timeout=20)
+        one.wait()
 
 
 def states(case: Case) -> dict[str, State]:
@@ -73,7 +74,7 @@ def test_a_sweep_that_grew_starts_only_what_is_new(case: Case, command: Command)
 def test_as_many_run_at_once_as_the_cluster_file_says(
     case: Case, command: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("STUB_SECONDS", "0.2")
+    monkeypatch.setenv("STUB_MEET", "2")
     command(case.submission())
 
     def at_once(name: str) -> int:
@@ -100,7 +101,7 @@ def test_runs_at_the_same_time_have_gpus_of_their_own(
     case.write(parallel=4, cluster="gpus_per_node = 4\n")
     with case.sweep.open("a") as file:
         file.write("[resources]\ngpus_per_node = 2\n")
-    monkeypatch.setenv("STUB_SECONDS", "0.3")
+    monkeypatch.setenv("STUB_MEET", "2")
     command(case.submission())
     begun = sorted((case.starts(name)[0] for name in NAMES), key=lambda start: start["began"])
     given = [start["CUDA_VISIBLE_DEVICES"] for start in begun]
@@ -132,11 +133,11 @@ def test_interrupted_it_stops_its_runs_and_the_same_command_goes_on(
     case: Case, command: Command, started: list[subprocess.Popen[str]]
 ) -> None:
     case.write(steps=30)
-    started.append(begin(case.submission(), STUB_SECONDS="0.1"))
-    until(lambda: len(running(case)) == 2)
+    started.append(begin(case.submission(), STUB_GATE=str(case.root / "closed")))
+    wait_until("two runs", lambda: len(running(case)) == 2, ended(started))
     first = running(case)
     started[0].send_signal(signal.SIGINT)
-    output, _ = started[0].communicate(timeout=30)
+    output, _ = started[0].communicate()
     assert started[0].returncode == 130
     assert "the same command continues them" in output
     assert {states(case)[name] for name in first} == {State.CANCELLED}
@@ -152,7 +153,7 @@ def test_two_commands_share_the_runs(case: Case, started: list[subprocess.Popen[
     for _ in range(2):
         started.append(begin(case.submission(), STUB_SECONDS="0.2"))
     for one in started:
-        one.communicate(timeout=60)
+        one.communicate()
     assert case.all_starts() == dict.fromkeys(NAMES, 1)
     assert states(case) == dict.fromkeys(NAMES, State.COMPLETED)
 
@@ -162,12 +163,14 @@ def test_a_run_that_was_killed_has_vanished_and_resume_continues_it(
 ) -> None:
     case.write(steps=8, parallel=1)
     asked = case.submission("--seeds", "1")
-    started.append(begin(asked, STUB_SECONDS="0.2"))
-    until(lambda: running(case))
+    gate = case.root / "gate"
+    started.append(begin(asked, STUB_GATE=str(gate)))
+    wait_until("a run", lambda: running(case), ended(started))
     (victim,) = running(case)
     os.kill(case.starts(victim)[0]["pid"], signal.SIGKILL)
-    until(lambda: states(case)[victim] is State.VANISHED, seconds=5)
-    output, _ = started[0].communicate(timeout=60)
+    wait_until("its end is seen", lambda: states(case)[victim] is State.VANISHED)
+    gate.touch()
+    output, _ = started[0].communicate()
     assert f"{victim}: vanished ended by SIGKILL" in output
     assert started[0].returncode == 1
 
@@ -180,13 +183,16 @@ def test_a_command_that_was_killed_leaves_its_run_running_and_unshared(
     case: Case, command: Command, started: list[subprocess.Popen[str]]
 ) -> None:
     case.write(steps=8, parallel=1)
-    started.append(begin(case.submission(), STUB_SECONDS="0.3"))
-    until(lambda: running(case))
+    gate = case.root / "gate"
+    started.append(begin(case.submission(), STUB_GATE=str(gate)))
+    wait_until("a run", lambda: running(case), ended(started))
     (orphan,) = running(case)
     started[0].kill()
     started[0].wait()
     assert command(case.submission()) == 0
-    until(lambda: states(case)[orphan] is State.COMPLETED)
+    assert states(case)[orphan] is State.RUNNING
+    gate.touch()
+    wait_until("its end", lambda: states(case)[orphan] is State.COMPLETED)
     assert case.all_starts() == dict.fromkeys(NAMES, 1)
 
 
@@ -195,9 +201,9 @@ def test_watching_goes_on_from_run_to_run_and_ends_with_the_sweep(
 ) -> None:
     case.write(parallel=1)
     started.append(begin(case.submission(), STUB_SECONDS="0.1"))
-    until(lambda: case.folder.commands())
+    wait_until("the command", lambda: case.folder.commands(), ended(started))
     started.append(begin(["status", str(case.folder.path), "--watch", "0.1"]))
-    seen, _ = started[1].communicate(timeout=60)
+    seen, _ = started[1].communicate()
     assert started[1].returncode == 0
     assert "waits for its turn here" in seen
     assert seen.splitlines()[-2] == "4 runs: 4 completed"
@@ -206,22 +212,22 @@ def test_watching_goes_on_from_run_to_run_and_ends_with_the_sweep(
 def test_cancel_ends_the_command_and_its_runs(
     case: Case, command: Command, started: list[subprocess.Popen[str]]
 ) -> None:
-    case.write(steps=50)
-    started.append(begin(case.submission(), STUB_SECONDS="0.1"))
-    until(lambda: len(running(case)) == 2)
+    started.append(begin(case.submission(), STUB_GATE=str(case.root / "closed")))
+    wait_until("two runs", lambda: len(running(case)) == 2, ended(started))
     assert command(["cancel", str(case.folder.path)]) == 0
-    started[0].communicate(timeout=30)
+    started[0].communicate()
     assert sorted(states(case).values()) == [State.CANCELLED] * 2 + [State.MISSING] * 2
 
 
 def test_cancel_of_one_run_leaves_the_others(
     case: Case, command: Command, started: list[subprocess.Popen[str]]
 ) -> None:
-    case.write(steps=10)
-    started.append(begin(case.submission(), STUB_SECONDS="0.1"))
-    until(lambda: NAMES[0] in running(case))
+    gate = case.root / "gate"
+    started.append(begin(case.submission(), STUB_GATE=str(gate)))
+    wait_until("the run", lambda: NAMES[0] in running(case), ended(started))
     assert command(["cancel", str(case.folder.path), "--runs", NAMES[0]]) == 0
-    started[0].communicate(timeout=30)
+    gate.touch()
+    started[0].communicate()
     rest = dict.fromkeys(NAMES[1:], State.COMPLETED)
     assert states(case) == rest | {NAMES[0]: State.CANCELLED}
 
@@ -272,18 +278,22 @@ def test_an_interrupted_training_has_the_loss_curve_of_one_that_was_not(
         with case.sweep.open("a") as file:
             file.write(TINY)
     variables = {"MAXP_CACHE": str(corpus_cache), "OMP_NUM_THREADS": "1"}
-    begin(whole.submission(*only), stub=False, **variables).communicate(timeout=120)
+    begin(whole.submission(*only), stub=False, **variables).communicate()
 
     started.append(begin(broken.submission(*only), stub=False, **variables))
     metrics = broken.folder.run(name) / "metrics.jsonl"
-    until(lambda: metrics.exists() and len(metrics.read_text().splitlines()) > 5)
+    wait_until(
+        "step 6",
+        lambda: metrics.exists() and len(metrics.read_text().splitlines()) > 5,
+        ended(started),
+    )
     started[0].send_signal(signal.SIGINT)
-    started[0].communicate(timeout=60)
+    started[0].communicate()
     status = json.loads((broken.folder.run(name) / "status.json").read_text())
     assert status["state"] == "preempted"
     assert 5 < status["step"] < steps
     again = begin(broken.submission(*only), stub=False, **variables)
-    output, _ = again.communicate(timeout=120)
+    output, _ = again.communicate()
     assert again.returncode == 0, output
     assert len(whole.losses(name)) == steps
     assert broken.losses(name) == whole.losses(name)

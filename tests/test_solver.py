@@ -429,7 +429,9 @@ def test_feature_learning_is_the_oracles(kind: OptimizerType) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("batch", range(10))
+@pytest.mark.parametrize(
+    "batch", [0, *(pytest.param(n, marks=pytest.mark.exhaustive) for n in range(1, 10))]
+)
 def test_feature_learning_is_the_oracles_on_large_graphs(batch: int) -> None:
     """A relative gap of 1e-4, a mixed-integer solver's usual default, is seen here."""
     rng = random.Random(4000 + batch)

@@ -1,0 +1,97 @@
+"""Ranks of a run, as torchrun starts them, in processes that need not import torch first.
+
+They are forked from a server that has imported the trainer and done nothing else, so each starts at
+once, where a new process takes five seconds of a core. torchrun's own part is not under test here.
+"""
+
+from __future__ import annotations
+
+import importlib
+import multiprocessing
+import os
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from subprocess import CompletedProcess
+
+from harness import ROOT
+from torch.distributed import TCPStore
+
+_SERVER = multiprocessing.get_context("forkserver")
+_SERVER.set_forkserver_preload(["train.__main__", "torch._dynamo", "torch.utils.tensorboard"])
+
+
+class Ranks:
+    """Ranks that run ``main()`` of a module, each with the same command line.
+
+    Args:
+        module: "train.__main__", "rank_worker", ...
+        arguments: the command line.
+        processes: how many ranks.
+    """
+
+    def __init__(self, module: str, *arguments: str, processes: int = 2) -> None:
+        # As torchrun's agent: the ranks meet at a port that is this process's from the start.
+        self._store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+        self._folder = tempfile.TemporaryDirectory()
+        environment = {
+            **os.environ,
+            "WORLD_SIZE": str(processes),
+            "LOCAL_WORLD_SIZE": str(processes),
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(self._store.port),
+            "TORCHELASTIC_USE_AGENT_STORE": "True",
+            "TORCHELASTIC_RESTART_COUNT": "0",
+        }
+        self.processes = [
+            _SERVER.Process(
+                target=_run,
+                args=(
+                    module,
+                    arguments,
+                    {**environment, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+                    self._folder.name,
+                ),
+                daemon=True,  # it does not outlive the tests
+            )
+            for rank in range(processes)
+        ]
+        for process in self.processes:
+            process.start()
+
+    def ended(self) -> str | None:
+        """For `wait_until`: hopeless once a rank has ended."""
+        codes = [process.exitcode for process in self.processes]
+        return None if codes.count(None) == len(codes) else f"exit codes of the ranks: {codes}"
+
+    def kill(self) -> None:
+        """End all ranks with SIGKILL."""
+        for process in self.processes:
+            process.kill()
+        for process in self.processes:
+            process.join()
+
+    def wait(self) -> CompletedProcess[str]:
+        """Wait until all ranks have ended: where one fails, the others are to end by themselves."""
+        for process in self.processes:
+            process.join()
+        code = next((p.exitcode for p in self.processes if p.exitcode), 0)
+        read = [(Path(self._folder.name) / name).read_text() for name in ("stdout", "stderr")]
+        return CompletedProcess([], code, *read)
+
+
+def run_ranks(module: str, *arguments: str, processes: int = 2) -> CompletedProcess[str]:
+    """Such ranks to their end."""
+    return Ranks(module, *arguments, processes=processes).wait()
+
+
+def _run(module: str, arguments: tuple[str, ...], environment: dict[str, str], folder: str) -> None:
+    os.environ.clear()
+    os.environ.update(environment)
+    os.chdir(ROOT)
+    for number, name in ((1, "stdout"), (2, "stderr")):
+        os.dup2(os.open(f"{folder}/{name}", os.O_WRONLY | os.O_CREAT | os.O_APPEND), number)
+    sys.argv = [module, *arguments]
+    main: Callable[[], int | None] = importlib.import_module(module).main
+    sys.exit(main())
