@@ -109,7 +109,7 @@ class Model:
 
     Ties among optimal c are broken towards the smallest sum of r. With Adam, and sites without a
     weight that only pass on the smaller r, a small price on r in the objective breaks them.
-    Otherwise a second program does, in which the sum of c is fixed (docs/theory.md, "One answer").
+    Otherwise a second program does, in which the sum of c is fixed (docs/theory.md, "Uniqueness").
 
     Args:
         graph: as in `maxp.solver.Program`.
