@@ -14,7 +14,7 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
@@ -41,15 +41,23 @@ FAMILIES = ("cpu", "w")
 CHECKED = tuple(name for name, m in METHODS.items() if not (m.follows or m.needs_table))
 
 
+def _file(default: str) -> Any:
+    """How `--help` shows a file that is optional."""
+    return tyro.conf.arg(metavar="FILE", help_behavior_hint=f"(default: {default})")
+
+
 @dataclass
 class Options:
-    """Check whether anything in LLaMA-3 grows with width, at init and after a few updates."""
+    """Check whether anything in LLaMA-3 grows with width, at init and after a few updates.
+
+    For example: python -m scripts.coord_check --widths 64 128 256 --method mup-full
+    """
 
     method: str = "mup-full"
-    """Method: mup-full, mup-no or sp."""
+    """mup-full, mup-no or sp."""
 
     family: str = "cpu"
-    """Family of scales that differ in width only: cpu (cpu64 to cpu512) or w (w256 to w4096)."""
+    """cpu (scales cpu64 to cpu512) or w (w256 to w4096); only the width differs within a family."""
 
     widths: tuple[int, ...] = (64, 128, 256, 512)
     """At least two widths of that family."""
@@ -69,14 +77,14 @@ class Options:
     seq_len: int = 32
     """Tokens per sequence."""
 
-    png: Path | None = None
-    """File of the figure; the default is coord_check_METHOD.png in the current folder."""
+    png: Annotated[Path | None, _file("./coord_check_METHOD.png")] = None
+    """File to write the figure to."""
 
-    json: Path | None = None
-    """Also write every slope and rms to this JSON file."""
+    json: Annotated[Path | None, _file("none")] = None
+    """File to write every slope and rms to."""
 
-    all_sites: bool = False
-    """Show every site. Otherwise show the layer furthest from the wanted slopes of each kind."""
+    all_sites: Annotated[bool, tyro.conf.arg(help_behavior_hint="")] = False
+    """Show every site. By default, only the worst layer of each kind is shown."""
 
 
 def check(options: Options) -> None:

@@ -52,7 +52,7 @@ def derived_slopes(
             exponents[site.name] = Exponents(*ab[site.layer_type], Alignment(1.0, 0.5, -math.inf))
         else:  # it contracts head_dim, which is the same at every n
             exponents[site.name] = Exponents(0.0, 0.0, Alignment(0.0, 0.0, -math.inf))
-    # Each site by itself, as if it read data, which has slope 0.
+    # Each site alone, as if it read data, which has slope 0.
     apart = {s.name: replace(s, operands=(None,) * len(s.operands)) for s in graph.sites}
     contracted = {site.name: float(site.has_weight) for site in graph.sites}
     at_init, _ = init_slopes(Graph(apart), exponents, contracted)

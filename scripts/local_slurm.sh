@@ -7,7 +7,7 @@
 #   scripts/local_slurm.sh install
 #
 # `eval "$(scripts/local_slurm.sh start)"` points this shell at it: the one line on stdout is the
-# export of SLURM_CONF. All state lies in DIR (default: maxp-slurm-UID under XDG_RUNTIME_DIR or
+# export of SLURM_CONF. All state is in DIR (default: maxp-slurm-UID under XDG_RUNTIME_DIR or
 # /tmp), so several can run side by side, and nothing in /etc/slurm is used or written. `install`
 # (root, Debian) gets the packages and makes the host's name resolve. restart-controller kills
 # slurmctld with -9 and starts it again: what it accepted in the last five seconds may be lost, as
@@ -23,7 +23,7 @@ say() { echo "local_slurm: $*" >&2; }
 die() { say "error: $*"; exit 1; }
 usage() { sed -n '2,/^set/ { s/^# \{0,1\}//p }' "${BASH_SOURCE[0]}" >&2; exit 2; }
 
-# wait_for SECONDS COMMAND...: whether the command succeeds within so many seconds.
+# wait_for SECONDS COMMAND...: whether the command succeeds within SECONDS.
 wait_for() {
     local end=$((SECONDS + $1))
     shift

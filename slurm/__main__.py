@@ -43,8 +43,8 @@ DESCRIPTION = """Begin with a sweep on this machine:
 
 python -m slurm submit configs/sweeps/debug.toml
 
-Then look at it with: python -m slurm status runs/debug. On a cluster add --cluster NAME, and first
---dry-run to see the jobs. docs/sweeps.md has the rest."""
+Then show its state: python -m slurm status runs/debug. On a cluster, add --cluster NAME, and first
+also --dry-run, which prints the jobs and submits nothing. docs/sweeps.md explains the rest."""
 
 # `resume` leaves failed runs alone: their cause must be fixed first.
 RESUMES = frozenset({State.MISSING, State.VANISHED, State.CANCELLED})

@@ -171,7 +171,7 @@ class Cluster:
         return resources.gpus_per_node or self.gpus_per_node
 
     def processes(self, resources: Resources) -> int:
-        """Processes of a run on each node: one a GPU, or what the file says."""
+        """Processes of a run on each node: one per GPU, or as many as the file says."""
         return self.gpus(resources) or self.processes_per_node or 1
 
     def check(self, resources: Resources, scale: str) -> None:

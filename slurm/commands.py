@@ -13,13 +13,16 @@ _SWITCH = tyro.conf.arg(help_behavior_hint="")
 
 
 def _optional(metavar: str, default: str) -> object:
-    """How help shows a flag that may be left out, and what happens then."""
+    """How `--help` shows an optional flag and its default."""
     return tyro.conf.arg(metavar=metavar, help_behavior_hint=f"(default: {default})")
 
 
 @dataclass
 class Submit:
-    """Start the runs of a sweep file that were never submitted. Try --dry-run first."""
+    """Start the runs of a sweep file that were never submitted. Try --dry-run first.
+
+    For example: python -m slurm submit configs/sweeps/debug.toml
+    """
 
     sweep: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="SWEEP.toml")]
     """A sweep file, for example configs/sweeps/s1.toml."""
@@ -27,18 +30,19 @@ class Submit:
     overrides: Annotated[Overrides, tyro.conf.arg(name="")]
 
     cluster: Annotated[str, tyro.conf.arg(metavar="NAME")] = "local"
-    """Name of a file in configs/clusters or ~/.config/maxp/clusters, or a path; local: no Slurm."""
+    """Name of a file in configs/clusters or ~/.config/maxp/clusters, or a path; local is this
+    machine, without Slurm."""
 
     runs_dir: Annotated[Path | None, _optional("DIR", "the cluster's runs_dir, or runs")] = None
     """Folder in which the sweep gets its own folder."""
 
     dry_run: Annotated[bool, _SWITCH] = False
-    """Print each job's script or command, and the GPU-hours; check everything, submit nothing."""
+    """Print each job's script or command and the GPU-hours; check all, but submit nothing."""
 
 
 @dataclass
 class Existing:
-    """What every command on a submitted sweep is given."""
+    """The flags of every command on a submitted sweep."""
 
     sweep: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="SWEEP")]
     """The folder of a submitted sweep, for example runs/s1; or its sweep file."""
@@ -49,7 +53,10 @@ class Existing:
 
 @dataclass
 class Status(Existing):
-    """Show the state of each run: step, loss, speed and time left, or why it failed."""
+    """Show the state of each run: step, loss, speed and time left, or why it failed.
+
+    For example: python -m slurm status runs/debug --watch 10
+    """
 
     format: Annotated[Literal["text", "json"], tyro.conf.arg(metavar="text|json")] = "text"
     """A table, or one JSON object per line."""
@@ -58,7 +65,7 @@ class Status(Existing):
     """Print again every SECONDS seconds, until no run is running or queued."""
 
     all: Annotated[bool, _SWITCH] = False
-    """List every run, not only those that run or need attention, of a sweep of over 100."""
+    """List every run. By default, a sweep of over 100 lists those that run or need attention."""
 
 
 @dataclass
@@ -69,12 +76,18 @@ class _Selected(Existing):
 
 @dataclass
 class Cancel(_Selected):
-    """Stop running jobs and remove waiting ones; `resume` continues their runs."""
+    """Stop running jobs and remove waiting ones; `resume` continues their runs.
+
+    For example: python -m slurm cancel runs/debug
+    """
 
 
 @dataclass
 class Resume(_Selected):
-    """Submit runs that are missing, were cancelled, or whose job disappeared."""
+    """Submit runs that are missing, were cancelled, or whose job disappeared.
+
+    For example: python -m slurm resume runs/debug
+    """
 
     cluster: Annotated[str | None, _optional("NAME", "the cluster they were submitted to")] = None
     """Name or path of a cluster file."""
@@ -82,12 +95,18 @@ class Resume(_Selected):
 
 @dataclass
 class Retry(Resume):
-    """Submit failed runs again, once the cause of the failure is fixed."""
+    """Submit failed runs again, once the cause of the failure is fixed.
+
+    For example: python -m slurm retry runs/debug
+    """
 
 
 @dataclass
 class Table(Existing):
-    """Print the loss tables: a row per learning rate, a column per method."""
+    """Print the loss tables: a row per learning rate, a column per method.
+
+    For example: python -m slurm table runs/debug
+    """
 
     metric: Metric = "validation"
     """Validation loss at the end, or mean training loss over the last 10% of the steps."""
@@ -101,7 +120,10 @@ class Table(Existing):
 
 @dataclass
 class Report(Existing):
-    """Write one self-contained HTML page with the tables, plots and runs."""
+    """Write one self-contained HTML page with the tables, plots and runs.
+
+    For example: python -m slurm report runs/debug
+    """
 
     to: Annotated[Path | None, _optional("FILE", "report.html in the sweep's folder")] = None
     """File to write."""

@@ -1,6 +1,6 @@
 """A sweep's folder: its runs, and the job of each run.
 
-``sweep.json`` lists the runs; each run's folder holds a ``job.json`` beside the trainer's files.
+``sweep.json`` lists the runs; each run's folder holds a ``job.json`` next to the trainer's files.
 There is no other state: commands read these files, and ask Slurm.
 """
 

@@ -105,7 +105,7 @@ class LocalExecutor(Executor):
         try:
             variables = self._environment(run, code, devices, parallel)
             ending = self._train(run, code, states, variables)
-        except (LedgerError, RunFolderError, OSError) as error:  # the others go on
+        except (LedgerError, RunFolderError, OSError) as error:  # the other runs continue
             ending = f"not started: {error}"
         finally:
             with self._mutex:

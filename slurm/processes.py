@@ -1,4 +1,4 @@
-"""Processes on one node: start a run's, find them again later, signal them, wait for them."""
+"""The processes of a run on one node: start them, find them again, signal them, wait for them."""
 
 import contextlib
 import os
@@ -20,7 +20,7 @@ _AGAIN_SECONDS = 5.0
 _CLOCK_SECONDS = 2.0
 
 # torchrun would kill its ranks 30 s after a SIGTERM, in the middle of a large checkpoint. Slurm
-# signals the ranks as well; they stop by themselves, and torchrun ends when they have.
+# signals the ranks as well; they stop on their own, and torchrun ends when they have.
 _TORCHRUN_SIGNALS = "SIGINT,SIGHUP,SIGQUIT"
 
 

@@ -43,19 +43,19 @@ def lines(
     widths = [max(len(row[i]) for row in rows) for i in range(len(_COLUMNS) - 1)]
     # Empty columns are left out.
     used = [any(row[i] for row in rows[1:]) for i in range(len(_COLUMNS))]
-    text = []
+    table = []
     for row in rows if listed else []:
         cells = [
             cell.rjust(size) if name in _RIGHT else cell.ljust(size)
             for cell, size, name, use in zip(row, widths, _COLUMNS, used, strict=False)
             if use
         ]
-        text.append(_cut("  ".join([*cells, row[-1]]).rstrip(), width))
+        table.append(_cut("  ".join([*cells, row[-1]]).rstrip(), width))
     if len(listed) < len(standings):
         names = {standing.run.name for standing in listed}
         hidden = counted(s for s in standings if s.run.name not in names)
-        text.append(f"not listed: {hidden}; --all lists them")
-    return text
+        table.append(f"not listed: {hidden}; --all lists them")
+    return table
 
 
 def summary(standings: Sequence[Standing]) -> str:
@@ -72,18 +72,18 @@ def counted(standings: Iterable[Standing]) -> str:
 def advice(folder: SweepFolder, standings: Sequence[Standing]) -> list[str]:
     """The commands to use next, one per line."""
     states = {standing.state for standing in standings}
-    text = []
+    hints = []
     at_work = folder.commands()
     if at_work and State.MISSING in states:
         numbers = " and ".join(str(process.pid) for process in at_work)
-        text.append(f"missing runs wait for process {numbers} of this machine")
+        hints.append(f"missing runs wait for process {numbers} of this machine")
     elif states & {State.MISSING, State.VANISHED, State.CANCELLED}:
-        text.append(f"submit missing runs: python -m slurm resume {folder.path}")
+        hints.append(f"submit missing runs: python -m slurm resume {folder.path}")
     if State.FAILED in states:
-        text.append(f"start failed runs again: python -m slurm retry {folder.path}")
+        hints.append(f"start failed runs again: python -m slurm retry {folder.path}")
     if states & RESULTS and not states & ACTIVE:
-        text.append(f"the table: python -m slurm table {folder.path}")
-    return text
+        hints.append(f"the table: python -m slurm table {folder.path}")
+    return hints
 
 
 def costs(estimates: Sequence[ScaleEstimate], kind: str) -> list[str]:
@@ -93,7 +93,7 @@ def costs(estimates: Sequence[ScaleEstimate], kind: str) -> list[str]:
         kind: the kind of devices, "GPU" or "process".
     """
     plural = {"GPU": "GPUs", "process": "processes"}[kind]
-    text = [
+    report = [
         f"{e.scale}: {e.runs} jobs of {e.devices} {kind if e.devices == 1 else plural}, "
         + (
             "time unknown until a run has been measured"
@@ -104,8 +104,8 @@ def costs(estimates: Sequence[ScaleEstimate], kind: str) -> list[str]:
     ]
     known = [e.device_hours for e in estimates if e.device_hours is not None]
     total = f", {sum(known):.3g} {kind}-hours" if len(known) == len(estimates) else ""
-    text.append(f"in all: {sum(e.runs for e in estimates)} jobs{total}")
-    return [*text, *(f"warning: {e.warning}" for e in estimates if e.warning)]
+    report.append(f"in all: {sum(e.runs for e in estimates)} jobs{total}")
+    return [*report, *(f"warning: {e.warning}" for e in estimates if e.warning)]
 
 
 def as_record(folder: SweepFolder, standing: Standing) -> dict[str, Any]:

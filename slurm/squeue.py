@@ -49,7 +49,7 @@ def jobs() -> dict[str, QueueEntry]:
     """This user's jobs by id; each task of an array has its own id, ``123_4``.
 
     Raises:
-        QueueError: no answer, so nothing is known. A job that an answer lacks has ended.
+        QueueError: no answer, so nothing is known. A job that is not in its answer has ended.
     """
     form = "%i|%T|%r|%L|%N|%k"
     lines = _run(["squeue", "--noheader", "--array", f"--user={os.getuid()}", f"--format={form}"])

@@ -24,7 +24,7 @@ from slurm.sweep import RunSpec
 from slurm.task import announce, task, training
 from train.progress import progress
 
-# How often submitit requeues a job that timed out or was preempted: no limit, a run ends by itself.
+# How often submitit requeues a job that timed out or was preempted: no limit, as every run ends.
 _TIMEOUTS = 1_000_000
 _USUAL_ARRAY = 1000
 

@@ -81,7 +81,7 @@ def test_the_ladder_of_widths_has_the_depth_and_head_that_were_asked_for() -> No
 
 
 def test_steps_are_twenty_tokens_a_parameter() -> None:
-    # s1: 20 * 23,599,616 parameters / (256 * 2048 tokens a step) = 900.25.
+    # s1: 20 * 23,599,616 parameters / (256 * 2048 tokens per step) = 900.25.
     assert compute_steps(get_scale("s1")) == 900
     assert compute_steps(get_scale("s1"), tokens_per_step=23_599_616) == 20
     assert compute_steps(get_scale("s1"), tokens_per_step=10**12) == 1

@@ -126,7 +126,7 @@ def test_a_measurement_is_one_small_collective_beside_its_forward_pass(
         forward, sent = rank["sent_by_forward"], rank["sent"]
         assert {name for name, _ in forward} == {"_allgather_base_"}  # FSDP's, as in training
         assert sent[: len(forward)] == forward
-        # Of each site three sums a token and the squares of dW and W0, in float64.
+        # For each site: three sums per token, and the squares of dW and W0, in float64.
         sites = len(rank["rows"]) - 1  # all but the embedding contract something
         assert sent[len(forward) :] == [["allreduce_", sites * (3 * PROBE_TOKENS + 2) * 8]]
 

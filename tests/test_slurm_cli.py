@@ -80,7 +80,7 @@ def test_a_dry_run_prints_the_script_and_the_totals_and_touches_nothing(
 def test_a_dry_run_beside_finished_runs_knows_their_speed_and_still_touches_nothing(
     case: Case, command: Command, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    # 3 steps of 8 sequences of 128 tokens, at a token a second
+    # 3 steps of 8 sequences of 128 tokens, at one token per second
     records = [{"step": 3, "loss": 1.0, "tokens_per_second": 1.0}]
     write_run(case.folder.path, scale="debug", validation=5.0, records=records, name="r")
     before = {path: path.stat().st_mtime_ns for path in case.runs.rglob("*")}

@@ -1,4 +1,4 @@
-"""Sweeps from submission to table on a real Slurm, on one node a run and on two."""
+"""Sweeps from submission to table on a real Slurm, on one node per run and on two."""
 
 from __future__ import annotations
 

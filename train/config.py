@@ -1,4 +1,4 @@
-"""A run's own flags, and the torchtitan configuration that they stand for."""
+"""A run's own flags, and the torchtitan configuration that is made from them."""
 
 from dataclasses import dataclass
 from pathlib import Path

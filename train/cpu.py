@@ -1,7 +1,7 @@
 """What torchtitan 0.3.0 needs on a machine without an accelerator.
 
 With an accelerator, nothing here has an effect. Delete this module once torchtitan runs on
-``torch.device("cpu")`` by itself.
+``torch.device("cpu")`` without changes.
 """
 
 import os

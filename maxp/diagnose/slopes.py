@@ -13,7 +13,7 @@ from maxp.graph import Graph, JoinNode
 
 Array = npt.NDArray[np.float64]
 
-# Stands for an infinite b (zero weight) or c (frozen weight), since 0 * inf would be NaN.
+# Represents an infinite b (zero weight) or c (frozen weight), since 0 * inf would be NaN.
 NEVER = 1e9
 
 

@@ -1,8 +1,8 @@
 """The independent oracle of the program's tests: random programs, and their exact solution.
 
-Written from the method alone, without the formulas of `maxp.solver`: every ``r = min(terms)``, and
-SGD's ``g``, is made exact by one binary a term (big-M), so that nothing rests on the argument that
-the program is linear. CBC solves it, where the library uses HiGHS.
+It is written from the method alone, without the formulas of `maxp.solver`. One binary per term
+(big-M) makes every ``r = min(terms)``, and SGD's ``g``, exact, so the oracle does not depend on the
+argument that the program is linear. It is solved by CBC, while the library uses HiGHS.
 """
 
 import math
@@ -95,11 +95,11 @@ def changes(
     r: dict[str, float] = {}
     for name, node in graph.nodes.items():
         if isinstance(node, JoinNode):
-            found = [r[parent] for parent in node.parents if parent in r]
+            values = [r[parent] for parent in node.parents if parent in r]
         else:
-            found = site_terms(node, exponents[name], c.get(name), g, r)
-        if found:
-            r[name] = min(found)
+            values = site_terms(node, exponents[name], c.get(name), g, r)
+        if values:
+            r[name] = min(values)
     return r
 
 
@@ -118,9 +118,9 @@ def solve_big_m(
     Args:
         feature_learning: the node that feeds each readout has r = 0.
         relaxed: leave the binaries out, so that r <= min(terms) only.
-        polish: solve once more with the binaries held at what was found, in process: CBC hands its
-            answer over as text, to eight digits, and its tolerance on a binary is worth M times
-            as much in r.
+        polish: solve once more in process, with the binaries fixed at their values. CBC returns its
+            solution as text, with eight digits, and its tolerance on a binary allows an error of M
+            times as much in r.
         solver: a PuLP solver; None is CBC with tolerances that suit big-M.
     """
     problem = pulp.LpProblem("oracle", pulp.LpMinimize)

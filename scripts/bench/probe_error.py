@@ -5,9 +5,9 @@
 Trains with maxP to the middle of a run, and takes the exponents of every token at every site with a
 weight, on many sequences. Then it draws probes from these repeatedly, first sequences and then
 tokens of them, as a run does. The spread of their means is the standard error, which includes the
-correlation of tokens within a sequence. Beside it stands the error if tokens were independent: the
-spread of single tokens divided by sqrt(n). Solving with each drawn probe gives the spread of c, and
-so of lr = n^-c.
+correlation of tokens within a sequence. Next to it is the error that
+independent tokens would have: the spread of single tokens divided by sqrt(n). Solving with each
+drawn probe gives the spread of c, and so of lr = n^-c.
 """
 
 import logging

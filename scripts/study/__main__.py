@@ -37,16 +37,22 @@ class Options:
     """What to measure, and where to write it."""
 
     quick: bool = False
-    """Use small sizes, to try the command. The numbers are noisy."""
+    """Use small sizes, to try the command. The numbers are then noisy."""
 
-    out: Annotated[Path | None, tyro.conf.arg(metavar="FOLDER")] = None
-    """Output folder; docs/study by default, runs/study-quick with --quick."""
+    out: Annotated[
+        Path | None,
+        tyro.conf.arg(
+            metavar="FOLDER",
+            help_behavior_hint="(default: docs/study, or runs/study-quick with --quick)",
+        ),
+    ] = None
+    """Output folder."""
 
     part: Literal["all", "single", "training", "sweep", "report"] = "all"
     """Measure only this part, or only write the report from the rows in the output folder."""
 
     workers: int = os.cpu_count() or 1
-    """Number of single-threaded processes; 0 runs in this process. The numbers stay the same."""
+    """Number of single-threaded processes; 0 measures in this process. The numbers are the same."""
 
     @property
     def folder(self) -> Path:

@@ -1,4 +1,4 @@
-"""Figures of the single pass: heat maps, slopes beside derived lines, and finite sizes."""
+"""Figures of the single pass: heat maps, slopes with derived lines, and finite sizes."""
 
 import os
 from pathlib import Path

@@ -25,7 +25,7 @@ def run_all(
         measure: a module-level function, because it is sent to other processes.
         tasks: start in this order: put the longest first, so that no process is idle at the end.
         workers: number of processes; 0 runs everything in this process.
-        label: shown beside the bar.
+        label: shown next to the bar.
     """
     tasks = list(tasks)
     context = multiprocessing.get_context("spawn")

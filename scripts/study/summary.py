@@ -1,4 +1,4 @@
-"""Tables from the single pass: slopes beside derived exponents, variation, the readout's ratio."""
+"""Tables from the single pass: slopes with derived exponents, variation, the readout's ratio."""
 
 import math
 from itertools import product

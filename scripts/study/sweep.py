@@ -50,7 +50,7 @@ def best(rows: pd.DataFrame) -> pd.DataFrame:
 
     Columns: ``best`` (the grid's log2 lr); ``between`` (the vertex of the parabola in log lr and
     log loss through the best point and its neighbours); ``loss``; ``at_edge`` (the best is the
-    first or last of the grid, so the optimum may lie outside).
+    first or last of the grid, so the optimum may be outside).
     """
     bests = []
     for (method, width), curve in curves(rows).groupby(["method", "width"]):

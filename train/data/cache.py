@@ -32,7 +32,7 @@ def cache_root() -> Path:
 def build_once(folder: Path, build: Callable[[Path], None]) -> None:
     """Make ``folder`` by calling ``build``, unless it exists; it appears whole or not at all.
 
-    ``build`` fills an empty folder beside the final one, which is renamed when it returns. One of
+    ``build`` fills an empty folder next to the final one, which is renamed when it returns. One of
     several concurrent processes calls it; the others wait on a lock file.
 
     Raises:

@@ -1,9 +1,9 @@
 """Writes token stores, in one go or over hours: after a kill, writing continues where it stopped.
 
-While a store is written, ``progress.json`` beside ``tokens.bin`` holds how many tokens are on the
-disk, their checksum, and the position in the texts after them. The tokens are flushed before it is
-replaced, so that whatever follows them can be cut off and written again. The finished store is byte
-for byte the one that an uninterrupted process writes.
+While a store is written, ``progress.json`` next to ``tokens.bin`` records how many tokens are on
+the disk, their checksum, and the position in the texts after them. The tokens are flushed before it
+is replaced, so after a kill, anything that follows them can be cut off and written again. The
+finished store is byte for byte the one that an uninterrupted process writes.
 """
 
 import hashlib

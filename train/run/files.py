@@ -21,7 +21,7 @@ def write_whole(target: Path, content: str | bytes) -> None:
 
 @contextmanager
 def temporary(target: Path, content: str | bytes) -> Iterator[Path]:
-    """A file beside ``target`` that holds ``content``, deleted at the end unless renamed."""
+    """A file next to ``target`` that holds ``content``, deleted at the end unless renamed."""
     # Not mkstemp: its mode 0600 would hide a run from the colleagues who share the folder.
     path = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
     try:
