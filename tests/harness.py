@@ -81,8 +81,8 @@ class Run:
 
     @property
     def validation_losses(self) -> dict[int, float]:
-        found = [r for r in self.record.metrics if "validation_loss" in r]
-        return {r["step"]: r["validation_loss"] for r in found}
+        validations = [r for r in self.record.metrics if "validation_loss" in r]
+        return {r["step"]: r["validation_loss"] for r in validations}
 
 
 def run(arguments: list[str], before_step: Callable[[MaxPTrainer], None] | None = None) -> Run:

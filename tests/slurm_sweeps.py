@@ -72,9 +72,9 @@ class Sweep:
     def do(self, command: str, *arguments: str, code: int = 0) -> str:
         """The same to its end: what it printed, and as an error where it is to fail."""
         process = self.start(command, *arguments)
-        told, errors = process.communicate()
+        printed, errors = process.communicate()
         assert process.returncode == code, errors
-        return errors if code else told
+        return errors if code else printed
 
     def states(self) -> dict[str, str]:
         lines = self.do("status", "--format", "json").splitlines()

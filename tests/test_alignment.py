@@ -23,13 +23,13 @@ def rms(values: torch.Tensor) -> float:
 
 def align(x: torch.Tensor, m: torch.Tensor, n: int) -> float | None:
     """The definition: x (tokens, in), m (out, in); a token without a product is left out."""
-    found = []
+    exponents = []
     for token in x.double():
         product = m.double() @ token
         if rms(product):
             ratio = math.log(rms(product)) - math.log(rms(token)) - math.log(rms(m.double()))
-            found.append(ratio / math.log(n))
-    return sum(found) / len(found) if found else None
+            exponents.append(ratio / math.log(n))
+    return sum(exponents) / len(exponents) if exponents else None
 
 
 def by_definition(
@@ -61,8 +61,8 @@ def test_rank_one_products_add_up_coherently() -> None:
     u, v = torch.rand(OUT, dtype=torch.float64), torch.randn(IN, dtype=torch.float64)
     z0 = torch.linspace(1, 2, 5, dtype=torch.float64)[:, None] * v
     w0 = torch.outer(u, v)
-    found = compute_alignment(z0, w0, 3 * z0, w0 + torch.outer(u.flip(0), v), IN)
-    assert found == pytest.approx((1, 1, 1), abs=1e-12)
+    exponents = compute_alignment(z0, w0, 3 * z0, w0 + torch.outer(u.flip(0), v), IN)
+    assert exponents == pytest.approx((1, 1, 1), abs=1e-12)
 
 
 def test_independent_random_matrices_give_one_half_within_their_standard_error() -> None:
@@ -83,14 +83,14 @@ def test_a_permutation_matrix_gives_one_half_exactly() -> None:
     # It keeps the norm: rms(xM) = rms(x), and rms(M) = n^-1/2.
     w0 = torch.eye(IN, dtype=torch.float64)
     z0 = torch.randn(4, IN, dtype=torch.float64)
-    found = compute_alignment(z0, w0, 2 * z0, w0 + w0.roll(1, 0), IN)
-    assert found == pytest.approx((0.5, 0.5, 0.5), abs=1e-12)
+    exponents = compute_alignment(z0, w0, 2 * z0, w0 + w0.roll(1, 0), IN)
+    assert exponents == pytest.approx((0.5, 0.5, 0.5), abs=1e-12)
 
 
 def test_one_is_the_largest_value_there_is() -> None:
     for seed in range(20):
-        found = compute_alignment(*random_site(seed), IN)
-        assert all(value is not None and value <= 1 + 1e-12 for value in found)
+        exponents = compute_alignment(*random_site(seed), IN)
+        assert all(value is not None and value <= 1 + 1e-12 for value in exponents)
 
 
 # The definition
@@ -158,10 +158,10 @@ def test_a_token_without_a_term_is_left_out_of_that_term_alone() -> None:
     z0, w0, z, w = random_site(7)
     z[2] = z0[2]  # this token's input did not change
     others = [i for i in range(TOKENS) if i != 2]
-    found = compute_alignment(z0, w0, z, w, IN)
-    assert found[0] == pytest.approx(align(z0, w - w0, IN), abs=1e-12)
-    assert found[1] == pytest.approx(align((z - z0)[others], w0, IN), abs=1e-12)
-    assert found[2] == pytest.approx(align((z - z0)[others], w - w0, IN), abs=1e-12)
+    exponents = compute_alignment(z0, w0, z, w, IN)
+    assert exponents[0] == pytest.approx(align(z0, w - w0, IN), abs=1e-12)
+    assert exponents[1] == pytest.approx(align((z - z0)[others], w0, IN), abs=1e-12)
+    assert exponents[2] == pytest.approx(align((z - z0)[others], w - w0, IN), abs=1e-12)
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
@@ -221,17 +221,17 @@ def test_dtensors_give_what_plain_tensors_give(
     z0, w0, z, w = random_site(9)
     plain = compute_alignment(z0, w0, z, w, IN)
     sharded_w0 = w0 if whole_w0 else distribute_tensor(w0, mesh, placements)
-    found = compute_alignment(z0, sharded_w0, z, distribute_tensor(w, mesh, placements), IN)
-    assert found == pytest.approx(plain, abs=1e-12)
+    exponents = compute_alignment(z0, sharded_w0, z, distribute_tensor(w, mesh, placements), IN)
+    assert exponents == pytest.approx(plain, abs=1e-12)
 
 
 def test_inputs_may_be_dtensors(mesh: DeviceMesh) -> None:
     z0, w0, z, w = random_site(9)
     split = [Replicate(), Shard(1)]
-    found = compute_alignment(
+    exponents = compute_alignment(
         distribute_tensor(z0, mesh, split), w0, distribute_tensor(z, mesh, split), w, IN
     )
-    assert found == pytest.approx(compute_alignment(z0, w0, z, w, IN), abs=1e-12)
+    assert exponents == pytest.approx(compute_alignment(z0, w0, z, w, IN), abs=1e-12)
 
 
 def test_weights_that_are_placed_in_two_ways_are_refused(mesh: DeviceMesh) -> None:

@@ -20,11 +20,11 @@ NAMES = ("align_z0_dW", "align_dZ_w0", "align_dZ_dW")
 
 def record(step: int, **sites: tuple[float | None, float | None, float | None]) -> dict[str, Any]:
     """A line of metrics.jsonl; ``__`` in a name stands for a dot."""
-    found = {}
+    by_site = {}
     for name, values in sites.items():
         measured = {k: v for k, v in zip(NAMES, values, strict=True) if v is not None}
-        found[name.replace("__", ".")] = {"lr": 0.1, "c": 0.5, **measured}
-    return {"step": step, "sites": found}
+        by_site[name.replace("__", ".")] = {"lr": 0.1, "c": 0.5, **measured}
+    return {"step": step, "sites": by_site}
 
 
 @pytest.mark.parametrize(

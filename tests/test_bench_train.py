@@ -32,13 +32,15 @@ def test_at_interval_one_only_measuring_steps_count() -> None:
 
 
 def test_steps_are_told_apart_by_their_place_in_a_block() -> None:
-    found = Contender("maxP", NoTrainer(), interval=2, blocks=[[1.0, 9.0, 2.0, 8.0], [3, 7, 4, 6]])
-    assert (found.plain(), found.measuring(0)) == ([1, 2, 3, 4], [9, 8])
+    contender = Contender(
+        "maxP", NoTrainer(), interval=2, blocks=[[1.0, 9.0, 2.0, 8.0], [3, 7, 4, 6]]
+    )
+    assert (contender.plain(), contender.measuring(0)) == ([1, 2, 3, 4], [9, 8])
 
 
 def test_an_interval_beyond_the_block_measures_at_its_end() -> None:
-    found = Contender("maxP", NoTrainer(), interval=1000, blocks=[[1.0, 2.0, 9.0]])
-    assert (found.plain(), found.measuring()) == ([1, 2], [9])
+    contender = Contender("maxP", NoTrainer(), interval=1000, blocks=[[1.0, 2.0, 9.0]])
+    assert (contender.plain(), contender.measuring()) == ([1, 2], [9])
 
 
 def test_a_ratio_over_its_target_is_said_to_be_missed() -> None:
@@ -54,8 +56,8 @@ def test_the_table_compares_with_torchtitan_and_the_static_method() -> None:
 
 
 def test_bytes_that_are_not_as_predicted_are_named() -> None:
-    (found,) = differences(ROW, "debug", Mesh(), Probe())
-    assert "1000 bytes measured" in found
+    (line,) = differences(ROW, "debug", Mesh(), Probe())
+    assert "1000 bytes measured" in line
 
 
 @pytest.mark.parametrize(

@@ -48,8 +48,8 @@ def test_after_a_truncated_checkpoint_the_one_before_it_is_used(
     assert done.code == 0
     assert len(done.lrs) == 24 - 8
     assert done.losses == finished.losses
-    (told,) = [r.getMessage() for r in caplog.records if "checkpoint refused" in r.getMessage()]
-    assert "step-16: __0_0.distcp is truncated" in told
+    (message,) = [r.getMessage() for r in caplog.records if "checkpoint refused" in r.getMessage()]
+    assert "step-16: __0_0.distcp is truncated" in message
     assert (interrupted / "checkpoint" / "refused-16-1").is_dir()
 
 

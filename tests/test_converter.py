@@ -109,7 +109,7 @@ def test_without_multipliers_it_is_torchtitans_own_model_bit_for_bit(
 
 
 def test_every_layer_of_the_model_is_a_site_of_its_type(converted: Llama3Model) -> None:
-    found = {name: (s.width_dim, s.layer_type) for name, s in find_sites(converted).items()}
+    sites = {name: (s.width_dim, s.layer_type) for name, s in find_sites(converted).items()}
     block = {
         **dict.fromkeys(("attention.qkv_linear.wq", "attention.qkv_linear.wk"), (64, "hidden")),
         **dict.fromkeys(("attention.qkv_linear.wv", "attention.wo"), (64, "hidden")),
@@ -119,7 +119,7 @@ def test_every_layer_of_the_model_is_a_site_of_its_type(converted: Llama3Model) 
     }
     ends = {"tok_embeddings": (64, "embedding"), "lm_head": (64, "readout")}
     blocks = {f"layers.{i}.{name}": what for i in range(2) for name, what in block.items()}
-    assert found == ends | blocks
+    assert sites == ends | blocks
 
 
 WEIGHTED = {

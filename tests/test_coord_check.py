@@ -85,8 +85,8 @@ def sp(corpus_cache: Path, tmp_path_factory: Fixture) -> Checked:
 
 
 def test_the_table_has_a_row_for_every_kind_of_site(mup: Checked) -> None:
-    found = {coord_check.kind(name) for name in mup.rows}
-    assert found == set(KINDS)
+    kinds = {coord_check.kind(name) for name in mup.rows}
+    assert kinds == set(KINDS)
     assert len(mup.rows) == len(KINDS)
 
 
@@ -116,7 +116,7 @@ def test_mups_readout_at_init_is_not_called_wrong(mup: Checked) -> None:
 
 def test_a_change_of_the_readout_that_falls_is_explained_by_its_parts(mup: Checked) -> None:
     assert "falls" in mup.rows["lm_head"]
-    assert "lm_head's change is that of its own update" in mup.output
+    assert "lm_head's change is the sum of two parts: one from its own update" in mup.output
 
 
 def test_a_png_is_written(mup: Checked) -> None:

@@ -64,10 +64,10 @@ def test_step_flops_are_those_that_torchtitan_counts_for_mfu(name: str) -> None:
 def test_bytes_are_those_of_the_tensors(trainer) -> None:
     from scripts.bench.contenders import Contender
 
-    found = Contender("maxP", trainer, interval=1)
+    contender = Contender("maxP", trainer, interval=1)
     expected = costs.memory(DEBUG, probe=Probe(2, 40))
-    assert found.bytes_of_model() == expected.model
-    assert found.bytes_kept() == {"w0": expected.w0, "z0": expected.z0, "probe": expected.probe}
+    assert contender.bytes_of_model() == expected.model
+    assert contender.bytes_kept() == {"w0": expected.w0, "z0": expected.z0, "probe": expected.probe}
 
 
 def test_measurement_flops_are_those_that_torch_counts(trainer) -> None:
@@ -113,8 +113,8 @@ def test_uneven_rows_are_counted_as_the_first_rank_holds_them(size: int) -> None
 def test_gpu_hours_by_hand() -> None:
     scale = SCALES["s1"]
     flops = 1000 * costs.step_flops(scale)
-    found = costs.gpu_hours(scale, 1000, 8, mfu=0.5, peak_flops=1e15)
-    assert found == pytest.approx(flops / 0.5e15 / 3600)
+    hours = costs.gpu_hours(scale, 1000, 8, mfu=0.5, peak_flops=1e15)
+    assert hours == pytest.approx(flops / 0.5e15 / 3600)
 
 
 def test_gpus_that_do_not_share_the_batch_evenly_wait() -> None:

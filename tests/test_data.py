@@ -82,11 +82,11 @@ def test_inputs_positions_and_labels_are_those_of_a_slow_recipe(
     store: TokenStore, tokenizer: HuggingFaceTokenizer
 ) -> None:
     loader = window_loader(store, seed=None, infinite=False, batch_size=1)
-    found = [
+    windows = [
         (inputs["input"][0].tolist(), inputs["positions"][0].tolist(), labels[0].tolist())
         for inputs, labels in loader
     ]
-    assert found == expected_windows(texts(30), tokenizer)
+    assert windows == expected_windows(texts(30), tokenizer)
 
 
 def test_the_label_of_the_last_token_of_all_is_eos(store: TokenStore) -> None:

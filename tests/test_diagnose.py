@@ -448,8 +448,8 @@ def test_a_contraction_over_a_fixed_width_is_derived_and_measured_as_flat() -> N
 def test_alignment_overrides_change_what_is_derived() -> None:
     def slope(**options: Any) -> float:
         stats = check(mup, [32, 64], seeds=2, steps=1, **options)[2]
-        found: float = stats["hidden.0"].change.derived
-        return found
+        derived: float = stats["hidden.0"].change.derived
+        return derived
 
     # c = 1; with align_dZ_w0 = 3/4 the term a + b + r_in - 3/4 is the least, -1/4.
     assert slope() == pytest.approx(0.0)

@@ -31,15 +31,15 @@ class Block(NamedTuple):
 
 @cache
 def blocks() -> tuple[Block, ...]:
-    found = []
+    listed = []
     for page, name in zip(PAGES, NAMES, strict=True):
         text = page.read_text(encoding="utf-8")
         for match in re.finditer(r"^```(\w*)\n(.*?)^```$", text, flags=re.DOTALL | re.MULTILINE):
             before = text[: match.start()]
             spared = SPARED.search(before)
             line = before.count("\n") + 1
-            found.append(Block(name, line, match[1], match[2], spared[1] if spared else ""))
-    return tuple(found)
+            listed.append(Block(name, line, match[1], match[2], spared[1] if spared else ""))
+    return tuple(listed)
 
 
 def of(language: str) -> list[Block]:

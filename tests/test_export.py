@@ -188,8 +188,8 @@ def test_the_latest_complete_step_is_exported_also_of_the_model_alone(
     dcp.save(state, checkpoint_id=copy / "checkpoint" / "step-10", no_dist=True)
     (copy / "checkpoint" / "step-20").mkdir()
     export.export(copy, tmp_path / "to")
-    found = load_file(tmp_path / "to" / "model.safetensors")
-    assert torch.equal(found["model.norm.weight"], torch.ones(128))
+    weights = load_file(tmp_path / "to" / "model.safetensors")
+    assert torch.equal(weights["model.norm.weight"], torch.ones(128))
     assert "skipped step-20: it was not written to the end" in caplog.text
 
 
@@ -260,11 +260,11 @@ def test_what_cannot_be_exported_is_refused_in_one_line_and_nothing_is_written(
     copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, spoil: Any, line: str
 ) -> None:
     flags = spoil(copy)
-    found = command(monkeypatch, str(copy), "--to", str(tmp_path / "to"), *flags)
-    assert isinstance(found, str)
-    assert found.startswith("error: ")
-    assert line in found
-    assert "\n" not in found
+    message = command(monkeypatch, str(copy), "--to", str(tmp_path / "to"), *flags)
+    assert isinstance(message, str)
+    assert message.startswith("error: ")
+    assert line in message
+    assert "\n" not in message
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
 
 
@@ -275,8 +275,8 @@ def test_a_folder_with_something_in_it_is_refused_and_left_alone(
     to = tmp_path / "to"
     to.mkdir()
     (to / "notes.txt").write_text("mine")
-    found = command(monkeypatch, str(copy), "--to", str(to))
-    assert found == f"error: --to {to}: exists and is not an empty folder; choose a new one"
+    message = command(monkeypatch, str(copy), "--to", str(to))
+    assert message == f"error: --to {to}: exists and is not an empty folder; choose a new one"
     assert [path.name for path in to.iterdir()] == ["notes.txt"]
 
 
@@ -288,7 +288,7 @@ def test_a_write_that_fails_leaves_nothing(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(export, "save_file", full)
-    found = command(monkeypatch, str(copy), "--to", str(tmp_path / "to"))
-    assert isinstance(found, str)
-    assert found.endswith("cannot be written (No space left on device); choose another folder")
+    message = command(monkeypatch, str(copy), "--to", str(tmp_path / "to"))
+    assert isinstance(message, str)
+    assert message.endswith("cannot be written (No space left on device); choose another folder")
     assert [path.name for path in tmp_path.iterdir()] == ["run"]

@@ -105,8 +105,8 @@ def assert_measured(done: Run) -> None:
 def test_alignment_on_a_gpu_is_that_of_float64_on_the_cpu(gpu: torch.device, seed: int) -> None:
     site = random_site(seed)
     z0, w0, z, w = (tensor.to(gpu, torch.float32) for tensor in site)
-    found = compute_alignment(z0, w0, z, w, IN)
-    assert found == pytest.approx(by_definition(*site, IN), abs=1e-5)
+    exponents = compute_alignment(z0, w0, z, w, IN)
+    assert exponents == pytest.approx(by_definition(*site, IN), abs=1e-5)
 
 
 @on_gpu

@@ -47,8 +47,8 @@ def lines(path: Path) -> list[str]:
 
 
 def node_states(cluster: Cluster) -> list[str]:
-    found = cluster.run("sinfo", "--noheader", "--Node", "--partition=main", "--format=%N %T")
-    return found.splitlines()
+    output = cluster.run("sinfo", "--noheader", "--Node", "--partition=main", "--format=%N %T")
+    return output.splitlines()
 
 
 def test_two_nodes_are_idle(idle: Cluster) -> None:

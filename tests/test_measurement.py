@@ -137,10 +137,10 @@ def test_measured_exponents_are_the_definition_on_the_probe() -> None:
     train(model, p, x, y, 3)
     z = captured(model, probe)
     assert set(p.measured) == {"layers.0", "layers.1", "readout"}
-    for name, found in p.measured.items():
+    for name, measured in p.measured.items():
         width, w = p.sites[name].width_dim, p.weights[name].detach()
         expected = by_definition(z0[name][0], w0[name], z[name][0], w, width)
-        assert found == pytest.approx(expected, abs=1e-5)
+        assert measured == pytest.approx(expected, abs=1e-5)
 
 
 def test_scores_of_an_attention_are_measured_by_head() -> None:
@@ -165,7 +165,7 @@ def test_scores_of_an_attention_are_measured_by_head() -> None:
 
 def test_the_probe_is_a_copy() -> None:
     model, (x, y) = MLP(), batch(0)
-    found = []
+    measured = []
     for write in (False, True):
         p = Parametrization(model, seed=0)
         probe = x.clone()
@@ -173,8 +173,8 @@ def test_the_probe_is_a_copy() -> None:
         if write:
             probe.mul_(-3)  # a buffer that the caller fills again
         train(model, p, x, y, 2)
-        found.append(p.measured)
-    assert found[0] == found[1]
+        measured.append(p.measured)
+    assert measured[0] == measured[1]
 
 
 def test_another_input_than_the_probe_is_refused() -> None:

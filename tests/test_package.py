@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 def imported(package: str) -> dict[str, set[str]]:
     """Top-level packages that each module of a package imports, anywhere in it."""
-    found = {}
+    names_by_file = {}
     for file in sorted((ROOT / package).rglob("*.py")):
         names: set[str] = set()
         for node in ast.walk(ast.parse(file.read_text())):
@@ -22,8 +22,8 @@ def imported(package: str) -> dict[str, set[str]]:
                 names |= {alias.name.split(".")[0] for alias in node.names}
             elif isinstance(node, ast.ImportFrom) and node.module:
                 names.add(node.module.split(".")[0])
-        found[str(file.relative_to(ROOT))] = names
-    return found
+        names_by_file[str(file.relative_to(ROOT))] = names
+    return names_by_file
 
 
 @pytest.mark.parametrize(

@@ -12,17 +12,17 @@ def test_tokens_own_exponents_average_to_the_measured_ones() -> None:
     generator = torch.Generator().manual_seed(0)
     z0, z = (torch.randn(7, 16, generator=generator, dtype=torch.float64) for _ in range(2))
     w0, w = (torch.randn(5, 16, generator=generator, dtype=torch.float64) for _ in range(2))
-    found = per_token(z0, z, w0, w, 16).mean(1)
-    assert tuple(found.tolist()) == pytest.approx(compute_alignment(z0, w0, z, w, 16))
+    exponents = per_token(z0, z, w0, w, 16).mean(1)
+    assert tuple(exponents.tolist()) == pytest.approx(compute_alignment(z0, w0, z, w, 16))
 
 
 def test_a_token_without_a_term_has_no_exponent() -> None:
     z0, w0 = torch.ones(2, 4), torch.ones(3, 4)
     z = z0.clone()
     z[1] = 2.0
-    found = per_token(z0, z, w0, 2 * w0, 4)
-    assert torch.isnan(found[1:, 0]).all()
-    assert torch.isfinite(found[1:, 1]).all()
+    exponents = per_token(z0, z, w0, 2 * w0, 4)
+    assert torch.isnan(exponents[1:, 0]).all()
+    assert torch.isfinite(exponents[1:, 1]).all()
 
 
 def spread(values: np.ndarray, count: int, sequences: int) -> float:

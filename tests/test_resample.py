@@ -16,15 +16,15 @@ def trajectory(steps: int = 4, **arguments: Any) -> list[Any]:
     p = Parametrization(model, lr_prefactor=0.05, seed=3, sample_input=tokens, **arguments)
     p.capture_initial(tokens)
     optimizer = torch.optim.Adam(p.param_groups)
-    found = []
+    outcomes = []
     for _ in range(steps):
         logits = model(tokens[:, :-1])
         F.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten()).backward()
         optimizer.step()
         optimizer.zero_grad()
         p.step(None, optimizer)
-        found.append((p.measured, p.c, [w.detach().clone() for w in p.weights.values()]))
-    return found
+        outcomes.append((p.measured, p.c, [w.detach().clone() for w in p.weights.values()]))
+    return outcomes
 
 
 def test_resampled_initial_weights_give_the_same_exponents_as_stored_ones_exactly() -> None:

@@ -80,8 +80,8 @@ def test_alignments_are_logged_from_the_step_after_the_first_measurement(maxp_ru
     # Measured after step 4: update 4 is made with what was known before.
     for step, record in maxp_run.steps.items():
         for name in (WEIGHTED, BILINEAR, "lm_head"):
-            found = ALIGNMENTS & set(record["sites"].get(name, {}))
-            assert found == (ALIGNMENTS if step > 4 else set())
+            recorded = ALIGNMENTS & set(record["sites"].get(name, {}))
+            assert recorded == (ALIGNMENTS if step > 4 else set())
         assert not ALIGNMENTS & set(record["sites"]["tok_embeddings"])
 
 
@@ -236,9 +236,9 @@ def test_a_killed_process_is_followed_by_one_that_ends_the_same(
 def test_two_processes_have_one_identity_for_one_command(
     corpus_cache: Path, tmp_path: Path
 ) -> None:
-    found = []
+    configs = []
     for name in ("first", "second"):
         arguments = tiny(tmp_path / name, "mup-no", "--steps", "1")
         assert start(arguments, corpus_cache).wait() == 0
-        found.append(json.loads((tmp_path / name / "config.json").read_text()))
-    assert found[0]["identity"] == found[1]["identity"] == identity(found[1]["config"])
+        configs.append(json.loads((tmp_path / name / "config.json").read_text()))
+    assert configs[0]["identity"] == configs[1]["identity"] == identity(configs[1]["config"])

@@ -84,11 +84,11 @@ def seen(corpus_cache: Path, tmp_path_factory: pytest.TempPathFactory) -> list[d
     return ranks(folder, 2)
 
 
-def assert_same_experiment(found: Run, expected: Run) -> None:
+def assert_same_experiment(actual: Run, expected: Run) -> None:
     """Losses to 1e-5 relative, every exponent to 1e-4, every c and lr."""
-    assert found.losses == pytest.approx(expected.losses, rel=1e-5)
+    assert actual.losses == pytest.approx(expected.losses, rel=1e-5)
     compared = 0
-    for step, record in found.steps.items():
+    for step, record in actual.steps.items():
         theirs = expected.steps[step]["sites"]
         assert record["sites"].keys() == theirs.keys()
         for site, values in record["sites"].items():

@@ -54,8 +54,8 @@ def _compare(rank: int, store: str) -> None:
     states.append(SiteState(z0, z, w, lambda start, stop: w0[start:stop], IN))
     expected.append(compute_alignment(z0, w0, z, w, IN))
     # All in one call: two meshes and a plain weight.
-    for found, value in zip(measure(states), expected, strict=True):
-        assert found == pytest.approx(value, abs=1e-12)
+    for exponents, value in zip(measure(states), expected, strict=True):
+        assert exponents == pytest.approx(value, abs=1e-12)
     dist.destroy_process_group()
 
 

@@ -1,4 +1,4 @@
-"""What cannot be done is told in one line, and leaves nothing behind that is half written."""
+"""What cannot be done is reported in one line, and leaves nothing behind that is half written."""
 
 from __future__ import annotations
 
@@ -38,13 +38,13 @@ def command(monkeypatch: pytest.MonkeyPatch) -> Command:
 
 @pytest.fixture
 def error(capsys: pytest.CaptureFixture[str]) -> Callable[[], str]:
-    """The one line that a command has just told on stderr."""
+    """The one line that a command has just printed on stderr."""
 
     def read() -> str:
         lines = capsys.readouterr().err.splitlines()
-        told = [line for line in lines if line.startswith("error: ")]
-        assert len(told) == 1
-        return told[0]
+        reported = [line for line in lines if line.startswith("error: ")]
+        assert len(reported) == 1
+        return reported[0]
 
     return read
 
@@ -70,16 +70,16 @@ def on_slurm(case: Case) -> None:
 
 def half_written(case: Case) -> list[Path]:
     """Files of the sweep that are not whole."""
-    found = []
+    files = []
     for file in case.folder.path.rglob("*"):
         if re.search(r"\.json\.[0-9a-f]{32}$", file.name):
-            found.append(file)
+            files.append(file)
         elif file.suffix == ".json":
             try:
                 json.loads(file.read_text())
             except ValueError:
-                found.append(file)
-    return found
+                files.append(file)
+    return files
 
 
 def states(case: Case) -> list[State]:
@@ -90,7 +90,7 @@ def states(case: Case) -> list[State]:
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "message"),
     [
         ("scales = [", "s.toml: not valid TOML"),
         ('scales = ["s9"]', "s.toml: scales: 's9' is unknown: choose from debug, s1"),
@@ -100,13 +100,13 @@ def states(case: Case) -> list[State]:
     ],
 )
 def test_a_mistake_in_the_sweep_file_is_named_and_nothing_is_made(
-    case: Case, command: Command, error: Callable[[], str], text: str, told: str
+    case: Case, command: Command, error: Callable[[], str], text: str, message: str
 ) -> None:
     key = text.partition(" ")[0]
     lines = case.sweep.read_text().splitlines()
     case.sweep.write_text("\n".join([*(x for x in lines if not x.startswith(f"{key} =")), text]))
     assert command(case.submission()) == 2
-    assert told in error()
+    assert message in error()
     assert not case.runs.exists()
 
 
@@ -288,9 +288,9 @@ def test_a_corrupt_line_of_metrics_is_told_by_status_and_table(
     assert line.startswith(NAMES[1])
     assert "1 corrupt line in metrics.jsonl" in line
     assert command(["table", str(case.folder.path)]) == 0
-    told = capsys.readouterr().out
-    assert "4.0100" in told
-    assert "corrupt" in told
+    message = capsys.readouterr().out
+    assert "4.0100" in message
+    assert "corrupt" in message
 
 
 def test_a_corrupt_status_is_one_unreadable_run(
@@ -300,9 +300,9 @@ def test_a_corrupt_status_is_one_unreadable_run(
     (case.folder.run(NAMES[1]) / "status.json").write_text("{")
     capsys.readouterr()
     assert command(["status", str(case.folder.path)]) == 0
-    told = capsys.readouterr().out
-    assert "4 runs: 3 completed, 1 unreadable" in told
-    assert f"{NAMES[1]}/status.json is corrupt" in told
+    message = capsys.readouterr().out
+    assert "4 runs: 3 completed, 1 unreadable" in message
+    assert f"{NAMES[1]}/status.json is corrupt" in message
 
 
 # Slurm
@@ -319,8 +319,8 @@ def test_when_sbatch_refuses_its_words_are_told_and_the_runs_are_missing(
     text = "echo 'sbatch: error: Batch job submission failed: Invalid account' >&2; exit 1"
     program(slurm, "sbatch", text, monkeypatch)
     assert command(case.submission()) == 1
-    assert "sbatch refused the jobs" in (told := error())
-    assert "Invalid account" in told
+    assert "sbatch refused the jobs" in (message := error())
+    assert "Invalid account" in message
     assert states(case) == [State.MISSING] * 4
     assert half_written(case) == []
 
@@ -382,9 +382,9 @@ def test_wherever_a_submission_meets_a_full_disk_it_says_so_and_can_be_repeated(
         if command(case.submission()) == 0:
             break
         refused += 1
-        told = error()
-        assert str(case.runs) in told
-        assert "No space left on device" in told
+        message = error()
+        assert str(case.runs) in message
+        assert "No space left on device" in message
         assert half_written(case) == []
         expected = State.QUEUED if asked.read_text() else State.MISSING
         assert states(case) in ([], [expected] * 4)

@@ -28,10 +28,10 @@ Command = Callable[[list[str]], int]
 
 @pytest.fixture
 def case(tmp_path: Path) -> Case:
-    found = Case(tmp_path).write()
+    written = Case(tmp_path).write()
     text = 'kind = "slurm"\npartition = "p"\nprocesses_per_node = 1\nmax_parallel = 3\n'
-    found.cluster.write_text(text)
-    return found
+    written.cluster.write_text(text)
+    return written
 
 
 @pytest.fixture
@@ -70,10 +70,10 @@ def test_a_dry_run_prints_the_script_and_the_totals_and_touches_nothing(
     case: Case, command: Command, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert command(case.submission("--dry-run")) == 0
-    told = capsys.readouterr().out
-    assert "#SBATCH --array=0-3%3" in told
-    assert all(f"--output-dir {case.folder.run(name)}" in told for name in NAMES)
-    assert told.splitlines()[-1] == "in all: 4 jobs"
+    printed = capsys.readouterr().out
+    assert "#SBATCH --array=0-3%3" in printed
+    assert all(f"--output-dir {case.folder.run(name)}" in printed for name in NAMES)
+    assert printed.splitlines()[-1] == "in all: 4 jobs"
     assert not case.runs.exists()
 
 
@@ -110,9 +110,9 @@ def test_a_submission_is_one_array_and_again_is_none(
     assert command(case.submission()) == 0
     assert command(case.submission()) == 0
     assert slurm.read_text().split() == ["sbatch"]
-    told = capsys.readouterr().out
-    assert "4 of 4 runs to submit" in told
-    assert "0 of 4 runs to submit; the others: 4 queued" in told
+    printed = capsys.readouterr().out
+    assert "4 of 4 runs to submit" in printed
+    assert "0 of 4 runs to submit; the others: 4 queued" in printed
 
 
 def test_cancelled_jobs_stay_so_until_they_are_resumed(
@@ -202,11 +202,11 @@ def test_of_many_runs_those_that_need_somebody_are_listed_and_the_rest_counted(
     for run in runs[10:13]:
         folder.give(run.name, job(kind="local", pid=None))
         RunFolder(folder.run(run.name)).set_status("failed", step=1, reason="no memory")
-    found = survey(folder, runs)
-    told = show.lines(folder, found)
-    assert [line.split()[0] for line in told] == ["run", "r10", "r11", "r12", "not"]
-    assert told[-1] == f"not listed: {show.LISTED + 47} missing; --all lists them"
-    assert len(show.lines(folder, found, everything=True)) == len(runs) + 1
+    standings = survey(folder, runs)
+    printed = show.lines(folder, standings)
+    assert [line.split()[0] for line in printed] == ["run", "r10", "r11", "r12", "not"]
+    assert printed[-1] == f"not listed: {show.LISTED + 47} missing; --all lists them"
+    assert len(show.lines(folder, standings, everything=True)) == len(runs) + 1
 
 
 def test_status_says_what_to_do_next(
@@ -217,10 +217,10 @@ def test_status_says_what_to_do_next(
     RunFolder(case.folder.run(NAMES[0])).set_status("failed", step=1, reason="no memory")
     capsys.readouterr()
     command(["status", str(case.folder.path)])
-    told = capsys.readouterr().out
-    assert "4 runs: 3 vanished, 1 failed" in told
-    assert f"python -m slurm resume {case.folder.path}" in told
-    assert f"python -m slurm retry {case.folder.path}" in told
+    printed = capsys.readouterr().out
+    assert "4 runs: 3 vanished, 1 failed" in printed
+    assert f"python -m slurm resume {case.folder.path}" in printed
+    assert f"python -m slurm retry {case.folder.path}" in printed
 
 
 def test_watching_ends_when_nothing_is_left_that_goes_on(
@@ -283,8 +283,10 @@ def test_a_sweep_file_of_two_sweeps_is_not_chosen_for_the_user(
     for place in places:
         sweep(place, spec("a"))
     assert command(["status", str(case.sweep)]) == 2
-    told = capsys.readouterr().err
-    assert f"{places[0] / 's'} and {places[1] / 's'} both hold this sweep: pass --runs-dir" in told
+    printed = capsys.readouterr().err
+    assert (
+        f"{places[0] / 's'} and {places[1] / 's'} both hold this sweep: pass --runs-dir" in printed
+    )
 
 
 # scripts/run_sweep.sh and run_debug.sh

@@ -18,10 +18,10 @@ from train.run.folder import RunFolder
 
 @pytest.fixture
 def folder(tmp_path: Path) -> SweepFolder:
-    found = SweepFolder(tmp_path / "runs" / "s")
-    with found.lock():
-        found.enter("s", [spec("a"), spec("b")])
-    return found
+    sweep = SweepFolder(tmp_path / "runs" / "s")
+    with sweep.lock():
+        sweep.enter("s", [spec("a"), spec("b")])
+    return sweep
 
 
 def test_runs_are_read_as_they_were_entered(folder: SweepFolder) -> None:

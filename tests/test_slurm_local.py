@@ -35,9 +35,9 @@ def command(monkeypatch: pytest.MonkeyPatch) -> Command:
 @pytest.fixture
 def started() -> Iterator[list[subprocess.Popen[str]]]:
     """Commands that are killed at the end, with what they started."""
-    found: list[subprocess.Popen[str]] = []
-    yield found
-    for one in found:
+    commands: list[subprocess.Popen[str]] = []
+    yield commands
+    for one in commands:
         with contextlib.suppress(psutil.NoSuchProcess):
             processes.send(psutil.Process(one.pid), signal.SIGKILL)
         one.wait()
@@ -49,8 +49,8 @@ def states(case: Case) -> dict[str, State]:
 
 def running(case: Case) -> list[str]:
     """Runs whose stub has begun its first step."""
-    found = [name for name, state in states(case).items() if state is State.RUNNING]
-    return [name for name in found if (case.folder.run(name) / "metrics.jsonl").exists()]
+    names = [name for name, state in states(case).items() if state is State.RUNNING]
+    return [name for name in names if (case.folder.run(name) / "metrics.jsonl").exists()]
 
 
 def test_a_sweep_runs_to_its_end(case: Case, command: Command) -> None:

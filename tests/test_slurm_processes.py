@@ -11,7 +11,7 @@ from waiting import wait_until
 from slurm import processes
 from slurm.task import training
 
-# Ends with 75 once it is told to, as the trainer does; says that it listens.
+# Ends with 75 once it is signalled, as the trainer does; says that it listens.
 LISTENER = """
 import signal, sys, time
 signal.signal(signal.SIGUSR2, lambda *_: sys.exit(75))

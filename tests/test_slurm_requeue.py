@@ -32,8 +32,8 @@ def test_a_number_that_was_given_to_another_submission_since_is_not_the_runs_job
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for comment in (ANOTHER, ""):
-        found = standing(comment, "7_0", tmp_path, monkeypatch)
-        assert (found.state, found.entry) == (State.VANISHED, None)
+        run = standing(comment, "7_0", tmp_path, monkeypatch)
+        assert (run.state, run.entry) == (State.VANISHED, None)
 
 
 @pytest.mark.parametrize("comment", [OURS, "project 12"])
@@ -46,10 +46,10 @@ def test_a_job_is_known_by_its_number_where_the_site_changes_comments(
 def test_a_job_whose_number_was_lost_stands_for_its_whole_array(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    found = standing(OURS, None, tmp_path, monkeypatch)
-    assert found.state is State.QUEUED
-    assert found.entry is not None
-    assert found.entry.job_id == "7"
+    run = standing(OURS, None, tmp_path, monkeypatch)
+    assert run.state is State.QUEUED
+    assert run.entry is not None
+    assert run.entry.job_id == "7"
 
 
 @pytest.mark.parametrize(

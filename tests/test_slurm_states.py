@@ -121,10 +121,13 @@ def test_each_task_of_an_array_is_an_entry_of_its_own(
 ) -> None:
     lines = "7_0|RUNNING|None|59:00|n1|t1\n7_1|PENDING|JobArrayTaskLimit|1:00:00||t1"
     command(tmp_path / "bin", "squeue", f"printf '{lines}'", monkeypatch)
-    found = squeue.jobs()
-    assert {id: entry.state for id, entry in found.items()} == {"7_0": "RUNNING", "7_1": "PENDING"}
-    assert found["7_1"].waiting
-    assert not found["7_0"].waiting
+    entries = squeue.jobs()
+    assert {id: entry.state for id, entry in entries.items()} == {
+        "7_0": "RUNNING",
+        "7_1": "PENDING",
+    }
+    assert entries["7_1"].waiting
+    assert not entries["7_0"].waiting
 
 
 def test_a_job_that_has_ended_but_is_still_listed_is_not_there(
@@ -153,9 +156,9 @@ def test_without_accounting_how_a_job_ended_is_not_known(
 
 @pytest.fixture
 def folder(tmp_path: Path) -> SweepFolder:
-    found = SweepFolder(tmp_path / "runs" / "s")
-    found.path.mkdir(parents=True)
-    return found
+    sweep = SweepFolder(tmp_path / "runs" / "s")
+    sweep.path.mkdir(parents=True)
+    return sweep
 
 
 def test_an_interrupted_submission_is_found_again_by_its_token(

@@ -149,8 +149,8 @@ def test_a_container_has_the_working_folder_and_the_sweeps(
 def test_runs_that_ask_for_other_nodes_are_another_array_and_none_is_too_long() -> None:
     small = [spec(f"a{i}") for i in range(5)]
     large = [spec(f"b{i}", scale="s1", resources=Resources(nodes=2)) for i in range(2)]
-    found = [[run.name for run in batch.runs] for batch in batches([*small, *large], 3)]
-    assert found == [["a0", "a1", "a2"], ["a3", "a4"], ["b0", "b1"]]
+    names = [[run.name for run in batch.runs] for batch in batches([*small, *large], 3)]
+    assert names == [["a0", "a1", "a2"], ["a3", "a4"], ["b0", "b1"]]
 
 
 def test_a_job_saves_checkpoints_unless_the_sweep_says_otherwise() -> None:
@@ -204,9 +204,9 @@ def test_a_job_can_be_pickled_while_it_trains() -> None:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> SweepFolder:
-    found = SweepFolder(tmp_path / "runs" / "s")
-    found.path.mkdir(parents=True)
-    return found
+    sweep = SweepFolder(tmp_path / "runs" / "s")
+    sweep.path.mkdir(parents=True)
+    return sweep
 
 
 @pytest.fixture

@@ -418,14 +418,14 @@ def compare_feature_learning(
 @pytest.mark.parametrize("kind", KINDS)
 def test_feature_learning_is_the_oracles(kind: OptimizerType) -> None:
     rng = random.Random(9)
-    found = []
+    outcomes = []
     for _ in range(40):
         graph = heads(rng, blocks=rng.randint(1, 4))
         exponents = held_before_the_readout(rng, graph, kind)
-        found.append(compare_feature_learning(graph, exponents, kind))
+        outcomes.append(compare_feature_learning(graph, exponents, kind))
     # Or the sample says nothing about the exact program.
-    assert found.count("exact") >= 3
-    assert "infeasible" in found
+    assert outcomes.count("exact") >= 3
+    assert "infeasible" in outcomes
 
 
 @pytest.mark.slow

@@ -162,7 +162,7 @@ def test_a_site_with_an_alignment_override_is_never_measured(key: str) -> None:
 
 def test_scores_without_a_weight_are_measured_but_solved_with_only_by_a_flag() -> None:
     x = torch.randn(2, 4, FEATURES)
-    found = {}
+    results = {}
     for flag in (False, True):
         model = ViT(depth=1)
         p = Parametrization(model, lr_prefactor=0.05, seed=0, sample_input=x, measure_bilinear=flag)
@@ -170,11 +170,11 @@ def test_scores_without_a_weight_are_measured_but_solved_with_only_by_a_flag() -
         with torch.no_grad():
             for weight in p.weights.values():
                 weight.mul_(1.5)
-        found[flag] = (p.measure()["blocks.0.qk"], p.alignment["blocks.0.qk"])
-    measured, given = found[True]
+        results[flag] = (p.measure()["blocks.0.qk"], p.alignment["blocks.0.qk"])
+    measured, given = results[True]
     assert measured[0] is not None
     assert given == measured
-    assert found[False] == (measured, (0.5, 0.5, 0.5))
+    assert results[False] == (measured, (0.5, 0.5, 0.5))
 
 
 # Averages

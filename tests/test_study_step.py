@@ -58,8 +58,8 @@ def test_the_four_quantities_are_those_of_a_real_step(method: str, optimizer: Op
             "output": float((dw @ z).norm() / (w0 @ z).norm()),
         }
         update = first_step(sites[name], optimizer, p.lrs()[name])
-        found = measured(sites[name], update)
-        assert {name: found[name] for name in expected} == pytest.approx(expected, rel=1e-5)
+        actual = measured(sites[name], update)
+        assert {name: actual[name] for name in expected} == pytest.approx(expected, rel=1e-5)
 
 
 @pytest.mark.parametrize("optimizer", ["adam", "sgd"])
@@ -68,16 +68,16 @@ def test_alignments_and_total_changes_are_what_the_library_measures(optimizer: O
     model, (x, p), sites = model_and_sites("mup", optimizer, lr)
     before = stepped(model, x, p, optimizer)
     updates = [first_step(s, optimizer, p.lrs()[n]) for n, s in sites.items()]
-    found = dict(zip(sites, spread(list(sites.values()), updates), strict=True))
+    actual = dict(zip(sites, spread(list(sites.values()), updates), strict=True))
     now = single_pass.forward_backward(model, x, dict.fromkeys(sites, 1.0))
     for name, site in sites.items():
         total = float((now[name].y - site.y).norm() / site.y.norm())
-        assert found[name].total == pytest.approx(total, rel=1e-4)
+        assert actual[name].total == pytest.approx(total, rel=1e-4)
         if name == "embedding":
             continue
         w = find_sites(model)[name].weight.detach()
         expected = compute_alignment(site.z[None], before[name], now[name].z[None], w, 48)
-        assert found[name].alignment == pytest.approx(expected, abs=1e-4)
+        assert actual[name].alignment == pytest.approx(expected, abs=1e-4)
 
 
 def test_what_eps_leaves_is_what_a_real_adam_leaves() -> None:

@@ -39,8 +39,8 @@ MODELS = {
 def test_exponents_are_those_worked_out_by_hand(case: tuple[str, str]) -> None:
     layers = MODELS[case]
     for layer, expected in zip(layers, BY_HAND[case], strict=True):
-        found = derive(layer, layers[-1], case[1])  # type: ignore[arg-type]
-        assert [found[q] for q in RATIOS] == pytest.approx(list(expected))
+        derived = derive(layer, layers[-1], case[1])  # type: ignore[arg-type]
+        assert [derived[q] for q in RATIOS] == pytest.approx(list(expected))
 
 
 def test_a_readout_inherits_half_a_power_more_than_its_input_changes_by() -> None:

@@ -42,8 +42,8 @@ def value_of(arguments: tuple[str, ...], flag: str) -> str:
 def test_a_sweep_is_every_combination_once(tmp_path: Path) -> None:
     runs = expand(sweep(tmp_path, BASIC))
     expected = itertools.product(["debug", "cpu64"], ["maxP", "mup-no"], [0.01, 0.025], [1, 2])
-    found = [(run.scale, run.method, run.lr, run.seed) for run in runs]
-    assert sorted(found) == sorted(expected)
+    loaded = [(run.scale, run.method, run.lr, run.seed) for run in runs]
+    assert sorted(loaded) == sorted(expected)
     assert len({run.name for run in runs}) == len({run.identity for run in runs}) == 16
 
 
@@ -91,11 +91,11 @@ def test_a_scale_has_its_own_steps_flags_and_resources(tmp_path: Path) -> None:
     [scale.cpu64.flags]
     training.local_batch_size = 2
     """
-    found = sweep(tmp_path, text)
-    assert found.steps == {"debug": 100, "cpu64": 50}
-    assert found.flags["debug"]["training.local_batch_size"] == 4
-    assert found.flags["cpu64"] == {"training.seq_len": 64, "training.local_batch_size": 2}
-    assert found.resources == {
+    loaded = sweep(tmp_path, text)
+    assert loaded.steps == {"debug": 100, "cpu64": 50}
+    assert loaded.flags["debug"]["training.local_batch_size"] == 4
+    assert loaded.flags["cpu64"] == {"training.seq_len": 64, "training.local_batch_size": 2}
+    assert loaded.resources == {
         "debug": Resources(2, None, "01:00:00"),
         "cpu64": Resources(2, 3, "01:00:00"),
     }
@@ -150,10 +150,10 @@ def test_the_resources_are_no_part_of_the_identity(tmp_path: Path) -> None:
 
 def test_overrides_replace_what_the_file_says(tmp_path: Path) -> None:
     words = "--lrs 1e-3 --methods sp --scales cpu128 --seeds 7 8 --steps 5 --set a.b=text"
-    found = sweep(tmp_path, BASIC + "[scale.debug]\nsteps = 3", *words.split(), "--set", "c=2")
-    assert (found.scales, found.methods, found.lrs) == (("cpu128",), ("sp",), (1e-3,))
-    assert (found.seeds, found.steps) == ((7, 8), {"cpu128": 5})
-    assert found.flags == {"cpu128": {"a.b": "text", "c": 2}}
+    loaded = sweep(tmp_path, BASIC + "[scale.debug]\nsteps = 3", *words.split(), "--set", "c=2")
+    assert (loaded.scales, loaded.methods, loaded.lrs) == (("cpu128",), ("sp",), (1e-3,))
+    assert (loaded.seeds, loaded.steps) == ((7, 8), {"cpu128": 5})
+    assert loaded.flags == {"cpu128": {"a.b": "text", "c": 2}}
 
 
 def test_overrides_can_be_an_object(tmp_path: Path) -> None:
@@ -294,8 +294,8 @@ GPUS = Cluster(name="big", kind="slurm", gpus_per_node=8, peak_flops=1e15, mfu=0
 
 def test_the_prediction_is_the_flops_over_what_the_gpus_do(tmp_path: Path) -> None:
     text = BASIC.replace('"debug", "cpu64"', '"s1"').replace('"maxP", ', "")
-    found = sweep(tmp_path, text, "--steps", "10")
-    [only] = estimate(found, expand(found), GPUS, {})
+    loaded = sweep(tmp_path, text, "--steps", "10")
+    [only] = estimate(loaded, expand(loaded), GPUS, {})
     hours = costs.training_flops(SCALES["s1"], 10) / (8 * 1e15 * 0.5) / 3600
     assert (only.source, only.devices, only.runs) == ("predicted", 8, 4)
     assert only.hours == pytest.approx(hours)
@@ -303,31 +303,31 @@ def test_the_prediction_is_the_flops_over_what_the_gpus_do(tmp_path: Path) -> No
 
 
 def test_a_measured_speed_goes_before_the_prediction(tmp_path: Path) -> None:
-    found = sweep(tmp_path, BASIC.replace('"debug", "cpu64"', '"s1"'), "--steps", "10")
-    [only] = estimate(found, expand(found), GPUS, {"s1": 1000.0})
+    loaded = sweep(tmp_path, BASIC.replace('"debug", "cpu64"', '"s1"'), "--steps", "10")
+    [only] = estimate(loaded, expand(loaded), GPUS, {"s1": 1000.0})
     assert only.source == "measured"
     assert only.hours == pytest.approx(10 * 256 * 2048 / (8 * 1000) / 3600)
 
 
 def test_flags_that_change_the_batch_change_the_estimate(tmp_path: Path) -> None:
     text = BASIC.replace('"debug", "cpu64"', '"s1"')
-    found = sweep(tmp_path, text, "--steps", "10", "--set", "training.global_batch_size=64")
-    [only] = estimate(found, expand(found), GPUS, {"s1": 1000.0})
+    loaded = sweep(tmp_path, text, "--steps", "10", "--set", "training.global_batch_size=64")
+    [only] = estimate(loaded, expand(loaded), GPUS, {"s1": 1000.0})
     assert only.hours == pytest.approx(10 * 64 * 2048 / (8 * 1000) / 3600)
 
 
 def test_on_a_cpu_cluster_nothing_is_known_until_it_is_measured(tmp_path: Path) -> None:
-    found = sweep(tmp_path, BASIC)
+    loaded = sweep(tmp_path, BASIC)
     cpu = Cluster(name="cpu", kind="slurm", processes_per_node=2)
-    assert {one.source for one in estimate(found, expand(found), cpu, {})} == {"unknown"}
+    assert {one.source for one in estimate(loaded, expand(loaded), cpu, {})} == {"unknown"}
 
 
 def test_a_run_longer_than_its_wall_time_is_warned_of(tmp_path: Path) -> None:
     text = BASIC.replace('"debug", "cpu64"', '"s1"') + "[resources]\ntime = '01:00:00'"
-    found = sweep(tmp_path, text, "--steps", "1000")
+    loaded = sweep(tmp_path, text, "--steps", "1000")
     just = 1000 * 256 * 2048 / 8 / 3600
-    [slow] = estimate(found, expand(found), GPUS, {"s1": just * 0.99})
-    [fast] = estimate(found, expand(found), GPUS, {"s1": just * 1.01})
+    [slow] = estimate(loaded, expand(loaded), GPUS, {"s1": just * 0.99})
+    [fast] = estimate(loaded, expand(loaded), GPUS, {"s1": just * 1.01})
     assert fast.warning is None
     assert "scale.s1.time: a run takes about 1.0 h" in str(slow.warning)
 

@@ -165,20 +165,20 @@ def test_what_passes_one_value_on_keeps_its_source(forward: Any, device: str) ->
 
 
 def test_data_that_joins_a_value_is_no_source() -> None:
-    found = wired(lambda m, x: m.d(m.c(m.b(m.a(x) + x) * x)))
-    assert found == {"a": [set()], "b": [{"a"}], "c": [{"b"}], "d": [{"c"}]}
+    wiring = wired(lambda m, x: m.d(m.c(m.b(m.a(x) + x) * x)))
+    assert wiring == {"a": [set()], "b": [{"a"}], "c": [{"b"}], "d": [{"c"}]}
 
 
 def test_a_site_deep_in_the_model_may_be_fed_by_data() -> None:
-    found = wired(lambda m, x: m.d(m.a(x) + m.b(m.c(x)) + x))
-    assert found["b"] == [{"c"}]
-    assert found["c"] == [set()]
-    assert found["d"] == [{"a", "b"}]
+    wiring = wired(lambda m, x: m.d(m.a(x) + m.b(m.c(x)) + x))
+    assert wiring["b"] == [{"c"}]
+    assert wiring["c"] == [set()]
+    assert wiring["d"] == [{"a", "b"}]
 
 
 def test_a_value_that_is_overwritten_is_no_source() -> None:
-    found = wired(lambda m, x: m.d(m.c(m.b(m.a(x).zero_()))))
-    assert found["b"] == [set()]
+    wiring = wired(lambda m, x: m.d(m.c(m.b(m.a(x).zero_()))))
+    assert wiring["b"] == [set()]
 
 
 def test_a_value_that_is_overwritten_in_part_still_is_a_source() -> None:
@@ -204,9 +204,9 @@ def test_values_given_to_an_attention_in_one_call_join_its_result(device: str) -
             return self.o(self.mix(self.q(x), self.k(x), v=self.v(x)))
 
     with torch.device(device):
-        found = sources(trace(Attention(), torch.randn(2, 3, 8)))
-    assert found["mix"] == [{"q"}, {"k"}]
-    assert found["o"] == [{"mix", "v"}]
+        wiring = sources(trace(Attention(), torch.randn(2, 3, 8)))
+    assert wiring["mix"] == [{"q"}, {"k"}]
+    assert wiring["o"] == [{"mix", "v"}]
 
 
 # How the model is called, and what is left of it

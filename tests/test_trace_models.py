@@ -13,8 +13,8 @@ from maxp import trace
 @pytest.mark.parametrize("device", DEVICES)
 def test_an_mlp_is_a_chain(device: str) -> None:
     with torch.device(device):
-        found = sources(trace(MLP(depth=2, bias=True), torch.zeros(3, FEATURES)))
-    assert found == {
+        feeds = sources(trace(MLP(depth=2, bias=True), torch.zeros(3, FEATURES)))
+    assert feeds == {
         "embed": [set()],
         "layers.0": [{"embed"}],
         "layers.1": [{"layers.0"}],
