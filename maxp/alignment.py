@@ -6,10 +6,10 @@ With z = z0 + dZ and W = W0 + dW,
 
 and each of the last three terms x M^T has the log-alignment exponent
 
-    align(x, M) = mean over tokens of (log rms(x M^T) - log rms(x) - log rms(M)) / log n,
+    align(x, M) = mean over tokens of (log rms(x M^T) - log rms(x) - log rms(M)) / log n .
 
-It is 1 if the products add up coherently, the maximum by Cauchy-Schwarz, and 1/2 if they add up
-like random signs. Source: Everett et al. 2024 (arXiv 2407.05872), "alignment ratio"; Kilian and
+It is 1 if the terms of the product add up coherently, and 1/2 if their signs are random. By
+Cauchy-Schwarz, 1 is the largest possible value. Source: Everett et al. 2024 (arXiv 2407.05872), "alignment ratio"; Kilian and
 Wojnar 2025.
 """
 

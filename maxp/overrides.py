@@ -1,4 +1,4 @@
-"""Resolves what applies to a site: by its name, a suffix of its name, itself, or its layer type.
+"""Resolves overrides for a site: by its name, a suffix of it, the site itself, or its layer type.
 
 The most specific value wins: an override for the name, then for its longest suffix, then the value
 set at the site, then an override for its layer type, then the default.

@@ -118,7 +118,7 @@ class Program:
         return self._model.solve(self.solver)
 
     def _binding(self, exponents: Mapping[str, Exponents]) -> list[str]:
-        """The constraints that are violated if each may be, at a price."""
+        """The constraints that a solution must violate, with the smallest sum of violations."""
         model = Model(self.graph, exponents, self.optimizer_type, self._pinned)
         return [f"{label} >= r (short by {short:.3g})" for label, short in model.shortfalls()] or [
             "unknown: the solver found no solution"

@@ -1,6 +1,6 @@
-"""TOML files as dataclasses; one line names the first mistake.
+"""Reads TOML files into dataclasses; an error is one line that names the first mistake.
 
-Pydantic checks types and unknown keys, strictly: no string counts as a number, nor ``true`` as 1.
+Pydantic checks types strictly, and refuses unknown keys: a string is not a number, ``true`` not 1.
 """
 
 import dataclasses

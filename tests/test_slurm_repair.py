@@ -79,8 +79,8 @@ def test_jobs_that_sbatch_refuses_are_told_in_a_line_and_leave_the_others_alone(
     waiting = sweep(idle, tmp_path, sbatch="hold = true")
     waiting.do("submit")
     refused = sweep(idle, tmp_path, methods=BOTH, partition="nowhere")
-    told = refused.do("submit", code=1)
-    (line,) = [line for line in told.splitlines() if line.startswith("error:")]
+    printed = refused.do("submit", code=1)
+    (line,) = [line for line in printed.splitlines() if line.startswith("error:")]
     assert "invalid partition specified: nowhere" in line
     assert refused.states() == {MAXP: "queued", MUP: "missing"}
     assert not (refused.folder / MUP).exists()

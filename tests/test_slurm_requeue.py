@@ -20,8 +20,8 @@ def standing(
     comment: str, job_id: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Standing:
     """Of a run that was given to a job, with job 7_0 of this comment in the queue."""
-    told = f"echo '7_0|PENDING|Priority|1:00||{comment}'"
-    command(tmp_path / "bin", "squeue", told, monkeypatch)
+    script = f"echo '7_0|PENDING|Priority|1:00||{comment}'"
+    command(tmp_path / "bin", "squeue", script, monkeypatch)
     command(tmp_path / "bin", "sacct", "exit 1", monkeypatch)
     folder = SweepFolder(tmp_path / "s")
     folder.give("a", job(token=OURS, job_id=job_id))

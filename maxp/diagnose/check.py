@@ -80,7 +80,8 @@ def diagnose_axis(
             squared distance to an N(0, 1) target, drawn once per seed.
         alignment_overrides: (z0_dW, dZ_w0, dZ_dW) that derived slopes assume, by the keys of
             `Parametrization`. The default is (1, 1/2, 1), or 1/2 at sites without a weight.
-        tolerance: how far a slope may be from the wanted one, if three standard errors are less.
+        tolerance: the allowed distance of a slope from the wanted one; three standard errors are
+            allowed if they are larger.
         progress: show a progress bar, if tqdm is installed.
 
     Returns:

@@ -27,7 +27,8 @@ class Slope:
         error: the standard error of the mean.
         derived: the slope that follows from the model's exponents, at large widths.
         wanted: the slope in a parametrization that transfers across width.
-        tolerance: how far the mean may be from these, if three standard errors are less.
+        tolerance: the allowed distance of the mean from these; three standard errors are allowed
+            if they are larger.
     """
 
     mean: float

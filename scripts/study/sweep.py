@@ -1,4 +1,4 @@
-"""The learning-rate sweep over widths: whose best learning rate moves, and how far."""
+"""The learning-rate sweep over widths: for which methods the best learning rate moves."""
 
 import math
 from dataclasses import asdict
