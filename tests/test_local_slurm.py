@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -132,6 +134,27 @@ def test_a_job_of_a_killed_node_is_requeued(idle: Cluster, tmp_path: Path) -> No
     assert idle.state(job) == "PENDING"
     idle.control("start-node", "n2")
     wait_until("the second start", lambda: f"start {job} 1" in lines(log))
+
+
+def test_a_node_that_is_back_gets_no_job_before_it_was_told_what_it_missed(
+    idle: Cluster, tmp_path: Path
+) -> None:
+    # A step fails on one node, and slurmctld cannot tell the dead node to end it there. The job is
+    # queued again, and the step of its second start has the same name.
+    fails, up = tmp_path / "fails", tmp_path / "up"
+    task = (
+        f'touch {up}$SLURM_PROCID; if [ "$SLURM_PROCID$SLURM_RESTART_COUNT" = 0 ]; then '
+        f"until [ -e {fails} ]; do sleep 0.1; done; exit 1; fi; sleep infinity"
+    )
+    script = batch(tmp_path, f"srun --kill-on-bad-exit=1 bash -c {shlex.quote(task)}")
+    job = idle.sbatch(script, "--nodes=2", "--ntasks=2", "--requeue")
+    wait_until("both tasks", lambda: all(Path(f"{up}{n}").exists() for n in (0, 1)))
+    idle.control("kill-node", "n2")
+    fails.touch()
+    idle.wait_state(job, "PENDING")
+    idle.control("start-node", "n2")
+    assert re.search(r"^Agent queue size: +0$", idle.run("sdiag"), re.MULTILINE)
+    idle.wait_state(job, "RUNNING")
 
 
 def test_a_restarted_controller_keeps_queue_and_running_jobs(idle: Cluster, tmp_path: Path) -> None:
