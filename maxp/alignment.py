@@ -9,8 +9,9 @@ and each of the last three terms x M^T has the log-alignment exponent
     align(x, M) = mean over tokens of (log rms(x M^T) - log rms(x) - log rms(M)) / log n .
 
 It is 1 if the terms of the product add up coherently, and 1/2 if their signs are random. By
-Cauchy-Schwarz, 1 is the largest possible value. Source: Everett et al. 2024 (arXiv 2407.05872), "alignment ratio"; Kilian and
-Wojnar 2025.
+Cauchy-Schwarz, 1 is the largest possible value.
+
+Source: Everett et al. 2024 (arXiv 2407.05872), "alignment ratio"; Kilian and Wojnar 2025.
 """
 
 import math

@@ -283,7 +283,7 @@ def test_a_sweep_file_of_two_sweeps_is_not_chosen_for_the_user(
     for place in places:
         sweep(place, spec("a"))
     assert command(["status", str(case.sweep)]) == 2
-    printed = capsys.readouterr().err
+    error = capsys.readouterr().err
     assert f"{places[0] / 's'} and {places[1] / 's'} both hold this sweep: pass --runs-dir" in error
 
 
