@@ -131,11 +131,11 @@ def footnotes(
         (own, own_error), (read, read_error) = head.slopes()
         first, last = min(head.rms), max(head.rms)
         yield (
-            f"lm_head's change is that of its own update, slope {own:+.3f} +- {own_error:.3f}, "
-            f"plus that of its input, slope {read:+.3f} +- {read_error:.3f}. The second is "
-            f"{head.ratio(first):.1f} times the first at width {first}, and {head.ratio(last):.1f} "
-            f"times at width {last}. The sum has the slope of the larger part; at large widths, "
-            "that is the steeper one"
+            "lm_head's change is the sum of two parts: one from its own update, slope "
+            f"{own:+.3f} +- {own_error:.3f}, and one from the change of its input, slope "
+            f"{read:+.3f} +- {read_error:.3f}. The second is {head.ratio(first):.1f} times the "
+            f"first at width {first}, and {head.ratio(last):.1f} times at width {last}. The sum "
+            "has the slope of the larger part; at large widths, that is the steeper one"
         )
     ratios = {
         name: float((s.change_rms / s.init_rms).mean(0).max())
