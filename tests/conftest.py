@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from slurm_cluster import Cluster
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """For `pytest -n N --dist loadgroup`: what takes longest first, and files with it in one piece.
 

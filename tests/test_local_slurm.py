@@ -7,6 +7,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -193,12 +194,15 @@ def test_it_does_not_start_beside_a_foreign_controller(tmp_path: Path) -> None:
             process.wait()
 
 
-def test_it_does_not_write_into_a_folder_that_holds_other_files(tmp_path: Path) -> None:
-    (tmp_path / "thesis.tex").touch()
-    refused = local_slurm("start", folder=tmp_path)
-    assert refused.returncode == 1
-    assert "holds other files" in refused.stderr
-    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+def test_it_does_not_write_into_a_folder_that_holds_other_files() -> None:
+    # Not tmp_path, which can be too long for Slurm's sockets.
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        (folder / "thesis.tex").touch()
+        refused = local_slurm("start", folder=folder)
+        assert refused.returncode == 1
+        assert "holds other files" in refused.stderr
+        assert [path.name for path in folder.iterdir()] == ["thesis.tex"]
 
 
 def test_stop_leaves_no_process_and_start_after_a_crash_works(tmp_path: Path) -> None:

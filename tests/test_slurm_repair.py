@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,7 +13,6 @@ import slurm_sweeps
 from harness import Run
 from slurm_cluster import SCRIPT, Cluster
 from slurm_sweeps import MAXP, Sweep, same, sweep
-from waiting import wait_until
 
 from train.run.folder import read_status
 
@@ -131,11 +131,8 @@ def crashing(cluster: Cluster, folder: Path, moment: str) -> Path:
 def repair(tiny: Sweep) -> None:
     """What somebody does who comes back to a sweep: look, and resume what has vanished."""
 
-    def completed() -> bool:
-        states = set(tiny.states().values())
+    while (states := set(tiny.states().values())) != {"completed"}:
+        assert "failed" not in states, tiny.do("status")
         if states & {"missing", "vanished"}:
             tiny.do("resume")
-        assert "failed" not in states, tiny.do("status")
-        return states == {"completed"}
-
-    wait_until("all runs completed", completed)
+        time.sleep(3)  # each look is a process
