@@ -11,7 +11,7 @@ import torch
 import torch.distributed.checkpoint as dcp
 from harness import Run, run, tiny
 
-from train.checkpoint import complete_steps, fault
+from train.checkpoint_files import complete_steps, fault
 
 EVERY_8 = ("--checkpoint.enable", "--checkpoint.interval", "8")
 

@@ -24,7 +24,7 @@ from maxp import Parametrization
 from maxp.overrides import PARAMETRIZATIONS
 from maxp.shards import local
 from train import export
-from train.checkpoint import find_checkpoint
+from train.checkpoint_files import find_checkpoint
 from train.data.corpus import BOS_TOKEN, EOS_TOKEN, prepare_embedded
 from train.export import hf_config, multipliers
 from train.model.llama3 import model_config
@@ -203,7 +203,7 @@ def test_a_checkpoint_with_a_file_missing_is_not_complete(
 ) -> None:
     (copy / "checkpoint" / f"step-{STEPS}" / lost).unlink()
     with pytest.raises(ValueError, match=rf"no checkpoint in .*step-6: {reason}"):
-        find_checkpoint(copy / "checkpoint", CONFIG.build().state_dict())
+        find_checkpoint(copy, "checkpoint", CONFIG.build().state_dict())
 
 
 # Bad input

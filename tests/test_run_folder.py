@@ -84,8 +84,10 @@ def test_claim_of_a_missing_folder_is_new_and_records_the_run(tmp_path: Path) ->
     run = RunFolder(tmp_path / "a" / "b")
     assert run.claim(CONFIG) == "new"
     stored = json.loads((run.path / "config.json").read_text())
+    assert len(stored["id"]) == 8
     assert stored == {
         "identity": identity(CONFIG),
+        "id": stored["id"],
         "config": CONFIG,
         "versions": versions(),
         "git_commit": git_commit(),

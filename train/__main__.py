@@ -15,7 +15,7 @@ import torch.distributed as dist
 from filelock import FileLock, Timeout
 from torchtitan.tools.logging import init_logger, logger
 
-from train.checkpoint import CheckpointError, complete_steps
+from train.checkpoint_files import CheckpointError, find_resumable
 from train.cli import parse, record
 from train.data.loader import DataError
 from train.faults import (
@@ -52,8 +52,12 @@ def main() -> int:
             if _is_first():
                 print(f"{folder.path}: already {folder.describe()}; nothing to do")
             return 0
-        checkpoints = folder.path / config.checkpoint.folder
-        resumes = config.checkpoint.enable and complete_steps(checkpoints)
+        try:
+            resumes = find_resumable(folder.path, config.checkpoint)
+        except (ValueError, RunFolderError) as error:
+            if _is_first():
+                folder.set_status("failed", reason=str(error))
+            return _refuse(error)
         if _is_first() and not resumes:
             folder.metrics().archive()  # of an earlier attempt that left no checkpoint
         return _run(config, folder)

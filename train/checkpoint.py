@@ -1,45 +1,58 @@
 """torchtitan's checkpoints, checked before they are loaded.
 
-A checkpoint that is truncated or of another model is refused with a reason, and renamed; the run
+A checkpoint that is damaged or of another model is refused with a reason, and renamed; the run
 resumes from the checkpoint before it. If no checkpoint of a run can be used, the run ends with an
-error: it does not silently start over.
+error: it does not silently start over. A checkpoint of another run ends the run with an error.
 """
 
-import pickle
-from collections.abc import Mapping
+import shutil
+from collections.abc import Callable
+from concurrent.futures import Future
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
 import torch.distributed as dist
 from torch.distributed.checkpoint.api import CheckpointException
-from torch.distributed.checkpoint.metadata import Metadata
 from torchtitan.components.checkpointer import CheckpointManager
 from torchtitan.tools.logging import logger
 
-METADATA = ".metadata"
-_PREFIX = "step-"
-_METHOD_STATE = "train_state.maxp."
+from train.checkpoint_files import METADATA, CheckpointError, complete_steps, fault, foreign
+from train.integrity import MANIFEST, write_manifest
+from train.run.owner import checkpoint_folder, owner
 
 
-class CheckpointError(ValueError):
-    """No checkpoint can be used; the message is one line with the remedy."""
+class SaveError(Exception):
+    """A checkpoint could not be written; the message is one line with the file and the remedy."""
 
 
 class CheckedCheckpointManager(CheckpointManager):
-    """Loads the newest checkpoint that is whole and of this model.
+    """Loads the newest checkpoint that is whole and of this run.
 
-    The first rank checks, and all ranks load what it chose.
+    The first rank checks, and all ranks load what it chose. Every checkpoint gets a manifest
+    (`train.integrity`).
 
     Raises:
-        CheckpointError: from `load`, on every rank: checkpoints exist but none can be used, or the
-            checkpoint of ``--checkpoint.load_step`` cannot be used.
+        CheckpointError: from `load`, on every rank: checkpoints exist but none can be used, the
+            checkpoint of ``--checkpoint.load_step`` cannot be used, or a checkpoint is of another
+            run.
+        SaveError: from `save` and `maybe_wait_for_saving`: a checkpoint could not be written.
     """
 
     @dataclass(kw_only=True, slots=True)
     class Config(CheckpointManager.Config):
         pass
+
+    save_future: Future[Any] | None
+
+    def __init__(self, config: Config, *, base_folder: str = "", **parts: Any) -> None:
+        super().__init__(config, base_folder=base_folder, **parts)
+        if self.enable:
+            run = Path(base_folder)
+            self.folder = str(checkpoint_folder(run, config.folder))
+            self._owner = owner(run)
+            self._saving: Path | None = None
 
     def _load(self, step: int = -1) -> bool:
         refused: list[str] = []
@@ -60,11 +73,50 @@ class CheckedCheckpointManager(CheckpointManager):
                     self._put_aside(chosen, reason, refused)
 
     def _save(self, curr_step: int, last_step: bool = False) -> bool:
-        # An older checkpoint of this step loses its metadata first, so that a partly overwritten
-        # one never looks complete.
-        if dist.get_rank() == 0 and self._should_save(curr_step, last_step):
-            (Path(self._create_checkpoint_id(curr_step)) / METADATA).unlink(missing_ok=True)
-        return bool(super()._save(curr_step, last_step))
+        if not self._should_save(curr_step, last_step):
+            return False
+        self.maybe_wait_for_saving()
+        folder = self._saving = Path(self._create_checkpoint_id(curr_step))
+        first = dist.get_rank() == 0
+        try:
+            if first:
+                # An older checkpoint of this step loses its metadata first, so that a partly
+                # overwritten one never looks complete.
+                (folder / METADATA).unlink(missing_ok=True)
+                (folder / MANIFEST).unlink(missing_ok=True)
+            super()._save(curr_step, last_step)
+            if first:
+                seal = partial(write_manifest, folder, self._owner)
+                if self.save_future is None:
+                    seal()
+                else:
+                    self.save_future = _after(self.save_future, seal)
+        except (CheckpointException, OSError) as error:
+            raise self._not_saved(folder, error) from error
+        return True
+
+    def _wait_for_saving(self) -> None:
+        assert self._saving is not None
+        try:
+            super()._wait_for_saving()
+        except (CheckpointException, OSError) as error:
+            self.save_future = None
+            raise self._not_saved(self._saving, error) from error
+
+    def _not_saved(self, folder: Path, error: BaseException) -> SaveError:
+        """The error for a checkpoint that could not be written; deletes what was written of it.
+
+        No rank writes any more: either all ranks failed together, or all had finished.
+        """
+        cause = _first_cause(error)
+        file = getattr(cause, "filename", None) or folder
+        reason = getattr(cause, "strerror", None) or f"{type(cause).__name__}: {cause}"
+        if dist.get_rank() == 0 and not (folder / METADATA).exists():
+            shutil.rmtree(folder, ignore_errors=True)  # frees space for the run's status
+        return SaveError(
+            f"{file} cannot be written ({reason.splitlines()[0]}); make room, or make it "
+            "writable, then run the same command again: it resumes from the last checkpoint"
+        )
 
     def _choose(self, step: int, refused: list[str]) -> int | None:
         """The step to load; None where this run has no checkpoint to load.
@@ -73,9 +125,14 @@ class CheckedCheckpointManager(CheckpointManager):
         """
         choice: list[Any] = [None]
         if dist.get_rank() == 0:
-            choice = [(self._look(step, refused), refused)]
+            try:
+                choice = [(self._look(step, refused), refused, None)]
+            except CheckpointError as error:
+                choice = [(None, refused, str(error))]
         dist.broadcast_object_list(choice, src=0)
-        chosen, refused[:] = choice[0]
+        chosen, refused[:], foreign = choice[0]
+        if foreign is not None:
+            raise CheckpointError(foreign)
         if chosen is None and refused:
             raise CheckpointError(
                 f"--checkpoint.folder {self.folder}: no checkpoint can be used "
@@ -89,6 +146,12 @@ class CheckedCheckpointManager(CheckpointManager):
             folder = Path(self._create_checkpoint_id(candidate))
             if not folder.is_dir():
                 return None
+            if other := foreign(folder, self._owner):
+                raise CheckpointError(
+                    f"--checkpoint.folder {self.folder}: {folder.name} belongs to the run {other}, "
+                    f"not to this run, {self._owner}; move it away, or choose another "
+                    "--output-dir or --checkpoint.folder"
+                )
             reason = fault(folder, model, model_only=candidate == 0)
             if reason is None:
                 return candidate
@@ -111,93 +174,30 @@ class CheckedCheckpointManager(CheckpointManager):
         logger.warning("checkpoint refused: %s", refused[-1])
 
 
-def complete_steps(folder: Path) -> list[int]:
-    """Steps of the checkpoints in ``folder`` that were written to the end, newest first."""
-    return [step for step in _steps(folder) if (folder / f"{_PREFIX}{step}" / METADATA).is_file()]
-
-
-def _steps(folder: Path) -> list[int]:
-    names = (path.name.removeprefix(_PREFIX) for path in folder.glob(f"{_PREFIX}*"))
-    return sorted((int(name) for name in names if name.isdecimal()), reverse=True)
-
-
-def find_checkpoint(folder: Path, model: Mapping[str, Any], step: int | None = None) -> Path:
-    """The newest checkpoint in ``folder`` that `fault` accepts, or the checkpoint of ``step``.
-
-    Raises:
-        ValueError: one line: no checkpoint can be used, or that of ``step`` cannot.
-    """
-    faults = {
-        number: fault(folder / f"{_PREFIX}{number}", model, model_only=True)
-        for number in _steps(folder)
-    }
-    usable = [number for number, reason in faults.items() if reason is None]
-    if not faults:
-        raise ValueError(
-            f"RUN {folder.parent}: no checkpoint in {folder.name}/; train with --checkpoint.enable"
-        )
-    if not usable:
-        reasons = (f"{_PREFIX}{number}: {reason}" for number, reason in faults.items())
-        raise ValueError(
-            f"RUN {folder.parent}: no checkpoint in {folder.name}/ can be used "
-            f"({'; '.join(reasons)}); restore one, or use the code and scale that trained it"
-        )
-    if step is not None and step not in usable:
-        raise ValueError(
-            f"--step {step}: {faults.get(step, 'there is no such checkpoint')}; choose one of "
-            f"{', '.join(map(str, sorted(usable)))}"
-        )
-    chosen = max(usable) if step is None else step
-    for number, reason in faults.items():
-        if number > chosen and step is None:
-            logger.warning("skipped %s%d: %s", _PREFIX, number, reason)
-    return folder / f"{_PREFIX}{chosen}"
-
-
-def fault(folder: Path, model: Mapping[str, Any], *, model_only: bool = False) -> str | None:
-    """Why a checkpoint cannot be loaded into a model; None if no reason is found.
-
-    Reads the list of contents and the sizes of the files, but no tensor.
-
-    Args:
-        folder: one checkpoint of `torch.distributed.checkpoint`.
-        model: the model's state dict: names and whole shapes.
-        model_only: accept a checkpoint without the state of a maxP run.
-    """
-    if not (folder / METADATA).is_file():
-        return f"it was not written to the end (no {METADATA})"
-    try:
-        metadata: Metadata = pickle.loads((folder / METADATA).read_bytes())
-        contents, stored = metadata.state_dict_metadata, metadata.storage_data
-    except Exception as error:  # pickle raises nearly anything
-        return f"its {METADATA} cannot be read ({type(error).__name__})"
-    ends: dict[str, int] = {}
-    for place in (stored or {}).values():
-        end = place.offset + place.length
-        ends[place.relative_path] = max(end, ends.get(place.relative_path, 0))
-    for name, end in sorted(ends.items()):
-        file = folder / name
-        if not file.is_file():
-            return f"{name} is missing"
-        if file.stat().st_size < end:
-            return f"{name} is truncated ({file.stat().st_size} of {end} bytes)"
-    for name, tensor in model.items():
-        if name not in contents:
-            return f"it is of another model: {name} is not in it"
-        shape = getattr(contents[name], "size", None)
-        if isinstance(tensor, torch.Tensor) and shape != tensor.shape:
-            size = "x".join(map(str, shape or ()))
-            return f"it is of another model: {name} is {size}, not {_shape(tensor)}"
-    if not model_only and not any(name.startswith(_METHOD_STATE) for name in contents):
-        return "it is not of a maxP run: it holds no learning rates and no alignment"
-    return None
-
-
-def _shape(tensor: torch.Tensor) -> str:
-    return "x".join(map(str, tensor.shape))
-
-
 def _first_failure(error: CheckpointException) -> str:
     """The first error of a `torch.distributed.checkpoint` exception, as one line."""
-    first = next(iter(error.failures.values()))[0] if error.failures else error
+    first = _first_cause(error)
     return f"{type(first).__name__}: {first}".splitlines()[0]
+
+
+def _first_cause(error: BaseException) -> BaseException:
+    """The error of the first rank that failed."""
+    failures = getattr(error, "failures", None)
+    return next(iter(failures.values()))[0] if failures else error
+
+
+def _after(done: Future[Any], then: Callable[[], None]) -> Future[None]:
+    """A future of ``then()``, which the thread that completes ``done`` calls."""
+    both: Future[None] = Future()
+
+    def call(_: Future[Any]) -> None:
+        try:
+            done.result()
+            then()
+        except BaseException as error:
+            both.set_exception(error)
+        else:
+            both.set_result(None)
+
+    done.add_done_callback(call)
+    return both

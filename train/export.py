@@ -28,7 +28,7 @@ from torchtitan.models.llama3.model import Llama3Model
 
 from maxp.module import find_sites
 from maxp.overrides import AB, resolve_ab
-from train.checkpoint import find_checkpoint
+from train.checkpoint_files import find_checkpoint
 from train.method.methods import get_method
 from train.model.llama3 import model_config
 from train.model.scales import get_scale
@@ -103,8 +103,8 @@ def read_weights(
     """The model's tensors of a checkpoint, whole, in float32, each multiplied by its factor.
 
     Args:
-        checkpoint: a folder of `torch.distributed.checkpoint` that `train.checkpoint.fault` accepts
-            for this model.
+        checkpoint: a folder of `torch.distributed.checkpoint` in which
+            `train.checkpoint_files.fault` finds nothing wrong for this model.
         model: gives names and shapes; may be on the meta device.
         factors: by parameter name; a parameter without a factor is read unchanged.
     """
@@ -196,7 +196,7 @@ def export(
     try:
         scale, method = get_scale(record["scale"]), get_method(record["method"])
         vocab_size, assets = record["model_spec"]["model"]["vocab_size"], record["hf_assets_path"]
-        folder = run / record["checkpoint"]["folder"]
+        folder = record["checkpoint"]["folder"]
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(
             f"RUN {run}: config.json is not from this version of train ({error}); export with the "
@@ -205,7 +205,7 @@ def export(
     config = model_config(scale, vocab_size)
     with torch.device("meta"):
         model = config.build()
-    checkpoint = find_checkpoint(folder, model.state_dict(), step)
+    checkpoint = find_checkpoint(run, folder, model.state_dict(), step)
     assets = tokenizer or Path(assets)
     text = _read_tokenizer(assets, vocab_size)
     print(f"reading {checkpoint}, writing {to} ...", flush=True)

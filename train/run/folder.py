@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import os
 import socket
+import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -115,6 +116,7 @@ class RunFolder:
             )
         content = {
             "identity": identity(config),
+            "id": uuid.uuid4().hex[:8],  # the same experiment in another folder has another one
             "config": config,
             "versions": versions(),
             "git_commit": git_commit(),
