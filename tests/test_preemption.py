@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
 from harness import STEPS, Run, run, tiny
+from torch.distributed.checkpoint import FileSystemWriter
 
+from train import preemption
 from train.run.exit_status import PREEMPTED
 from train.trainer import MaxPTrainer
 
@@ -71,3 +75,67 @@ def test_a_signal_in_the_last_step_does_not_keep_a_run_from_completing(
 def test_the_former_handlers_are_back_after_a_run(stopped: Run) -> None:
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
     assert signal.getsignal(signal.SIGUSR2) is signal.SIG_DFL
+
+
+def test_an_asynchronous_checkpoint_is_complete_when_the_run_says_saved(
+    corpus_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    finish = FileSystemWriter.finish
+
+    def slow_finish(*arguments: object, **named: object) -> None:
+        time.sleep(1)
+        finish(*arguments, **named)
+
+    monkeypatch.setattr(FileSystemWriter, "finish", slow_finish)
+    flags = (*CHECKPOINTS, "--checkpoint.async_mode", "async")
+    seen = run(tiny(tmp_path / "run", "mup-no", *flags), before_step=signal_at(5, signal.SIGTERM))
+    assert seen.code == PREEMPTED
+    checkpoint = seen.folder / "checkpoint" / "step-5"
+    assert {path.name for path in checkpoint.iterdir()} >= {".metadata", "manifest.json"}
+
+
+def test_a_lost_terminal_stops_a_run_with_a_checkpoint(corpus_cache: Path, tmp_path: Path) -> None:
+    arguments = tiny(tmp_path / "run", "mup-no", *CHECKPOINTS)
+    seen = run(arguments, before_step=signal_at(3, signal.SIGHUP))
+    assert seen.code == PREEMPTED
+    assert seen.record.status["state"] == "preempted"
+    assert (seen.folder / "checkpoint" / "step-3" / ".metadata").exists()
+
+
+def test_under_nohup_a_lost_terminal_changes_nothing(corpus_cache: Path, tmp_path: Path) -> None:
+    former = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        seen = run(tiny(tmp_path / "run", "mup-no"), before_step=signal_at(2, signal.SIGHUP))
+    finally:
+        signal.signal(signal.SIGHUP, former)
+    assert seen.record.status["state"] == "completed"
+
+
+@pytest.fixture
+def one_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dist, "get_world_size", lambda: 1)
+
+
+def test_the_end_of_torchrun_stops_its_ranks(
+    one_process: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "1")
+    flag = preemption.StopFlag()
+    try:
+        assert flag.agreed() is None
+        monkeypatch.setattr(os, "getppid", lambda: 1)
+        assert flag.agreed() == "the end of torchrun"
+    finally:
+        flag.close()
+
+
+def test_without_torchrun_a_run_outlives_the_shell_that_started_it(
+    one_process: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("TORCHELASTIC_RUN_ID", raising=False)
+    flag = preemption.StopFlag()
+    try:
+        monkeypatch.setattr(os, "getppid", lambda: 1)
+        assert flag.agreed() is None
+    finally:
+        flag.close()

@@ -1,10 +1,12 @@
-"""Stopping on SIGUSR2 or SIGTERM, after a step that all ranks agree on, with a checkpoint.
+"""Stopping on SIGUSR2, SIGTERM or SIGHUP, after a step that all ranks agree on, with a checkpoint.
 
 Slurm sends a signal before the wall time and when it preempts a job, not always to every process.
 All ranks make a checkpoint together, so the signal only sets a flag, and the ranks exchange their
-flags after each step.
+flags after each step. A rank also stops if the torchrun that started it is gone: nothing else would
+end the ranks, or start them again.
 """
 
+import os
 import signal
 import threading
 from datetime import timedelta
@@ -13,7 +15,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-SIGNALS = (signal.SIGUSR2, signal.SIGTERM)
+SIGNALS = (signal.SIGUSR2, signal.SIGTERM, signal.SIGHUP)
+_ORPHANED = 1000  # larger than any signal
 
 
 class PreemptedError(Exception):
@@ -37,7 +40,11 @@ class StopFlag:
         self._seen, self._limit = 0, limit
         self._former: dict[signal.Signals, Any] = {}
         if threading.current_thread() is threading.main_thread():
-            self._former = {number: signal.signal(number, self._note) for number in SIGNALS}
+            # nohup ignores SIGHUP so that a command outlives its terminal.
+            ignored = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+            numbers = [n for n in SIGNALS if not (n == signal.SIGHUP and ignored)]
+            self._former = {number: signal.signal(number, self._note) for number in numbers}
+        self._torchrun = os.getppid() if "TORCHELASTIC_RUN_ID" in os.environ else None
         # On the CPU, so that the exchange does not wait for an accelerator.
         several = dist.get_world_size() > 1
         self._group = dist.new_group(backend="gloo") if several else None
@@ -47,7 +54,8 @@ class StopFlag:
 
     def agreed(self) -> str | None:
         """The name of a signal that some rank has received; the same on every rank."""
-        seen = self._seen
+        orphaned = self._torchrun is not None and os.getppid() != self._torchrun
+        seen = _ORPHANED if orphaned else self._seen
         if self._group is not None:
             flag = torch.tensor(seen)
             dist.all_reduce(flag, op=dist.ReduceOp.MAX, group=self._group)
@@ -55,6 +63,8 @@ class StopFlag:
             if self._limit is not None:
                 dist.set_timeout(self._limit, self._group)  # type: ignore[attr-defined]
                 self._limit = None
+        if seen == _ORPHANED:
+            return "the end of torchrun"
         return signal.Signals(seen).name if seen else None
 
     def close(self) -> None:

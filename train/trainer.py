@@ -142,6 +142,8 @@ class MaxPTrainer(Trainer):
         """
         super().train()
         if self._stopping is not None:
+            self.checkpointer.maybe_wait_for_saving()
+            dist.barrier()  # torchrun stops the other ranks when the first one ends
             saved = self.config.checkpoint.enable and not self.config.checkpoint.load_only
             raise PreemptedError(self.step, self._stopping, saved=saved)
         # Not in the loop: a run that is stopped after its last checkpoint resumes without steps.
