@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import random
+import resource
 import shutil
 from pathlib import Path
 
@@ -12,6 +14,7 @@ import torch.distributed.checkpoint as dcp
 from harness import Run, run, tiny
 
 from train.checkpoint_files import complete_steps, fault
+from train.trainer import MaxPTrainer
 
 EVERY_8 = ("--checkpoint.enable", "--checkpoint.interval", "8")
 
@@ -143,3 +146,127 @@ def test_while_a_checkpoint_is_written_over_an_older_one_it_does_not_count(
     done = again(interrupted, "--checkpoint.load_step", "8")
     assert done.code == 130
     assert seen == [False]
+
+
+# Checksums
+
+
+def flip(content: bytearray, draw: random.Random) -> None:
+    content[draw.randrange(len(content))] ^= 1 << draw.randrange(8)
+
+
+def erase(content: bytearray, draw: random.Random) -> None:
+    """Zero a range that is not zero already."""
+    while True:
+        start = draw.randrange(len(content))
+        end = start + draw.randint(1, 4096)
+        if any(content[start:end]):
+            content[start:end] = bytes(len(content[start:end]))
+            return
+
+
+def unnoticed(checkpoint: Path, name: str, flips: int, ranges: int) -> int:
+    """How many of the changes to one file `fault` does not notice."""
+    file, draw, count = checkpoint / name, random.Random(0), 0
+    original = file.read_bytes()
+    assert fault(checkpoint, {}) is None
+    for change in [flip] * flips + [erase] * ranges:
+        content = bytearray(original)
+        change(content, draw)
+        file.write_bytes(content)
+        count += fault(checkpoint, {}) is None
+    file.write_bytes(original)
+    return count
+
+
+FILES = (".metadata", "__0_0.distcp", "manifest.json")
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_changed_byte_in_any_file_is_noticed(interrupted: Path, name: str) -> None:
+    assert unnoticed(interrupted / "checkpoint" / "step-16", name, flips=5, ranges=2) == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", FILES)
+def test_a_hundred_changed_bytes_and_twenty_ranges_are_noticed(
+    interrupted: Path, name: str
+) -> None:
+    assert unnoticed(interrupted / "checkpoint" / "step-16", name, flips=100, ranges=20) == 0
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_after_a_changed_byte_the_checkpoint_before_is_used(
+    interrupted: Path, finished: Run, caplog: pytest.LogCaptureFixture, name: str
+) -> None:
+    file = interrupted / "checkpoint" / "step-16" / name
+    content = bytearray(file.read_bytes())
+    flip(content, random.Random(1))
+    file.write_bytes(content)
+    done = again(interrupted)
+    assert len(done.lrs) == 24 - 8
+    assert done.losses == finished.losses
+    assert f"step-16: its {name}" in caplog.text or f"step-16: {name} is damaged" in caplog.text
+
+
+# Folders and disks that cannot be used
+
+
+def error_of(capsys: pytest.CaptureFixture[str]) -> str:
+    """The one line that starts with "error:"."""
+    (line,) = [x for x in capsys.readouterr().err.splitlines() if x.startswith("error:")]
+    return line
+
+
+@pytest.mark.parametrize("name", ["checkpoint", "checkpoint/step-8"])
+def test_a_file_where_a_folder_belongs_is_refused_before_the_first_step(
+    corpus_cache: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    folder = tmp_path / "run"
+    assert run(tiny(folder, "maxP", *EVERY_8), before_step=interrupt).code == 130
+    (folder / name).parent.mkdir(exist_ok=True)
+    (folder / name).touch()
+    done = again(folder)
+    assert (done.code, len(done.lrs)) == (2, 0)
+    assert f"{folder / name} is not a folder" in error_of(capsys)
+    assert Run(folder).record.status["state"] == "failed"
+
+
+def interrupt(trainer: MaxPTrainer) -> None:
+    raise KeyboardInterrupt
+
+
+def test_a_step_that_has_no_checkpoint_is_refused_with_those_that_have(
+    interrupted: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    metrics = (interrupted / "metrics.jsonl").read_bytes()
+    assert again(interrupted, "--checkpoint.load_step", "7").code == 2
+    line = error_of(capsys)
+    assert "--checkpoint.load_step 7: no such checkpoint" in line
+    assert "choose one of 8, 16" in line
+    assert (interrupted / "metrics.jsonl").read_bytes() == metrics
+
+
+@pytest.mark.parametrize("mode", ["disabled", "async"])
+def test_a_checkpoint_that_cannot_be_written_ends_the_run_with_one_line(
+    finished: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str], mode: str
+) -> None:
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def limit_file_size(trainer: MaxPTrainer) -> None:
+        if trainer.step == 16:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, limits[1]))
+
+    command = tiny(tmp_path / "run", "maxP", *EVERY_8, "--checkpoint.async_mode", mode)
+    try:
+        failed = run(command, before_step=limit_file_size)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert failed.code == 1
+    line = error_of(capsys)
+    assert f"{failed.folder / 'checkpoint' / 'step-16'}" in line
+    assert "cannot be written" in line
+    assert failed.record.status["state"] == "failed"
+    assert "step-16" in failed.record.status["reason"]
+    assert not (failed.folder / "checkpoint" / "step-16").exists()
+    assert run(command).losses == finished.losses

@@ -1,20 +1,23 @@
 """``python -m train --scale debug --method maxP --lr 1e-2`` trains one model.
 
-Exit status: 0 completed or diverged (both count as results), 2 bad input, 75 preempted by SIGUSR2
-or SIGTERM (the same command resumes the run), 1 anything else.
+Exit status: 0 completed or diverged (both count as results), 2 bad input, 75 preempted by SIGUSR2,
+SIGTERM or SIGHUP (the same command resumes the run), 1 anything else.
 """
 
 import contextlib
+import errno
 import logging
 import os
 import sys
 from contextlib import AbstractContextManager
+from functools import partial
 from typing import Any, NoReturn
 
 import torch.distributed as dist
 from filelock import FileLock, Timeout
 from torchtitan.tools.logging import init_logger, logger
 
+from train.checkpoint import SaveError
 from train.checkpoint_files import CheckpointError, find_resumable
 from train.cli import parse, record
 from train.data.loader import DataError
@@ -27,7 +30,7 @@ from train.faults import (
 from train.metrics import DivergedError
 from train.preemption import PreemptedError
 from train.run.exit_status import BAD_INPUT, INTERRUPTED, PREEMPTED
-from train.run.folder import FINISHED, RunFolder, RunFolderError, load_run
+from train.run.folder import FINISHED, RunFolder, RunFolderError, State, load_run
 from train.run.hparams import write_hparams
 from train.run.summary import write_summary
 from train.trainer import MaxPTrainer
@@ -47,6 +50,18 @@ def main() -> int:
         hold = _lock(folder) if _is_first() else contextlib.nullcontext()
     except (ValueError, RunFolderError) as error:
         return _refuse(error)
+    try:
+        return _resume(config, folder, hold)
+    except OSError as error:
+        if (reason := _unwritable(error, folder)) is None:
+            raise
+        return _refuse(ValueError(reason))
+
+
+def _resume(
+    config: MaxPTrainer.Config, folder: RunFolder, hold: AbstractContextManager[Any]
+) -> int:
+    """Run a claimed folder's run, unless it has its result already."""
     with hold:
         if load_run(folder.path, metrics=False).status.get("state") in FINISHED:
             if _is_first():
@@ -87,10 +102,11 @@ def _run(config: MaxPTrainer.Config, folder: RunFolder) -> int:
     single_process_environment()
     first = _is_first()
     lost: str | None = None
-    status: Any = folder.set_status if first else lambda *args, **kwargs: None
+    status: Any = partial(_set_status, folder) if first else lambda *args, **kwargs: None
     trainer: MaxPTrainer | None = None
+    if first:
+        folder.set_status("running")
     try:
-        status("running")
         with _meeting(config, folder):
             trainer = config.build()
         trainer.train()
@@ -104,6 +120,10 @@ def _run(config: MaxPTrainer.Config, folder: RunFolder) -> int:
         status("preempted", step=error.step)
         logger.warning("%s", error)
         return PREEMPTED
+    except SaveError as error:
+        status("failed", step=trainer.step if trainer else None, reason=str(error))
+        _refuse(error)
+        return 1
     except ValueError as error:
         status("failed", reason=str(error))
         if trainer is not None and not isinstance(error, (DataError, CheckpointError)):
@@ -116,6 +136,10 @@ def _run(config: MaxPTrainer.Config, folder: RunFolder) -> int:
         if taken := port_taken(error):
             status("failed", reason=taken)
             return _refuse(ValueError(taken))
+        if full := _unwritable(error, folder):
+            _fail(folder, full)
+            print(f"error: {full}", file=sys.stderr)
+            return 1
         lost = lost_contact(error)
         if lost is None:
             _fail(folder, f"{type(error).__name__}: {error}".splitlines()[0])
@@ -157,7 +181,26 @@ def _fail(folder: RunFolder, reason: str) -> None:
     """Write to the folder why the run failed; any rank may, since the first may be gone."""
     if os.environ.get("WORLD_SIZE", "1") != "1":
         reason = f"rank {os.environ['RANK']}: {reason}"
-    folder.set_status("failed", reason=reason)
+    _set_status(folder, "failed", reason=reason)
+
+
+def _set_status(folder: RunFolder, state: State, **details: Any) -> None:
+    """Write the last status of a run, if the disk allows it."""
+    try:
+        folder.set_status(state, **details)
+    except OSError as error:
+        logger.error("%s: status %s cannot be written (%s)", folder.path, state, error.strerror)
+
+
+def _unwritable(error: BaseException, folder: RunFolder) -> str | None:
+    """The message for an error of a full, read-only or broken disk; None for any other."""
+    disk = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.EIO)
+    if not isinstance(error, OSError) or error.errno not in disk:
+        return None
+    return (
+        f"{error.filename or folder.path} cannot be written ({error.strerror}); make room, or make "
+        "it writable, then run the same command again to resume"
+    )
 
 
 def _tell_lost(folder: RunFolder, reason: str) -> None:
