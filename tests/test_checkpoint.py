@@ -270,3 +270,62 @@ def test_a_checkpoint_that_cannot_be_written_ends_the_run_with_one_line(
     assert "step-16" in failed.record.status["reason"]
     assert not (failed.folder / "checkpoint" / "step-16").exists()
     assert run(command).losses == finished.losses
+
+
+# torchtitan's own ways to load and to save
+
+
+@pytest.mark.parametrize(
+    ("method", "flags", "line"),
+    [
+        (
+            "sp",
+            ("--checkpoint.last_save_in_hf", "--checkpoint.last_save_model_only"),
+            "run python -m train.export RUN --to FOLDER",
+        ),
+        (
+            "sp",
+            ("--checkpoint.initial_load_in_hf", "--checkpoint.initial_load_model_only"),
+            "--checkpoint.initial_load_in_hf: ",
+        ),
+        ("maxP", ("--checkpoint.initial_load_path", "/nope"), "measured against the initial"),
+        ("sp", ("--checkpoint.initial_load_path", "/nope"), "initial_load_model_only as well"),
+        (
+            "sp",
+            (
+                *("--checkpoint.initial_load_path", "/nope"),
+                "--checkpoint.initial_load_model_only",
+            ),
+            "--checkpoint.initial_load_path /nope: no checkpoint there",
+        ),
+    ],
+)
+def test_flags_that_ignore_the_parametrization_are_refused(
+    corpus_cache: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    method: str,
+    flags: tuple[str, ...],
+    line: str,
+) -> None:
+    assert run(tiny(tmp_path / "run", method, *EVERY_8, *flags)).code == 2
+    assert line in error_of(capsys)
+    assert not (tmp_path / "run").exists()
+
+
+def test_without_measurements_a_run_starts_from_the_weights_of_another(
+    corpus_cache: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    short = ("--steps", "2", "--checkpoint.enable")
+    first = run(tiny(tmp_path / "first", "sp", *short))
+    weights = first.folder / "checkpoint" / "step-2"
+    flags = (
+        *("--checkpoint.initial_load_path", str(weights)),
+        "--checkpoint.initial_load_model_only",
+    )
+    second = run(tiny(tmp_path / "second", "sp", *short, *flags))
+    assert list(second.steps) == [1, 2]
+    assert second.losses[0] < first.losses[1]  # the batch of step 1, after two steps on it
+    truncate(weights)
+    assert run(tiny(tmp_path / "third", "sp", *short, *flags)).code == 2
+    assert "step-2: __0_0.distcp is truncated" in error_of(capsys)

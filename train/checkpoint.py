@@ -159,6 +159,13 @@ class CheckedCheckpointManager(CheckpointManager):
                 refused.append(f"{folder.name}: {reason}")
                 return None
             self._put_aside(candidate, reason, refused)
+        if self.initial_load_path and not refused:
+            reason = fault(Path(self.initial_load_path), model, model_only=True)
+            if reason is not None:
+                raise CheckpointError(
+                    f"--checkpoint.initial_load_path {self.initial_load_path}: {reason}; choose "
+                    "another checkpoint"
+                )
         return None
 
     def _put_aside(self, step: int, reason: str, refused: list[str]) -> None:

@@ -24,6 +24,46 @@ class CheckpointError(ValueError):
     """No checkpoint can be used; the message is one line with the remedy."""
 
 
+def check_flags(config: CheckpointManager.Config, *, measures: bool) -> None:
+    """Refuse flags of torchtitan that ignore the multipliers n^-a or the initial weights W0.
+
+    Args:
+        measures: the run measures alignment, for which it needs W0.
+
+    Raises:
+        ValueError: one line that names the flag and the remedy.
+    """
+    if not config.enable:
+        return
+    if config.last_save_in_hf:
+        raise ValueError(
+            "--checkpoint.last_save_in_hf: torchtitan does not fold the multipliers into the "
+            "weights; leave it out, then run python -m train.export RUN --to FOLDER"
+        )
+    if config.initial_load_in_hf:
+        raise ValueError(
+            "--checkpoint.initial_load_in_hf: torchtitan does not divide the weights by the "
+            "multipliers; leave it out, or continue from a checkpoint of this trainer with "
+            "--checkpoint.initial_load_path"
+        )
+    if config.initial_load_path is None:
+        return
+    flag = f"--checkpoint.initial_load_path {config.initial_load_path}"
+    if measures:
+        raise ValueError(
+            f"{flag}: alignment is measured against the initial weights, which a run draws from "
+            "its seed; leave it out, or choose a method that does not measure, without "
+            "--maxp.measure"
+        )
+    if not config.initial_load_model_only:
+        raise ValueError(
+            f"{flag}: the step and the optimizer of that checkpoint belong to another run; pass "
+            "--checkpoint.initial_load_model_only as well"
+        )
+    if not (Path(config.initial_load_path) / METADATA).is_file():
+        raise ValueError(f"{flag}: no checkpoint there; pass a folder such as .../{PREFIX}500")
+
+
 def find_resumable(run: Path, config: CheckpointManager.Config) -> bool:
     """Whether a run has a checkpoint to resume from; checks the folder before anything is written.
 

@@ -11,6 +11,7 @@ from typing import Any
 from torchtitan.distributed import ParallelDims
 
 from train.alignment_table import read_table
+from train.checkpoint_files import check_flags
 from train.data.loader import TextDataLoader
 from train.method.methods import get_method
 
@@ -24,7 +25,9 @@ def check(config: Any) -> None:
     _check_parallelism(config.parallelism)
     _check_mesh(config)
     _check_batch(config)
-    if get_method(config.maxp.method).follows or config.maxp.measure:
+    measures = get_method(config.maxp.method).follows or config.maxp.measure
+    check_flags(config.checkpoint, measures=measures)
+    if measures:
         _check_probe(config)
     if config.training.steps < 1:
         raise ValueError(f"--training.steps {config.training.steps}: must be at least 1")
