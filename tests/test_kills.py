@@ -92,5 +92,6 @@ def test_a_run_goes_on_with_another_number_of_processes(
     assert seen.losses == pytest.approx(uninterrupted.losses, rel=1e-5)
     assert seen.validation_losses == pytest.approx(uninterrupted.validation_losses, rel=1e-5)
     for step, record in uninterrupted.steps.items():
+        assert seen.steps[step]["tokens"] == record["tokens"]
         for site, values in record["sites"].items():
             assert seen.steps[step]["sites"][site] == pytest.approx(values, rel=1e-4, abs=1e-4)

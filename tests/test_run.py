@@ -14,8 +14,10 @@ import pytest
 import torch
 from harness import STEPS, Run, run, tiny
 from tensorboard.backend.event_processing import event_accumulator  # type: ignore[import-untyped]
+from torchtitan.trainer import Trainer
 from waiting import ended, wait_until
 
+from train.metrics import HeldOutValidator
 from train.run.identity import identity
 
 ROOT = Path(__file__).parents[1]
@@ -184,6 +186,81 @@ def test_an_average_of_c_goes_half_of_the_way_to_what_was_solved(uninterrupted: 
     before, after = uninterrupted.c[21][WEIGHTED], uninterrupted.c[22][WEIGHTED]
     assert before != target
     assert after == pytest.approx((before + target) / 2, rel=1e-12)
+
+
+def validations(run: Run) -> list[tuple[str, int, float]]:
+    """Kind, step and loss of every record, in the order of the file."""
+    return [
+        (name, r["step"], r[name])
+        for r in run.record.metrics
+        for name in ("loss", "validation_loss")
+        if name in r
+    ]
+
+
+VALIDATED = (*CHECKPOINTS, "--validator.freq", "8")
+
+
+@pytest.fixture(scope="module")
+def validated(corpus_cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """Checkpoint and validation at steps 8, 16 and 24."""
+    done = run(tiny(tmp_path_factory.mktemp("run") / "whole", "maxP", *VALIDATED))
+    assert set(done.validation_losses) == {8, 16, 24}
+    return done
+
+
+def test_a_validation_that_was_interrupted_after_its_checkpoint_is_made_on_resuming(
+    validated: Run, corpus_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments = tiny(tmp_path / "run", "maxP", *VALIDATED)
+    with monkeypatch.context() as patch:
+
+        def stop(*_: Any) -> None:
+            raise KeyboardInterrupt
+
+        patch.setattr(HeldOutValidator, "validate", stop)
+        assert run(arguments).code == 130
+    again = run(arguments)
+    assert (again.code, len(again.lrs)) == (0, STEPS - 8)
+    assert validations(again) == validations(validated)
+
+
+@pytest.mark.parametrize("stopped", ["after step 8", "after the last step"])
+def test_a_validation_that_was_written_is_not_made_again(
+    stopped: str,
+    validated: Run,
+    corpus_cache: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    arguments = tiny(tmp_path / "run", "maxP", *VALIDATED)
+    if stopped == "after step 8":
+        assert run(arguments, before_step=stop_at(9)).code == 130
+    else:
+        assert run(arguments).code == 0
+        (tmp_path / "run" / "status.json").unlink()
+    again = run(arguments)
+    assert again.code == 0
+    assert validations(again) == validations(validated)
+
+
+def test_tokens_are_those_of_all_steps_whatever_the_checkpoint_counted(
+    maxp_run: Run, corpus_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # A checkpoint of two ranks holds the tokens of one, half of the run's.
+    arguments = tiny(tmp_path / "run", "maxP", *CHECKPOINTS)
+    whole = Trainer.state_dict
+    with monkeypatch.context() as patch:
+
+        def of_one_rank(self: Trainer) -> dict[str, Any]:
+            state = whole(self)
+            return state | {"ntokens_seen": state["ntokens_seen"] // 2}
+
+        patch.setattr(Trainer, "state_dict", of_one_rank)
+        assert run(arguments, before_step=stop_at(12)).code == 130
+    again = run(arguments)
+    tokens = {step: record["tokens"] for step, record in again.steps.items()}
+    assert tokens == {step: record["tokens"] for step, record in maxp_run.steps.items()}
 
 
 # A real process, really killed

@@ -1,6 +1,6 @@
 """torchtitan's trainer with learning rates from `maxp`."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from typing import Annotated, Any
@@ -174,6 +174,26 @@ class MaxPTrainer(Trainer):
             if self._stopping is not None:
                 self.checkpointer.interval = 1  # so that torchtitan saves after this step
 
+    def batch_generator(self, data_iterable: Iterable[Any]) -> Iterator[Any]:
+        """torchtitan's batches; it asks for them once, after it has loaded a checkpoint."""
+        if self.step > 0:
+            self._complete_validation()
+        return super().batch_generator(data_iterable)  # type: ignore[no-any-return]
+
+    def _complete_validation(self) -> None:
+        """Validate at the checkpoint's step if the run was stopped between the two."""
+        validator = self.validator if self.config.validator.enable else None
+        if not isinstance(validator, HeldOutValidator):
+            return
+        written = [False]
+        if dist.get_rank() == 0:
+            written = [RunFolder(self.config.dump_folder).metrics().has_validation(self.step)]
+        dist.broadcast_object_list(written, src=0)
+        if written[0]:
+            validator.validated = self.step
+        elif validator.should_validate(self.step):
+            validator.validate(self.model_parts, self.step)
+
     def should_continue_training(self) -> bool:
         return self._stopping is None and super().should_continue_training()
 
@@ -203,6 +223,10 @@ class MaxPTrainer(Trainer):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         super().load_state_dict(state_dict)
+        # Not the checkpoint's count: it is of one rank, and the number of ranks may have changed.
+        training = self.config.training
+        sequences = self.gradient_accumulation_steps * training.local_batch_size
+        self.ntokens_seen = self.step * sequences * training.seq_len
         self.parametrization.load_state_dict(state_dict["maxp"])
         self._follow()
         if dist.get_rank() == 0:  # the steps logged after the checkpoint are about to be repeated

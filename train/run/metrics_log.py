@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from train.run.files import parse_record, plain, to_json, write_whole
+from train.run.tail import lines_from_end
 
 log = logging.getLogger(__name__)
 
@@ -43,6 +44,16 @@ class MetricsLog:
         dropped = len(lines) - len(kept)
         log.info("%s: rewound to step %d, %d lines dropped", self.path, step, dropped)
         return dropped
+
+    def has_validation(self, step: int) -> bool:
+        """Whether the file holds a finite validation loss of ``step``, among its last records."""
+        for line in lines_from_end(self.path):
+            record = parse_record(line) or {}
+            if _step(line) < step:
+                return False
+            if record.get("step") == step and record.get("validation_loss") is not None:
+                return True
+        return False
 
     def archive(self) -> Path | None:
         """Rename the file to metrics-1.jsonl, metrics-2.jsonl, ... before a run starts over.
