@@ -36,6 +36,9 @@ def write_jsonl(path: Path, rows: Sequence[object]) -> None:
     text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
     if path.suffix == ".gz":
         path.write_bytes(gzip.compress(text.encode()))
+    elif path.suffix == ".zst":
+        with pa.output_stream(str(path)) as file:
+            file.write(text.encode())
     else:
         path.write_text(text)
 
@@ -51,7 +54,9 @@ def write_texts(path: Path, documents: Sequence[str]) -> None:
         write_jsonl(path, [{"text": text, "id": i} for i, text in enumerate(documents)])
 
 
-@pytest.mark.parametrize("name", ["a.jsonl", "a.jsonl.gz", "a.parquet", "a[1] *.jsonl"])
+@pytest.mark.parametrize(
+    "name", ["a.jsonl", "a.jsonl.gz", "a.jsonl.zst", "a.parquet", "a[1] *.jsonl"]
+)
 def test_each_row_is_a_document(tmp_path: Path, name: str) -> None:
     write_texts(tmp_path / name, texts(7))
     assert list(read_texts([tmp_path / name])) == texts(7)
@@ -80,6 +85,23 @@ def test_files_of_all_kinds_are_found_in_subfolders_and_others_are_not(tmp_path:
         (tmp_path / name).touch()
     names = [file.relative_to(tmp_path).as_posix() for file in find_files(tmp_path)]
     assert names == ["a.jsonl.gz", "b/a.txt", "b/c.parquet"]
+
+
+def test_files_that_are_not_read_are_counted_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for name in ["a.jsonl", "b.json.zst", "c.md", ".hidden"]:
+        (tmp_path / name).touch()
+    for _ in range(2):
+        find_files(tmp_path)
+    logged = [record.getMessage() for record in caplog.records]
+    assert ["2 files are not read (such as b.json.zst)" in line for line in logged] == [True]
+
+
+def test_compressed_shards_are_read_with_those_beside_them(tmp_path: Path) -> None:
+    write_texts(tmp_path / "0.jsonl", texts(4)[:2])
+    write_texts(tmp_path / "1.jsonl.zst", texts(4)[2:])
+    assert list(read_texts(find_files(tmp_path))) == texts(4)
 
 
 @pytest.mark.parametrize("held_out", ["validation/00.jsonl", "c4-validation.00.jsonl"])
@@ -161,14 +183,61 @@ def test_rows_without_a_value_are_counted_as_empty(
     [
         ('{"body": "a"}\n', r'no field "text", only \[\'body\'\]'),
         ('{"text": 3}\n', 'the field "text" holds int'),
-        ('{"text": "a"\n', r"a\.jsonl: cannot be read"),
+        ('{"text": "a"\n', r"not JSON \(JSONDecodeError"),
         ('["a"]\n', "a line holds list"),
+        ('{"text": "ab\\ud800"}\n', r"lone surrogate '\\ud800' at character 2"),
+        ("[" * 100_000, r"not JSON \(RecursionError"),
     ],
 )
 def test_rows_without_text_are_refused(tmp_path: Path, content: str, message: str) -> None:
-    (tmp_path / "a.jsonl").write_text(content)
-    with pytest.raises(DataError, match=rf"--dataset-path.*{message}"):
+    names = [tmp_path / f"{i}.jsonl" for i in range(61)]
+    for name in names:
+        name.write_text('{"text": "good"}\n\n')
+    names[30].write_text('{"text": "good"}\n\n' + content)
+    with pytest.raises(DataError, match=rf"^--dataset-path: .*/30\.jsonl, line 3: .*{message}"):
+        list(read_texts(names))
+
+
+def test_a_line_that_is_not_utf8_is_named(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_bytes(b'{"text": "a"}\n' * 2000 + b'{"text": "\xe9"}\n')
+    with pytest.raises(DataError, match=r"a\.jsonl, line 2001: not UTF-8"):
         list(read_texts([tmp_path / "a.jsonl"]))
+
+
+@pytest.mark.parametrize("suffix", ["gz", "zst"])
+def test_a_truncated_file_is_named_with_the_last_line_that_can_be_read(
+    tmp_path: Path, suffix: str
+) -> None:
+    file = tmp_path / f"b.jsonl.{suffix}"
+    write_texts(file, texts(3000))
+    file.write_bytes(file.read_bytes()[:-100])
+    write_texts(tmp_path / "a.jsonl", texts(3))
+    with pytest.raises(DataError, match=rf"b\.jsonl\.{suffix}: cannot be read after line \d+ \("):
+        list(read_texts(find_files(tmp_path)))
+
+
+@pytest.mark.parametrize(
+    ("table", "message"),
+    [
+        ({"text": [b"a"]}, 'row 1: the field "text" holds bytes'),
+        ({"text": [None, 2]}, 'row 2: the field "text" holds int'),
+        ({"body": ["a"]}, r'row 1: no field "text", only \[\'body\'\]'),
+    ],
+)
+def test_a_bad_row_of_a_parquet_file_is_named(
+    tmp_path: Path, table: dict[str, list[object]], message: str
+) -> None:
+    pq.write_table(pa.table(table), tmp_path / "a.parquet")
+    with pytest.raises(DataError, match=rf"a\.parquet, {message}"):
+        list(read_texts([tmp_path / "a.parquet"]))
+
+
+def test_a_parquet_file_cut_short_is_named(tmp_path: Path) -> None:
+    write_texts(tmp_path / "a.parquet", texts(100))
+    content = (tmp_path / "a.parquet").read_bytes()
+    (tmp_path / "a.parquet").write_bytes(content[:-10])
+    with pytest.raises(DataError, match=r"a\.parquet: cannot be read \(ArrowInvalid"):
+        list(read_texts([tmp_path / "a.parquet"]))
 
 
 def test_fields_of_any_type_may_stand_beside_the_text(tmp_path: Path) -> None:
@@ -188,9 +257,26 @@ def test_a_single_document_is_refused_for_training_since_it_is_held_out(
 ) -> None:
     monkeypatch.setenv("MAXP_CACHE", str(tmp_path / "cache"))
     (tmp_path / "a.txt").write_text("abc")
-    with pytest.raises(DataError, match=r"no document .*--dataset-path"):
+    with pytest.raises(DataError, match=r"no document is left .* all 1 are held out .*: split"):
         open_local(tmp_path / "a.txt", "train", encoder)
     assert open_local(tmp_path / "a.txt", "validation", encoder).meta.documents == 1
+
+
+def test_training_documents_that_are_all_validation_documents_are_refused(tmp_path: Path) -> None:
+    write_texts(tmp_path / "train.jsonl", texts(3))
+    write_texts(tmp_path / "validation.jsonl", texts(3))
+    splits = split_files(tmp_path, find_files(tmp_path))
+    with pytest.raises(DataError, match=r"all 3 are held out .* the validation files do not have"):
+        list(training_texts(*splits))
+
+
+def test_held_out_documents_that_are_all_empty_are_refused(
+    tmp_path: Path, encoder: DocumentEncoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MAXP_CACHE", str(tmp_path / "cache"))
+    write_texts(tmp_path / "a.jsonl", ["", "abc"])
+    with pytest.raises(DataError, match=r"no held-out document .*a\.jsonl has text"):
+        open_local(tmp_path / "a.jsonl", "validation", encoder)
 
 
 @pytest.mark.parametrize("steps", [8, 24])

@@ -42,9 +42,9 @@ class TextDataLoader(BaseDataLoader):
         "fineweb-edu-10bt" or "c4"."""
 
         dataset_path: str | None = None
-        """For "local": a .jsonl, .jsonl.gz, .parquet or .txt file, a folder of such files, or a
-        folder that `python -m train.prepare` wrote. For a hub dataset: a local copy of its folder
-        (for validation, of allenai/c4)."""
+        """For "local": a .jsonl, .jsonl.gz, .jsonl.zst, .parquet or .txt file, a folder of such
+        files, or a folder that `python -m train.prepare` wrote. For a hub dataset: a local copy of
+        its folder (for validation, of allenai/c4)."""
 
         split: Literal["train", "validation"] = "train"
         """Split to read. For every hub dataset, "validation" is c4's validation split."""
