@@ -4,9 +4,11 @@ import json
 import logging
 import os
 import re
+import shutil
 import subprocess
 import sys
 import sysconfig
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -198,6 +200,45 @@ def test_processes_that_start_at_once_prepare_one_identical_corpus(tmp_path: Pat
     assert sum(stderr.count("embedded train: ") for _, stderr in replies) == 1
     prepare_corpus(documents(2000), tmp_path / "alone", vocab_size=350)
     assert contents(tmp_path / "together") == contents(tmp_path / "alone")
+
+
+DAMAGES: list[tuple[str, Callable[[bytes], bytes]]] = [
+    ("train/tokens.bin", lambda content: bytes([content[0] ^ 1]) + content[1:]),
+    ("validation/tokens.bin", lambda content: content[:-2]),
+    ("train/meta.json", lambda content: content.replace(b'"bos": 0', b'"bos": 2')),
+    ("train/meta.json", lambda content: content.replace(b"<u2", b"<u3")),
+    ("validation/meta.json", lambda content: b""),
+    ("tokenizer/tokenizer.json", lambda content: content[: len(content) // 2]),
+    ("tokenizer/tokenizer.json", lambda content: content.replace(b": false", b": true", 1)),
+    ("tokenizer/tokenizer_config.json", lambda content: content.replace(b"eos", b"sos")),
+]
+
+
+@pytest.mark.parametrize(("name", "damage"), DAMAGES)
+def test_a_damaged_corpus_is_prepared_again_and_says_so_once(
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    name: str,
+    damage: Callable[[bytes], bytes],
+) -> None:
+    first = prepare_corpus(documents(100), tmp_path, vocab_size=300)
+    intact = contents(first.folder)
+    assert damage(intact[name]) != intact[name]
+    (first.folder / name).write_bytes(damage(intact[name]))
+    with caplog.at_level(logging.WARNING):
+        prepare_corpus(documents(100), tmp_path, vocab_size=300)
+    assert contents(first.folder) == intact
+    [record] = caplog.records
+    assert str(first.folder) in record.getMessage()
+    assert "deleted and prepared again" in record.getMessage()
+
+
+def test_a_missing_file_of_the_corpus_is_prepared_again(tmp_path: Path) -> None:
+    first = prepare_corpus(documents(100), tmp_path, vocab_size=300)
+    intact = contents(first.folder)
+    shutil.rmtree(first.folder / "validation")
+    prepare_corpus(documents(100), tmp_path, vocab_size=300)
+    assert contents(first.folder) == intact
 
 
 def test_other_sources_are_prepared_apart(tmp_path: Path) -> None:

@@ -169,6 +169,38 @@ def test_changed_files_are_tokenized_again(
     assert open_local(tmp_path / "data", "train", encoder).folder != first.folder
 
 
+def damage(folder: Path) -> None:
+    content = bytearray((folder / "tokens.bin").read_bytes())
+    content[10] ^= 1
+    (folder / "tokens.bin").write_bytes(content)
+
+
+def test_a_damaged_cache_is_tokenized_again(
+    tmp_path: Path, encoder: DocumentEncoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MAXP_CACHE", str(tmp_path / "cache"))
+    write_texts(tmp_path / "a.jsonl", texts(60))
+    first = open_local(tmp_path / "a.jsonl", "train", encoder)
+    intact = first.tokens.tolist()
+    damage(first.folder)
+    assert open_local(tmp_path / "a.jsonl", "train", encoder).tokens.tolist() == intact
+
+
+def test_several_processes_delete_a_damaged_cache_and_the_next_start_rebuilds_it(
+    tmp_path: Path, encoder: DocumentEncoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MAXP_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    write_texts(tmp_path / "a.jsonl", texts(60))
+    first = open_local(tmp_path / "a.jsonl", "train", encoder)
+    intact = first.tokens.tolist()
+    damage(first.folder)
+    # Another rank, which checks only the size, may have opened the damaged tokens.
+    with pytest.raises(DataError, match=r"is corrupt; .* is deleted: run the same command again"):
+        open_local(tmp_path / "a.jsonl", "train", encoder)
+    assert open_local(tmp_path / "a.jsonl", "train", encoder).tokens.tolist() == intact
+
+
 def test_rows_without_a_value_are_counted_as_empty(
     tmp_path: Path, encoder: DocumentEncoder, monkeypatch: pytest.MonkeyPatch
 ) -> None:

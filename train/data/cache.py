@@ -5,14 +5,29 @@ import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 from filelock import FileLock, Timeout
 
 logger = logging.getLogger(__name__)
 
+T = TypeVar("T")
+
 
 class DataError(ValueError):
     """Data that cannot be used: one line that names the flag or folder, and the remedy."""
+
+
+class DamagedError(DataError):
+    """Prepared data that is missing, truncated or corrupt.
+
+    Args:
+        damage: the folder or file, and what is wrong with it.
+    """
+
+    def __init__(self, damage: str) -> None:
+        super().__init__(f"{damage}: delete it, it is rebuilt on the next start")
+        self.damage = damage
 
 
 def one_line(error: Exception) -> str:
@@ -62,6 +77,38 @@ def build_once(folder: Path, build: Callable[[Path], None]) -> None:
             shutil.rmtree(partial, ignore_errors=True)
     finally:
         lock.release()
+
+
+def open_cached(folder: Path, build: Callable[[Path], None], open_: Callable[[], T]) -> T:
+    """What ``open_`` returns for a folder that `build_once` made; a damaged folder is made again.
+
+    Raises:
+        DataError: the cache cannot be written, or, with several processes, the folder is damaged.
+            It is then deleted, because the other processes may have opened it.
+    """
+    build_once(folder, build)
+    try:
+        return open_()
+    except DamagedError as error:
+        damage = error.damage
+    try:
+        with FileLock(f"{folder}.lock"):
+            try:
+                return open_()  # another process may have made it again
+            except DamagedError:
+                shutil.rmtree(folder)
+    except OSError as error:
+        raise DataError(
+            f"{damage}, and {folder} cannot be deleted ({error.strerror}): "
+            "set MAXP_CACHE to a writable folder"
+        ) from error
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise DataError(
+            f"{damage}; {folder} is deleted: run the same command again, which rebuilds it"
+        )
+    logger.warning("%s: it is deleted and prepared again", damage)
+    build_once(folder, build)
+    return open_()
 
 
 def _acquire(lock: FileLock, folder: Path) -> None:

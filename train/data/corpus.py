@@ -21,7 +21,7 @@ from pathlib import Path
 import tokenizers
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from train.data.cache import DataError, build_once, cache_root
+from train.data.cache import DamagedError, DataError, cache_root, open_cached
 from train.data.store import DocumentEncoder, TokenStore
 from train.data.writer import write_store
 from train.model.scales import VOCAB_SIZE
@@ -31,6 +31,20 @@ logger = logging.getLogger(__name__)
 
 BOS_TOKEN = "<|begin_of_text|>"
 EOS_TOKEN = "<|end_of_text|>"
+
+# The tokenizer's trainer numbers the special tokens first, in their order.
+_BOS, _EOS = 0, 1
+_TOKENIZER_CONFIG = (
+    json.dumps(
+        {
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            "bos_token": BOS_TOKEN,
+            "eos_token": EOS_TOKEN,
+        },
+        indent=1,
+    )
+    + "\n"
+)
 
 # Installed packages, test suites and generated tables: not written by people as prose.
 _LEFT_OUT_FOLDERS = frozenset(
@@ -76,7 +90,7 @@ def prepare_embedded(cache_dir: Path | None = None) -> EmbeddedCorpus:
         cache_dir: folder of prepared corpora; default `train.data.cache.cache_root`.
 
     Raises:
-        DataError: this Python has no sources, or the cache is not writable or damaged.
+        DataError: this Python has no sources, or the cache is not writable.
     """
     return _prepare_embedded((cache_dir or cache_root()).resolve())
 
@@ -95,7 +109,10 @@ def embedded_documents() -> list[Document]:
 def prepare_corpus(
     documents: Sequence[Document], cache_dir: Path, vocab_size: int = VOCAB_SIZE
 ) -> EmbeddedCorpus:
-    """Split, train the tokenizer and tokenize, or open the result of an earlier equal call."""
+    """Split, train the tokenizer and tokenize, or open the result of an earlier equal call.
+
+    A damaged result is made again.
+    """
     key = _corpus_key(documents, vocab_size)
     folder = cache_dir / f"embedded-{key[:16]}"
 
@@ -109,10 +126,14 @@ def prepare_corpus(
             partial / "validation", held_out, encoder, source=key, label="embedded validation"
         )
 
-    build_once(folder, build)
-    return EmbeddedCorpus(
-        folder, TokenStore.open(folder / "train"), TokenStore.open(folder / "validation")
-    )
+    def open_() -> EmbeddedCorpus:
+        encoder = _saved_encoder(folder / "tokenizer")
+        train, validation = (
+            TokenStore.open(folder / split, encoder) for split in ("train", "validation")
+        )
+        return EmbeddedCorpus(folder, train, validation)
+
+    return open_cached(folder, build, open_)
 
 
 def source_files(root: Path) -> list[Path]:
@@ -192,14 +213,20 @@ def train_tokenizer(
         )
     folder.mkdir()
     tokenizer.save(str(folder / "tokenizer.json"))
-    config = {
-        "tokenizer_class": "PreTrainedTokenizerFast",
-        "bos_token": BOS_TOKEN,
-        "eos_token": EOS_TOKEN,
-    }
-    (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=1) + "\n")
-    # The trainer numbers the special tokens first, in their order.
-    return DocumentEncoder(tokenizer, bos=0, eos=1)
+    (folder / "tokenizer_config.json").write_text(_TOKENIZER_CONFIG)
+    return DocumentEncoder(tokenizer, bos=_BOS, eos=_EOS)
+
+
+def _saved_encoder(folder: Path) -> DocumentEncoder:
+    """The encoder of a tokenizer that `train_tokenizer` saved."""
+    try:
+        tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+        config = (folder / "tokenizer_config.json").read_bytes()
+    except Exception as error:  # tokenizers raises plain Exception
+        raise DamagedError(f"the tokenizer {folder} is unreadable") from error
+    if config != _TOKENIZER_CONFIG.encode():
+        raise DamagedError(f"the tokenizer {folder} is corrupt")
+    return DocumentEncoder(tokenizer, bos=_BOS, eos=_EOS)
 
 
 def _is_held_out(name: str) -> bool:

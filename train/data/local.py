@@ -16,7 +16,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from train.data.cache import DataError, build_once, cache_root, one_line
+from train.data.cache import DataError, cache_root, one_line, open_cached
 from train.data.store import DocumentEncoder, TokenStore
 from train.data.writer import write_store
 
@@ -83,7 +83,8 @@ _FLAG = "--dataset-path"
 def open_local(path: Path, split: str, encoder: DocumentEncoder) -> TokenStore:
     """The token store of one split of ``path``, tokenized on first use.
 
-    It is built again when the tokenizer or the name, size or time of a file changes.
+    It is built again when the tokenizer or the name, size or time of a file changes, and when it
+    is damaged.
 
     Raises:
         DataError: the path does not exist or holds no usable file, a row has no field "text", or a
@@ -96,8 +97,7 @@ def open_local(path: Path, split: str, encoder: DocumentEncoder) -> TokenStore:
     def build(folder: Path) -> None:
         write_store(folder, texts(), encoder, source=key, label=f"{path} {split}")
 
-    build_once(folder, build)
-    return TokenStore.open(folder)
+    return open_cached(folder, build, lambda: TokenStore.open(folder, encoder))
 
 
 def local_texts(path: Path, split: str) -> tuple[Callable[[], Iterator[str]], str]:

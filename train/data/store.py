@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 from tokenizers import Tokenizer
 
-from train.data.cache import DataError
+from train.data.cache import DamagedError, DataError
 from train.progress import progress
 
 TOKENS_FILE = "tokens.bin"
@@ -88,6 +88,11 @@ class StoreMeta:
         """Bytes of the tokens."""
         return self.count * np.dtype(self.dtype).itemsize
 
+    def written_by(self, encoder: DocumentEncoder) -> bool:
+        """Whether the store holds what ``encoder`` gives."""
+        expected = (encoder.digest, encoder.dtype, encoder.bos, encoder.eos)
+        return (self.encoder, self.dtype, self.bos, self.eos) == expected
+
     def __str__(self) -> str:
         return (
             f"{self.count:,} tokens in {self.documents:,} documents, "
@@ -104,13 +109,16 @@ class TokenStore:
     tokens: np.ndarray
 
     @classmethod
-    def open(cls, folder: Path) -> "TokenStore":
+    def open(cls, folder: Path, encoder: DocumentEncoder | None = None) -> "TokenStore":
         """Map a store, after checking its size and, on the first rank of a node, its SHA-256.
 
         The checksum of an unchanged file is computed once per process.
 
+        Args:
+            encoder: what wrote the store, if that is known; then ``meta.json`` must agree.
+
         Raises:
-            DataError: it is missing, truncated or corrupt.
+            DamagedError: it is missing, truncated or corrupt.
         """
         path = folder / TOKENS_FILE
         meta = read_meta(folder)
@@ -123,6 +131,8 @@ class TokenStore:
         first = os.environ.get("LOCAL_RANK", "0") == "0"
         if first and _sha256(path, status.st_size, status.st_mtime_ns) != meta.sha256:
             raise _damaged(folder, "corrupt")
+        if encoder is not None and not meta.written_by(encoder):
+            raise _damaged(folder, "corrupt")
         return cls(folder, meta, np.memmap(path, dtype=meta.dtype, mode="r"))
 
 
@@ -130,10 +140,14 @@ def read_meta(folder: Path) -> StoreMeta:
     """The ``meta.json`` of a store.
 
     Raises:
-        DataError: the file is missing or damaged.
+        DamagedError: the file is missing or damaged.
     """
     try:
-        return StoreMeta(**json.loads((folder / META_FILE).read_bytes()))
+        meta = StoreMeta(**json.loads((folder / META_FILE).read_bytes()))
+        if not isinstance(meta.count, int):
+            raise TypeError
+        np.dtype(meta.dtype)
+        return meta
     except (OSError, TypeError, ValueError) as error:
         raise _damaged(folder, f"unreadable ({type(error).__name__})") from error
 
@@ -155,14 +169,15 @@ def open_prepared(path: Path, split: str, encoder: DocumentEncoder) -> TokenStor
         raise DataError(f"--dataset-path {path}: {split} is not finished: {again}")
     try:
         store = TokenStore.open(folder)
-    except DataError as error:
-        damage = str(error).partition(": delete it")[0]
-        raise DataError(f"{damage}: delete that folder, and {again}") from error
+    except DamagedError as error:
+        raise DataError(f"{error.damage}: delete that folder, and {again}") from error
     if store.meta.encoder != encoder.digest:
         raise DataError(
             f"--dataset-path {path} was prepared with another tokenizer: "
             f"pass --tokenizer {path / TOKENIZER}"
         )
+    if not store.meta.written_by(encoder):
+        raise DataError(f"{folder / META_FILE} is corrupt: delete the folder {folder}, and {again}")
     return store
 
 
@@ -184,7 +199,5 @@ def _sha256(path: Path, size: int, mtime_ns: int) -> str:
     return file_checksum(path).hexdigest()
 
 
-def _damaged(folder: Path, how: str) -> DataError:
-    return DataError(
-        f"the token store {folder} is {how}: delete it, it is rebuilt on the next start"
-    )
+def _damaged(folder: Path, how: str) -> DamagedError:
+    return DamagedError(f"the token store {folder} is {how}")
