@@ -178,7 +178,7 @@ class MaxPTrainer(Trainer):
         """torchtitan's batches; it asks for them once, after it has loaded a checkpoint."""
         if self.step > 0:
             self._complete_validation()
-        return super().batch_generator(data_iterable)  # type: ignore[no-any-return]
+        return super().batch_generator(data_iterable)
 
     def _complete_validation(self) -> None:
         """Validate at the checkpoint's step if the run was stopped between the two."""
