@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -18,18 +18,28 @@ if TYPE_CHECKING:
     from slurm_cluster import Cluster
 
 
-@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """For `pytest -n N --dist loadgroup`: what takes longest first, and files with it in one piece.
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """For `pytest -n N --dist loadscope`: the tests of a file share a process and its fixtures.
 
-    The tests of a file share its fixtures; those on Slurm share only the Slurm of their process.
+    Those on Slurm are apart: they share only the Slurm of their process. This is not left to the
+    mark `xdist_group`: pytest-xdist 3.8 renames tests for it in a way that pytest 9.2 does not see.
     """
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByFile(LoadScopeScheduling):  # type: ignore[misc]
+        def _split_scope(self, nodeid: str) -> str:
+            file = nodeid.partition("::")[0]
+            return nodeid if "pytest.mark.slurm" in (config.rootpath / file).read_text() else file
+
+    return ByFile(config, log)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """What takes longest first; exhaustive tests only if they are asked for."""
     if "exhaustive" not in config.option.markexpr:
         items[:] = [item for item in items if not item.get_closest_marker("exhaustive")]
     items.sort(key=lambda item: [not item.get_closest_marker(m) for m in ("slurm", "slow")])
-    for item in items:
-        if not item.get_closest_marker("slurm"):
-            item.add_marker(pytest.mark.xdist_group(item.path.name))
 
 
 @pytest.fixture(scope="session")
