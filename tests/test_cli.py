@@ -249,18 +249,22 @@ def test_a_corrupt_tokenizer_is_told(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert f"{tmp_path}: tokenizer.json is corrupt" in line
 
 
-def test_a_corrupt_token_cache_is_told_with_the_remedy(
+def test_a_corrupt_token_cache_is_prepared_again_and_said_in_a_line(
     corpus_cache: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     shutil.copytree(corpus_cache, tmp_path / "cache")
     (tokens,) = (tmp_path / "cache").glob("embedded-*/train/tokens*")
-    tokens.write_bytes(tokens.read_bytes()[:-2])
+    whole = tokens.read_bytes()
+    tokens.write_bytes(whole[:-2])
     monkeypatch.setenv("MAXP_CACHE", str(tmp_path / "cache"))
-    line = refused(tiny(tmp_path / "run", "mup-no"), capsys)
-    assert re.search(r"embedded-\w+/train is truncated: delete it, it is rebuilt", line)
+    assert run(tiny(tmp_path / "run", "mup-no", "--steps", "1")).code == 0
+    lines = [text for text in caplog.messages if "is truncated" in text]
+    assert len(lines) == 1
+    assert re.search(r"embedded-\w+/train is truncated: it is deleted and prepared", lines[0])
+    assert tokens.read_bytes() == whole
 
 
 @pytest.mark.parametrize(

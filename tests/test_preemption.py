@@ -95,6 +95,7 @@ def test_an_asynchronous_checkpoint_is_complete_when_the_run_says_saved(
 
 
 def test_a_lost_terminal_stops_a_run_with_a_checkpoint(corpus_cache: Path, tmp_path: Path) -> None:
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # the tests may run under nohup
     arguments = tiny(tmp_path / "run", "mup-no", *CHECKPOINTS)
     seen = run(arguments, before_step=signal_at(3, signal.SIGHUP))
     assert seen.code == PREEMPTED
