@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -30,7 +31,11 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     class ByFile(LoadScopeScheduling):  # type: ignore[misc]
         def _split_scope(self, nodeid: str) -> str:
             file = nodeid.partition("::")[0]
-            return nodeid if "pytest.mark.slurm" in (config.rootpath / file).read_text() else file
+            return nodeid if on_slurm(file) else file
+
+    @functools.cache
+    def on_slurm(file: str) -> bool:
+        return "pytest.mark.slurm" in (config.rootpath / file).read_text()
 
     return ByFile(config, log)
 

@@ -19,6 +19,7 @@ import torchtitan.trainer
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from train import __main__ as command
+from train.metrics import HeldOutValidator
 from train.run.folder import RunRecord, load_run
 from train.trainer import MaxPTrainer
 
@@ -125,6 +126,16 @@ def run(arguments: list[str], before_step: Callable[[MaxPTrainer], None] | None 
         finally:
             hook.remove()
     return seen
+
+
+def stop_at_validation(arguments: list[str]) -> None:
+    """Run a command line that is interrupted where its first validation would begin."""
+
+    def stop(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    with mock.patch.object(HeldOutValidator, "validate", stop):
+        assert run(arguments).code == 130
 
 
 def torchrun(*arguments: str, processes: int = 2) -> subprocess.CompletedProcess[str]:

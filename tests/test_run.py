@@ -12,12 +12,11 @@ from typing import Any
 
 import pytest
 import torch
-from harness import STEPS, Run, run, tiny
+from harness import STEPS, Run, run, stop_at_validation, tiny
 from tensorboard.backend.event_processing import event_accumulator  # type: ignore[import-untyped]
 from torchtitan.trainer import Trainer
 from waiting import ended, wait_until
 
-from train.metrics import HeldOutValidator
 from train.run.identity import identity
 
 ROOT = Path(__file__).parents[1]
@@ -210,16 +209,10 @@ def validated(corpus_cache: Path, tmp_path_factory: pytest.TempPathFactory) -> R
 
 
 def test_a_validation_that_was_interrupted_after_its_checkpoint_is_made_on_resuming(
-    validated: Run, corpus_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    validated: Run, corpus_cache: Path, tmp_path: Path
 ) -> None:
     arguments = tiny(tmp_path / "run", "maxP", *VALIDATED)
-    with monkeypatch.context() as patch:
-
-        def stop(*_: Any) -> None:
-            raise KeyboardInterrupt
-
-        patch.setattr(HeldOutValidator, "validate", stop)
-        assert run(arguments).code == 130
+    stop_at_validation(arguments)
     again = run(arguments)
     assert (again.code, len(again.lrs)) == (0, STEPS - 8)
     assert validations(again) == validations(validated)

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-from harness import STEPS, Run, run, tiny
+from harness import STEPS, Run, run, stop_at_validation, tiny
 from torchtitan.components.tokenizer import HuggingFaceTokenizer
 
 from train.data.corpus import prepare_embedded
 from train.data.loader import TextDataLoader
 from train.method.probe import draw_probe
-from train.metrics import HeldOutValidator
 
 FIRST_MEASURED = 4  # measure_from 1, solve_interval 3
 HIDDEN = "layers.1.feed_forward.w1"
@@ -136,16 +134,10 @@ def test_a_run_that_diverges_in_its_last_step_is_not_completed(
 
 
 def test_a_run_stopped_before_its_last_validation_makes_it_when_resumed(
-    corpus_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    corpus_cache: Path, tmp_path: Path
 ) -> None:
     arguments = tiny(tmp_path / "run", "mup-no", "--steps", "4", "--checkpoint.enable")
-    with monkeypatch.context() as patch:
-
-        def stop(*_: Any) -> None:
-            raise KeyboardInterrupt
-
-        patch.setattr(HeldOutValidator, "validate", stop)
-        assert run(arguments).code == 130
+    stop_at_validation(arguments)
     resumed = run(arguments)
     assert (resumed.code, len(resumed.lrs)) == (0, 0)
     assert set(resumed.validation_losses) == {4}

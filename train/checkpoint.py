@@ -130,9 +130,9 @@ class CheckedCheckpointManager(CheckpointManager):
             except CheckpointError as error:
                 choice = [(None, refused, str(error))]
         dist.broadcast_object_list(choice, src=0)
-        chosen, refused[:], foreign = choice[0]
-        if foreign is not None:
-            raise CheckpointError(foreign)
+        chosen, refused[:], message = choice[0]
+        if message is not None:
+            raise CheckpointError(message)
         if chosen is None and refused:
             raise CheckpointError(
                 f"--checkpoint.folder {self.folder}: no checkpoint can be used "

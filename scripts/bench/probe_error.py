@@ -23,7 +23,6 @@ from typing import Annotated, Any
 import numpy as np
 import torch
 import tyro
-from tqdm import tqdm
 
 from maxp.capture import Capture
 from maxp.exponents import PRESETS, Alignment
@@ -33,6 +32,7 @@ from maxp.trace import evaluating
 from scripts.bench.outputs import check_folders, write_figure, write_json
 from train.method.probe import draw_probe
 from train.model.scales import get_scale
+from train.progress import progress
 
 NO_FILE = tyro.conf.arg(help_behavior_hint="(default: none)")
 # By site, an array (terms, sequences, positions); NaN where a term is zero for a token.
@@ -135,12 +135,12 @@ def measured_run(options: Options, seed: int, folder: Path) -> tuple[PerToken, A
     w0 = {n: w.detach().clone() for n, w in weights.items()}
     z0 = inputs(trainer, names, options.pool)
     data = trainer.batch_generator(trainer.dataloader)
-    for _ in tqdm(range(options.steps // 2), f"seed {seed}: train", unit="step"):
+    for _ in progress(range(options.steps // 2), desc=f"seed {seed}: train", unit="step"):
         trainer.step += 1
         trainer.train_step(data)
     z = inputs(trainer, names, options.pool)
     tokens: PerToken = {}
-    for n in tqdm(names, f"seed {seed}: tokens", unit="site"):
+    for n in progress(names, desc=f"seed {seed}: tokens", unit="site"):
         values = per_token(
             z0[n], z[n], w0[n], weights[n].detach(), parametrization.sites[n].width_dim
         )
@@ -190,7 +190,7 @@ def rows(tokens: PerToken, graph: Any, options: Options, seed: int) -> Iterator[
     width = get_scale(options.scale).dim
     kinds = [(n, s) for s in options.sequences for n in options.tokens if s <= n <= s * positions]
     single = np.stack([np.nanvar(v, axis=(1, 2)) for v in tokens.values()])
-    for count, sequences in tqdm(kinds, f"seed {seed}: draw", unit="kind"):
+    for count, sequences in progress(kinds, desc=f"seed {seed}: draw", unit="kind"):
         means, solutions = [], []
         for _ in range(options.draws):
             probe = draw(tokens, count, sequences, rng)

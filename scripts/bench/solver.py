@@ -19,13 +19,13 @@ from typing import Annotated, Any
 
 import pulp
 import tyro
-from tqdm import tqdm
 
 from maxp.exponents import PRESETS, Alignment, Exponents
 from maxp.graph import Graph
 from maxp.solver import Program, solve
 from scripts.bench.milp_oracle import chain_of, preset_exponents, solve_big_m
 from scripts.bench.outputs import check_folders, write_figure, write_json
+from train.progress import progress
 
 NO_FILE = tyro.conf.arg(help_behavior_hint="(default: none)")
 TARGET_SITES = 226
@@ -223,9 +223,9 @@ def main() -> None:
     rng = random.Random(options.seed)
     total = len(options.chains) + len(options.scales)
     rows = []
-    with tqdm(graphs(options), total=total, unit="graph") as progress:
-        for name, graph in progress:
-            progress.set_postfix_str(name)
+    with progress(graphs(options), total=total, unit="graph") as bar:
+        for name, graph in bar:
+            bar.set_postfix_str(name)
             rows.append(bench(name, graph, options, rng))
     print(table(rows))
     print(verdict(rows))

@@ -32,12 +32,12 @@ from pathlib import Path
 from typing import Annotated
 
 import tyro
-from tqdm import tqdm
 
 from scripts.bench.outputs import check_folders, write_json
 from scripts.bench.report import report, rows_of
 from train.model import costs
 from train.model.scales import get_scale
+from train.progress import progress
 
 
 @dataclass(frozen=True)
@@ -128,12 +128,12 @@ def run(options: Options) -> None:
             parallelism=parallelism,
         )
         count = len(options.intervals) + 3
-        for contender in tqdm(built, "build", total=count, disable=not first):
+        for contender in progress(built, desc="build", total=count, disable=not first):
             stack.callback(contender.trainer.close)
             runners.append(contender)
         count = len(runners)
         turns = [(r + i) % count for r in range(options.rounds) for i in range(count)]
-        for turn in tqdm(turns, "time", unit="block", disable=not first):
+        for turn in progress(turns, desc="time", unit="block", disable=not first):
             runners[turn].run(options.block)
         rows = rows_of(runners)
     accelerator = torch.accelerator.is_available()

@@ -83,7 +83,7 @@ class RunFolder:
             ) from error
         if created:
             return "new"
-        different = differences(_read_config(self.path), config)
+        different = differences(read_config_file(self.path)["config"], config)
         if different:
             hidden = len(different) - _DIFFERENCES_SHOWN
             more = f"; and {hidden} more" if hidden > 0 else ""
@@ -162,7 +162,7 @@ def load_run(path: str | os.PathLike[str], *, metrics: bool = True) -> RunRecord
         RunFolderError: the folder holds no run, or its config.json or status.json is corrupt.
     """
     folder = Path(path)
-    config, status = _read_config(folder), read_status(folder)
+    config, status = read_config_file(folder)["config"], read_status(folder)
     records: list[dict[str, Any]] = []
     skipped = 0
     file = folder / METRICS
@@ -187,12 +187,17 @@ def describe_status(status: Mapping[str, Any]) -> str:
     return words
 
 
-def _read_config(folder: Path) -> dict[str, Any]:
+def read_config_file(folder: Path) -> dict[str, Any]:
+    """Content of a run's config.json: the ``config``, its ``identity``, the folder's ``id``, ...
+
+    Raises:
+        RunFolderError: the folder holds no run, or its config.json is corrupt.
+    """
     remedy = "restore it, or choose another --output-dir"
-    config = _read_object(folder / CONFIG, remedy).get("config")
-    if not isinstance(config, dict):
+    content = _read_object(folder / CONFIG, remedy)
+    if not isinstance(content.get("config"), dict):
         raise RunFolderError(f"{folder / CONFIG} is not the configuration of a run: {remedy}")
-    return config
+    return content
 
 
 def read_status(folder: Path) -> dict[str, Any]:

@@ -5,10 +5,8 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from train.run.files import parse_record
-from train.run.folder import CONFIG, RunFolderError
+from train.run.folder import CONFIG, RunFolderError, read_config_file
 from train.run.identity import identity, run_name
 
 
@@ -34,7 +32,7 @@ def owner(run: Path) -> Owner:
     Raises:
         RunFolderError: the folder holds no run, or the run of another program.
     """
-    content = _content(run)
+    content = read_config_file(run)
     config = content["config"]
     try:
         name = run_name(config["scale"], config["method"], config["lr"], config["seed"])
@@ -62,15 +60,5 @@ def checkpoint_folder(run: Path, folder: str) -> Path:
     if Path(inside).is_relative_to(os.path.abspath(run)):
         return run / folder
     mine = owner(run)
-    parts = (mine.name, mine.identity, _content(run).get("id"))
+    parts = (mine.name, mine.identity, read_config_file(run).get("id"))
     return Path(inside) / "_".join(part for part in parts if part)
-
-
-def _content(run: Path) -> dict[str, Any]:
-    try:
-        content = parse_record((run / CONFIG).read_bytes())
-    except OSError as error:
-        raise RunFolderError(f"{run / CONFIG} cannot be read ({error.strerror})") from error
-    if content is None or not isinstance(content.get("config"), dict):
-        raise RunFolderError(f"{run / CONFIG} is not the configuration of a run")
-    return content
