@@ -290,14 +290,6 @@ def test_a_checkpoint_that_cannot_be_written_ends_the_run_with_one_line(
         ),
         ("maxP", ("--checkpoint.initial_load_path", "/nope"), "measured against the initial"),
         ("sp", ("--checkpoint.initial_load_path", "/nope"), "initial_load_model_only as well"),
-        (
-            "sp",
-            (
-                *("--checkpoint.initial_load_path", "/nope"),
-                "--checkpoint.initial_load_model_only",
-            ),
-            "--checkpoint.initial_load_path /nope: no checkpoint there",
-        ),
     ],
 )
 def test_flags_that_ignore_the_parametrization_are_refused(
@@ -329,3 +321,6 @@ def test_without_measurements_a_run_starts_from_the_weights_of_another(
     truncate(weights)
     assert run(tiny(tmp_path / "third", "sp", *short, *flags)).code == 2
     assert "step-2: __0_0.distcp is truncated" in error_of(capsys)
+    shutil.rmtree(weights)
+    assert run(tiny(tmp_path / "fourth", "sp", *short, *flags)).code == 2
+    assert "step-2: no checkpoint there; pass a folder" in error_of(capsys)

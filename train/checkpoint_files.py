@@ -60,8 +60,6 @@ def check_flags(config: CheckpointManager.Config, *, measures: bool) -> None:
             f"{flag}: the step and the optimizer of that checkpoint belong to another run; pass "
             "--checkpoint.initial_load_model_only as well"
         )
-    if not (Path(config.initial_load_path) / METADATA).is_file():
-        raise ValueError(f"{flag}: no checkpoint there; pass a folder such as .../{PREFIX}500")
 
 
 def find_resumable(run: Path, config: CheckpointManager.Config) -> bool:
@@ -69,7 +67,8 @@ def find_resumable(run: Path, config: CheckpointManager.Config) -> bool:
 
     Raises:
         ValueError: one line: the folder cannot be used, or has no checkpoint of
-            ``--checkpoint.load_step``.
+            ``--checkpoint.load_step``; or a run without checkpoints would start from a
+            ``--checkpoint.initial_load_path`` that has none.
         RunFolderError: ``run`` holds no run.
     """
     if not config.enable:
@@ -94,7 +93,13 @@ def find_resumable(run: Path, config: CheckpointManager.Config) -> bool:
             f"--checkpoint.load_step {config.load_step}: no such checkpoint in {folder}; {remedy}"
         )
     _check_moved(run, config.folder, folder)
-    return bool(complete_steps(folder))
+    resumes, start = bool(complete_steps(folder)), config.initial_load_path
+    if start and not resumes and not (Path(start) / METADATA).is_file():
+        raise ValueError(
+            f"--checkpoint.initial_load_path {start}: no checkpoint there; pass a folder such as "
+            f".../{PREFIX}500"
+        )
+    return resumes
 
 
 def _check_moved(run: Path, base: str, folder: Path) -> None:
