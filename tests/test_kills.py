@@ -7,6 +7,7 @@ import random
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 from harness import Run, tiny
 from ranks import Ranks, run_ranks
@@ -95,3 +96,38 @@ def test_a_run_goes_on_with_another_number_of_processes(
         assert seen.steps[step]["tokens"] == record["tokens"]
         for site, values in record["sites"].items():
             assert seen.steps[step]["sites"][site] == pytest.approx(values, rel=1e-4, abs=1e-4)
+
+
+def test_a_signal_leaves_a_complete_asynchronous_checkpoint(
+    uninterrupted: Run, corpus_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "run"
+    command = (*arguments(folder), "--checkpoint.async_mode", "async")
+    monkeypatch.setenv("STOP", "7")
+    torchrun("tests/rank_worker.py", str(tmp_path), *command)
+    status = Run(folder).record.status
+    assert (status["state"], status["step"]) == ("preempted", 7)
+    names = {path.name for path in (folder / "checkpoint" / "step-7").iterdir()}
+    assert names == {".metadata", "manifest.json", "__0_0.distcp", "__1_0.distcp"}
+    monkeypatch.delenv("STOP")
+    done = torchrun("tests/rank_worker.py", str(tmp_path), *command)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert same_but_for_speed(Run(folder)) == same_but_for_speed(uninterrupted)
+
+
+def test_ranks_stop_with_a_checkpoint_when_torchrun_is_gone(
+    corpus_cache: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "run"
+    process = start(folder)
+    while last_step(folder) < 3:
+        assert process.poll() is None
+        time.sleep(0.01)
+    ranks = psutil.Process(process.pid).children(recursive=True)
+    process.send_signal(signal.SIGUSR2)  # torchrun has no handler for it
+    process.wait()
+    _, alive = psutil.wait_procs(ranks, timeout=60)
+    assert alive == []
+    status = Run(folder).record.status
+    assert status["state"] == "preempted"
+    assert (folder / "checkpoint" / f"step-{status['step']}" / "manifest.json").exists()
