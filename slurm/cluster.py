@@ -22,7 +22,8 @@ RUNS = "runs"
 """Where runs go by default."""
 
 _SHIPPED = Path(__file__).resolve().parents[1] / "configs" / "clusters"
-_MEMORY = re.compile(r"\d+[KMGT]?")
+_MEMORY = re.compile(r"\d+[KMGT]?", re.ASCII)
+_OPTION = re.compile(r"(--)?[A-Za-z][A-Za-z0-9_-]*")
 
 # sbatch options that are not allowed in [sbatch]: each has its own key, or is set per job.
 _OWN_KEY = {
@@ -63,7 +64,9 @@ class Container:
     def __post_init__(self) -> None:
         if not self.image:
             raise ValueError('image: "": name an image')
+        _check_printable(self.image, "image")
         for mount in self.mounts:
+            _check_printable(mount, "mounts")
             if ":" not in mount:
                 raise ValueError(f'mounts: {mount!r}: write "HOST:CONTAINER"')
 
@@ -123,6 +126,8 @@ class Cluster:
     __pydantic_config__: ClassVar[ConfigDict] = NO_OTHER_KEYS
 
     def __post_init__(self) -> None:
+        for key in ("account", "partition", "qos", "constraint", "gpu_type", "runs_dir"):
+            _check_printable(getattr(self, key), key)
         for key in ("processes_per_node", "cpus_per_gpu", "cpus_per_process", "max_parallel"):
             value = getattr(self, key)
             if value is not None and value < 1:
@@ -157,8 +162,15 @@ class Cluster:
             raise ValueError("gpus_per_node: missing: add it, or processes_per_node without GPUs")
 
     def _check_sbatch(self) -> None:
-        for written in self.sbatch:
+        options: set[str] = set()
+        for written, value in self.sbatch.items():
+            if not _OPTION.fullmatch(written):
+                raise ValueError(f"sbatch.{written}: is no option of sbatch: correct its name")
+            _check_printable(value, f"sbatch.{written}")
             option = written.removeprefix("--").replace("-", "_")
+            if option in options:
+                raise ValueError(f"sbatch.{written}: is there twice: remove one")
+            options.add(option)
             if option in _OWN_KEY:
                 raise ValueError(f"sbatch.{written}: has its own key: use {_OWN_KEY[option]}")
             if option in _SET_BY_SUBMISSION:
@@ -204,6 +216,12 @@ class Cluster:
         else:
             return
         raise ConfigError(f"scale.{scale}: {problem}: {remedy}")
+
+
+def _check_printable(value: object, key: str) -> None:
+    # A line break would begin another line of the batch script.
+    if isinstance(value, str) and not value.isprintable():
+        raise ValueError(f"{key}: {value!r}: holds a line break or control character: remove it")
 
 
 def load_cluster(name_or_path: str | Path) -> Cluster:

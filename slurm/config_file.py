@@ -20,27 +20,55 @@ NO_OTHER_KEYS = ConfigDict(extra="forbid")
 """As a dataclass's ``__pydantic_config__``, refuses keys that are not fields."""
 
 _UNKNOWN = "unexpected_keyword_argument"  # pydantic's name for it
-_BRANCHES = ("str", "int", "float", "bool")
+_MISSING = frozenset({"missing", "missing_argument"})
+_MOST_LEVELS = 20  # of tables and lists in each other
 
 
 class ConfigError(ValueError):
     """Bad input; the message is one line that names the file or flag, the key and the remedy."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(" ".join(message.splitlines()))  # a key or value may hold line breaks
 
 
 def read_toml(path: Path) -> dict[str, Any]:
     """The tables of a TOML file.
 
     Raises:
-        ConfigError: the file cannot be read, or is not TOML.
+        ConfigError: the file cannot be read or is not TOML, or a value is out of range.
     """
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        table = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read ({error.strerror}): check the path") from error
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path}: not UTF-8 at byte {error.start}: save it as UTF-8") from error
-    except tomllib.TOMLDecodeError as error:
+    except (ValueError, RecursionError) as error:  # also a number of thousands of digits
         raise ConfigError(f"{path}: not valid TOML ({error}): correct that line") from error
+    for key, value in table.items():
+        try:
+            _check_value(key)
+            _check_value(value)
+        except ValueError as error:
+            raise ConfigError(f"{path}: {key}: {error}") from None
+    return table
+
+
+def _check_value(value: Any, levels: int = 1) -> None:
+    """Refuse what no command line or batch script can hold, at any depth."""
+    if levels > _MOST_LEVELS:
+        raise ValueError(f"has more than {_MOST_LEVELS} levels: write fewer tables in each other")
+    if isinstance(value, int) and not -(2**63) <= value < 2**63:
+        raise ValueError("holds a number of more than 64 bits: write a smaller one")
+    if isinstance(value, str) and "\0" in value:
+        raise ValueError("holds a null character: remove it")
+    if isinstance(value, dict):
+        for key in value:
+            _check_value(key)
+    for item in value.values() if isinstance(value, dict) else ():
+        _check_value(item, levels + 1)
+    for item in value if isinstance(value, list) else ():
+        _check_value(item, levels + 1)
 
 
 def build(cls: type[T], table: Mapping[str, Any], where: str) -> T:
@@ -61,7 +89,7 @@ def build(cls: type[T], table: Mapping[str, Any], where: str) -> T:
     except ValidationError as error:
         # A misspelt key comes before the key that is missing because of it.
         errors = sorted(error.errors(), key=lambda one: one["type"] != _UNKNOWN)
-        raise ConfigError(f"{where}: {_explain(errors[0], cls)}") from None
+        raise ConfigError(f"{where}: {_explain(errors[0], cls, table)}") from None
 
 
 def check_unique(values: Iterable[object], key: str) -> None:
@@ -91,15 +119,24 @@ def check_known(values: Iterable[str], known: Iterable[str], key: str) -> None:
             raise ValueError(f"{key}: {value!r} is unknown: choose from {', '.join(choice)}")
 
 
-def _explain(error: ErrorDetails, cls: type) -> str:
-    # Parts such as "str" or "list[...]" are branches of a union, not keys.
-    parts = [str(p) for p in error["loc"] if p not in _BRANCHES and "[" not in str(p)]
+def _explain(error: ErrorDetails, cls: type, table: Mapping[str, Any]) -> str:
+    missing = error["type"] in _MISSING
+    parts: list[str] = []
+    value: Any = table
+    for part in error["loc"]:
+        # Other parts are branches of a union, such as "str".
+        is_key = isinstance(value, Mapping) and part in value
+        if is_key or (isinstance(value, list | tuple) and isinstance(part, int)):
+            parts.append(str(part))
+            value = value[part]
+    if missing:
+        parts.append(str(error["loc"][-1]))
     key = ".".join(parts)
     match error["type"]:
         case kind if kind == _UNKNOWN:
             close = difflib.get_close_matches(parts[-1], _fields(cls), n=1)
             return f"{key}: unknown key: {f'did you mean {close[0]}?' if close else 'remove it'}"
-        case "missing" | "missing_argument":
+        case _ if missing:
             return f"{key}: missing: add it"
         case "value_error":
             reason = str(error["ctx"]["error"])

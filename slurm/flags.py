@@ -2,6 +2,7 @@
 
 import contextlib
 import math
+import re
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -23,6 +24,7 @@ _SET_BY_SWEEP = {
     "dataloader.seed": "seeds",
 }
 _SET_BY_SUBMISSION = ("output_dir", "dump_folder")
+_FLAG = re.compile(r"\w+(\.\w+)*", re.ASCII)
 
 
 def read_flags(table: Mapping[str, Any], where: str) -> Flags:
@@ -32,12 +34,16 @@ def read_flags(table: Mapping[str, Any], where: str) -> Flags:
         where: the file and table, with which messages begin.
 
     Raises:
-        ConfigError: the sweep itself sets the flag, it appears twice, or its value is no scalar
-            or list of scalars.
+        ConfigError: the name is none of a flag, the sweep itself sets the flag, it appears twice,
+            or its value is no scalar or list of scalars.
     """
     flags: Flags = {}
     for written, value in _leaves(table):
         name = written.removeprefix("--").replace("-", "_")
+        if not _FLAG.fullmatch(name):
+            raise ConfigError(
+                f"{where}.{written}: is no name of a flag: write it as training.local_batch_size"
+            )
         if name in _SET_BY_SWEEP:
             raise ConfigError(f"{where}.{written}: is set by the sweep: use {_SET_BY_SWEEP[name]}")
         if name in _SET_BY_SUBMISSION:
@@ -49,6 +55,11 @@ def read_flags(table: Mapping[str, Any], where: str) -> Flags:
             raise ConfigError(
                 f"{where}.{written}: {value}: must be text, a number, true, or a list"
             )
+        for item in items:
+            if isinstance(item, str) and item.startswith("--"):
+                raise ConfigError(f"{where}.{written}: {item!r} would be read as a flag: change it")
+            if isinstance(value, list) and isinstance(item, str) and "," in item:
+                raise ConfigError(f"{where}.{written}: {item!r}: write two texts in the list")
         flags[name] = value
     return flags
 

@@ -8,7 +8,7 @@ from pydantic import ConfigDict
 
 from slurm.config_file import NO_OTHER_KEYS
 
-_TIME = re.compile(r"(?:(\d+)-)?(\d{1,3}):([0-5]\d):([0-5]\d)")
+_TIME = re.compile(r"(?:(\d{1,4})-)?(\d{1,3}):([0-5]\d):([0-5]\d)", re.ASCII)
 
 
 @dataclass(frozen=True)

@@ -48,7 +48,7 @@ from train.model.scales import SCALES, compute_steps
 from train.run.identity import identity, run_name
 
 _TABLE = frozenset({"alignment_table", "maxp.alignment_table"})
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}")
 
 
 @dataclass(frozen=True)
@@ -177,7 +177,9 @@ class _File:
             if scale not in self.scales:
                 raise ValueError(f"scale.{scale}: not one of scales: add it there, or remove it")
         if not _NAME.fullmatch(self.name):
-            raise ValueError(f"name: {self.name!r}: use only letters, digits and . _ -")
+            raise ValueError(
+                f"name: {self.name!r}: use only letters, digits and . _ -, 200 at most"
+            )
 
 
 def load_sweep(path: str | Path, overrides: Overrides | Sequence[str] = ()) -> Sweep:
