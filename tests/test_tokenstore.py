@@ -1,5 +1,6 @@
 """The token store, and the cache that prepared data is made in."""
 
+import json
 import re
 from collections.abc import Callable
 from dataclasses import replace
@@ -55,6 +56,23 @@ def test_a_vocabulary_over_65536_is_stored_in_32_bits(encoder: DocumentEncoder) 
     [tokens] = replace(encoder, tokenizer=large).encode(["token65535"])
     assert tokens.dtype == np.uint32
     assert tokens.tolist() == [0, VOCAB_SIZE + 65535]
+
+
+def with_a_gap(tokenizer: Tokenizer) -> Tokenizer:
+    """The tokenizer with its last token renumbered, beyond the size."""
+    content = json.loads(tokenizer.to_str())
+    vocabulary = content["model"]["vocab"]
+    vocabulary[max(vocabulary, key=vocabulary.get)] = 70_000
+    return Tokenizer.from_str(json.dumps(content))
+
+
+def test_a_token_beyond_the_tokenizers_size_is_refused_with_its_document(
+    tmp_path: Path, encoder: DocumentEncoder
+) -> None:
+    gap = replace(encoder, tokenizer=with_a_gap(encoder.tokenizer))
+    bad = encoder.tokenizer.decode([VOCAB_SIZE - 1])
+    with pytest.raises(DataError, match=rf"^my data: the document that begins '{bad}' has token 7"):
+        write_store(tmp_path, ["abc", bad], gap, source="", label="my data")
 
 
 def flip_a_bit(folder: Path) -> None:

@@ -156,7 +156,8 @@ def document_encoder(tokenizer: BaseTokenizer) -> DocumentEncoder:
     """The encoder that uses torchtitan's tokenizer.
 
     Raises:
-        DataError: the tokenizer is of an unsupported class, or has no BOS or EOS token.
+        DataError: the tokenizer is of an unsupported class, or has no BOS or EOS token, or one
+            that is not below its size.
     """
     if not isinstance(tokenizer, HuggingFaceTokenizer):
         raise DataError(
@@ -167,6 +168,12 @@ def document_encoder(tokenizer: BaseTokenizer) -> DocumentEncoder:
         raise DataError(
             f"the tokenizer in {tokenizer.tokenizer_path} lacks a bos_token or eos_token: set "
             "both in its tokenizer_config.json, or pass another --tokenizer"
+        )
+    size = tokenizer.get_vocab_size()
+    if (largest := max(tokenizer.bos_id, tokenizer.eos_id)) >= size:
+        raise DataError(
+            f"the tokenizer in {tokenizer.tokenizer_path} has BOS or EOS token {largest}, but only "
+            f"{size} tokens: number them from 0 without gaps, or pass another --tokenizer"
         )
     return DocumentEncoder(tokenizer.tokenizer, tokenizer.bos_id, tokenizer.eos_id)
 

@@ -55,8 +55,20 @@ class DocumentEncoder:
         return "<u2" if self.tokenizer.get_vocab_size() <= 2**16 else "<u4"
 
     def encode(self, texts: list[str]) -> list[np.ndarray]:
-        """One array of type `dtype` per text, of shape ``(1 + n,)``."""
+        """One array of type `dtype` per text, of shape ``(1 + n,)``.
+
+        Raises:
+            DataError: an id is not below the size of the tokenizer, which the model has.
+        """
         encodings = self._plain.encode_batch_fast(texts, add_special_tokens=False)
+        size = self.tokenizer.get_vocab_size()
+        for text, encoding in zip(texts, encodings, strict=True):
+            if (largest := max(encoding.ids, default=0)) >= size:
+                raise DataError(
+                    f"the document that begins {text[:40]!r} has token {largest}, but the "
+                    f"tokenizer has only {size} tokens: number them from 0 without gaps in its "
+                    "tokenizer.json, or pass another --tokenizer"
+                )
         return [np.array([self.bos, *encoding.ids], dtype=self.dtype) for encoding in encodings]
 
     @cached_property

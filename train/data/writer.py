@@ -137,7 +137,7 @@ class StoreWriter:
             label: names the progress bar; by default the folder.
 
         Raises:
-            DataError: the text cannot be read, or holds no document.
+            DataError: the text cannot be read or tokenized, or holds no document.
         """
         if self.finished:
             return
@@ -159,7 +159,11 @@ class StoreWriter:
             while not full(self.meta.documents, self.meta.count) and (chunk := next(chunks, None)):
                 kept: list[np.ndarray] = []
                 tokens = self.meta.count
-                for encoded in self._encoder.encode([document for document in chunk if document]):
+                try:
+                    documents = self._encoder.encode([document for document in chunk if document])
+                except DataError as error:
+                    raise DataError(f"{label or self.folder}: {error}") from None
+                for encoded in documents:
                     if full(self.meta.documents + len(kept), tokens):
                         break
                     kept.append(encoded)
