@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from harness import STEPS, Run, run, tiny
 
 from configs import llama3
 from train import __main__ as program
+from train.checks import check
 from train.cli import parse, record
 from train.config import Flags, make_config
 from train.method.methods import METHODS
@@ -206,6 +208,81 @@ def test_bad_input_is_answered_by_one_line_that_names_the_flag(
 ) -> None:
     assert message in refused(tiny(tmp_path / "run", "mup-no", *flags.split()), capsys)
     assert not (tmp_path / "run").exists()
+
+
+NUMBERS = [
+    *((f"--training.seq_len {n}", "must be at least 1") for n in (0, -128)),
+    *((f"--training.global_batch_size {n}", "must be at least 1, or -1") for n in (0, -5)),
+    ("--validator.freq 0", "must be at least 1"),
+    ("--validator.sequences 0", "must be at least 1"),
+    *((f"--validator.steps {n}", "must be at least 1, or -1") for n in (0, -2)),
+    ("--metrics.log_freq 0", "must be at least 1"),
+    ("--lr_scheduler.total_steps 3", f"must be at least the {STEPS} steps of the run"),
+    ("--comm.init_timeout_seconds -1", "must be at least 1"),
+    *((f"--training.max_norm {n}", "must be positive; pass inf") for n in ("-1.0", "nan", "0.0")),
+    *((f"--lr_scheduler.decay_ratio {n}", "must be in [0, 1]") for n in (-0.5, 2.0)),
+    *((f"--lr_scheduler.min_lr_factor {n}", "must be in [0, 1]") for n in (-1.0, 2.0)),
+    ("--lr_scheduler.warmup_steps -1", "must not be negative"),
+    *(
+        (f"--maxp.independent_weight_decay {n}", "must be in [0, 1)")
+        for n in ("nan", "inf", "10.0", "1.0", "-0.1")
+    ),
+    *((f"--debug.seed {n}", "must be a number that is not negative") for n in ("None", -3)),
+    ("--loss.global_vocab_size 100", "smaller than the model's vocabulary of 4096; leave it out"),
+    ("--compile.backend nope", "unknown; choose one of"),
+    ("--validator.dataloader.split train", "must be validation; leave it out"),
+    ("--dataloader.split validation", "must be train; leave it out"),
+    ("--dataset-path tests", "--dataset embedded reads no files; pass --dataset local, or leave"),
+]
+
+
+@pytest.mark.parametrize(("flag", "words"), NUMBERS)
+def test_a_value_that_makes_no_sense_is_answered_by_one_line_that_names_the_flag(
+    flag: str, words: str, tmp_path: Path
+) -> None:
+    with pytest.raises(ValueError, match=rf"^{re.escape(f'{flag}: {words}')}[^\n]*$"):
+        parse(tiny(tmp_path / "run", "mup-no", *flag.split()))
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        "--training.max_norm inf",
+        "--lr_scheduler.decay_ratio None",
+        "--validator.steps 3",
+        "--compile.backend aot_eager",
+        f"--lr_scheduler.total_steps {STEPS}",
+    ],
+)
+def test_a_value_at_the_edge_is_taken(flags: str, tmp_path: Path) -> None:
+    assert parse(tiny(tmp_path / "run", "mup-no", *flags.split())).maxp.method == "mup-no"
+
+
+def test_an_empty_folder_name_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"^--output-dir '': must not be empty"):
+        parse(["--scale", "debug", "--output-dir", ""])
+
+
+def test_groups_with_learning_rates_of_their_own_are_refused() -> None:
+    config = make_config(Flags("debug", lr=0.5))
+    group = config.optimizer.param_groups[0]
+    other = replace(group, pattern="norm", optimizer_kwargs={**group.optimizer_kwargs, "lr": 0.1})
+    config.optimizer.param_groups.insert(0, other)
+    with pytest.raises(ValueError, match=r"^--optimizer.param_groups with lr 0.1, 0.5: the method"):
+        check(config)
+
+
+def test_an_environment_that_is_not_torchruns_is_answered_by_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["train", *tiny(tmp_path / "run", "mup-no")])
+    monkeypatch.setattr(program, "init_logger", lambda: None)
+    monkeypatch.setenv("RANK", "x")
+    assert program.main() == 2
+    assert capsys.readouterr().err == (
+        "error: RANK=x in the environment: must be a number; unset it, or start the run with "
+        "torchrun, which sets it\n"
+    )
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from itertools import islice
 from pathlib import Path
 
 import pytest
@@ -12,6 +14,8 @@ from torchtitan.components.tokenizer import HuggingFaceTokenizer
 from train.data.corpus import prepare_embedded
 from train.data.loader import TextDataLoader
 from train.method.probe import draw_probe
+from train.results.collect import collect
+from train.results.notes import run_notes
 
 FIRST_MEASURED = 4  # measure_from 1, solve_interval 3
 HIDDEN = "layers.1.feed_forward.w1"
@@ -141,3 +145,81 @@ def test_a_run_stopped_before_its_last_validation_makes_it_when_resumed(
     resumed = run(arguments)
     assert (resumed.code, len(resumed.lrs)) == (0, 0)
     assert set(resumed.validation_losses) == {4}
+
+
+# Data that ends, and measurements that are refused
+
+
+def test_a_run_whose_data_ends_early_is_not_completed(
+    corpus_cache: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    made, batches = 6, TextDataLoader.__iter__
+    monkeypatch.setattr(TextDataLoader, "__iter__", lambda self: islice(batches(self), made))
+    done = run(tiny(tmp_path / "run", "mup-no", "--dataloader.no-infinite"))
+    assert len(done.steps) == made
+    line = (
+        f"--dataloader.no-infinite: the data ended after step {made} of {STEPS}; leave the flag "
+        f"out, or start over in another --output-dir with --steps {made}"
+    )
+    assert (done.code, done.record.status["state"]) == (2, "failed")
+    assert done.record.status["reason"] == line
+    assert capsys.readouterr().err.endswith(f"error: {line}\n")
+
+
+def test_a_run_longer_than_data_that_does_not_repeat_does_not_begin(
+    corpus_cache: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = ("--dataloader.no-infinite", "--steps", "1000000")
+    done = run(tiny(tmp_path / "run", "mup-no", *flags))
+    assert (done.code, done.trainer, done.record.status["state"]) == (2, None, "failed")
+    line = capsys.readouterr().err.splitlines()[-1]
+    longest = int(line.rpartition(" ")[2])
+    assert 24 < longest < 1000000
+    assert line.startswith("error: --dataloader.no-infinite: the data has ")
+
+
+def spoil_w0(trainer: Any) -> None:
+    """Make an initial weight NaN before step 2, so that its measurements are refused."""
+    if trainer.step == 2:
+        trainer.parametrization._measurement.w0.kept()[HIDDEN].fill_(torch.nan)
+
+
+def test_refused_measurements_are_counted_in_metrics_status_summary_and_notes(
+    corpus_cache: Path, tmp_path: Path
+) -> None:
+    done = run(tiny(tmp_path / "runs" / "run", "maxP", "--steps", "8"), before_step=spoil_w0)
+    assert done.code == 0
+    # Measured after steps 4 and 7; all three terms contain W0 or its update.
+    counts = {step: record.get("refused") for step, record in done.steps.items()}
+    each = counts[5]
+    assert each > 0
+    assert counts == {**dict.fromkeys(range(1, 5)), 5: each, 6: each, 7: each, 8: 2 * each}
+    words = f"measured alignments refused (NaN or infinite), previous ones kept: {2 * each}"
+    assert done.record.status["reason"] == words
+    assert json.loads((done.folder / "summary.json").read_text())["refused"] == 2 * each
+    assert run_notes(collect(tmp_path / "runs"), "validation") == [f"{words}, in 1 ({done.folder})"]
+
+
+def test_a_run_without_refusals_has_no_counts(maxp_run: Run) -> None:
+    assert maxp_run.record.status["reason"] is None
+    assert not any({"refused", "infeasible"} & record.keys() for record in maxp_run.record.metrics)
+
+
+def test_a_checkpoint_whose_initial_weights_are_nan_is_not_continued(
+    corpus_cache: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def spoil_and_stop(trainer: Any) -> None:
+        spoil_w0(trainer)
+        if trainer.step == 6:
+            raise KeyboardInterrupt
+
+    flags = ("--checkpoint.enable", "--checkpoint.interval", "4")
+    arguments = tiny(tmp_path / "run", "maxP", *flags)
+    assert run(arguments, before_step=spoil_and_stop).code == 130
+    again = run(arguments)
+    assert (again.code, again.record.status["state"]) == (2, "failed")
+    line = f"the initial weights of {HIDDEN} are not finite, so alignment cannot be measured"
+    assert f"error: {line}" in capsys.readouterr().err

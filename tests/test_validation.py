@@ -6,8 +6,11 @@ from pathlib import Path
 
 import pytest
 from harness import run, tiny
+from torchtitan.components.tokenizer import HuggingFaceTokenizer
 
-from train.metrics import share
+from train.data.corpus import prepare_embedded
+from train.data.loader import TextDataLoader
+from train.metrics import HeldOutValidator, available_sequences, share
 
 
 @pytest.mark.parametrize("ranks", [1, 2, 4, 8, 64])
@@ -39,6 +42,20 @@ def test_the_loss_does_not_depend_on_the_batch(corpus_cache: Path, tmp_path: Pat
 
 
 def test_no_sequence_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit, match="2"):
-        run(tiny(tmp_path / "run", "mup-no", "--validator.sequences", "0"))
-    assert "--validator.sequences 0: must be at least 1" in capsys.readouterr().err
+    assert run(tiny(tmp_path / "run", "mup-no", "--validator.sequences", "0")).code == 2
+    assert "error: --validator.sequences 0: must be at least 1\n" in capsys.readouterr().err
+
+
+def test_more_sequences_than_there_are_become_all_of_them_and_say_so(
+    corpus_cache: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    corpus = prepare_embedded()
+    held_out = len(corpus.validation.tokens) // 32
+    tokenizer = HuggingFaceTokenizer(tokenizer_path=str(corpus.tokenizer))
+    data = TextDataLoader.Config(split="validation")
+    for asked, used in [(8, 8), (held_out, held_out), (1_000_000, held_out)]:
+        config = HeldOutValidator.Config(sequences=asked, dataloader=data)
+        assert available_sequences(config, tokenizer, 32) == used
+    (record,) = [r for r in caplog.records if r.levelname == "WARNING"]
+    line = f"--validator.sequences 1000000: validating on {held_out}, which is all held-out data"
+    assert line in record.getMessage()

@@ -110,7 +110,7 @@ def _run(config: MaxPTrainer.Config, folder: RunFolder) -> int:
         with _meeting(config, folder):
             trainer = config.build()
         trainer.train()
-        status("completed", step=trainer.step)
+        status("completed", step=trainer.step, reason=trainer.remarks())
     except DivergedError as error:
         if first:
             folder.metrics().append({"step": error.step, "loss": None})
@@ -218,7 +218,8 @@ def _refuse(error: Exception) -> int:
 
 
 def _is_first() -> bool:
-    return int(os.environ.get("RANK", "0")) == 0
+    rank = os.environ.get("RANK", "0")
+    return not rank.isdecimal() or int(rank) == 0
 
 
 def _leave_at_once(status: int) -> NoReturn:

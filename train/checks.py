@@ -4,7 +4,9 @@ A sweep makes them as well, before it submits anything.
 """
 
 import copy
+import math
 import os
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,8 @@ def check(config: Any) -> None:
     Raises:
         ValueError: one line that names the flag and the remedy.
     """
+    _check_environment()
+    _check_numbers(config)
     _check_parallelism(config.parallelism)
     _check_mesh(config)
     _check_batch(config)
@@ -29,16 +33,118 @@ def check(config: Any) -> None:
     check_flags(config.checkpoint, measures=measures)
     if measures:
         _check_probe(config)
-    if config.training.steps < 1:
-        raise ValueError(f"--training.steps {config.training.steps}: must be at least 1")
     if config.maxp.alignment_table is not None:
         read_table(config.maxp.alignment_table)
-    if isinstance(config.dataloader, TextDataLoader.Config):
-        _check_data(config.dataloader)
+    _check_rates(config)
+    _check_compile(config.compile)
+    _check_vocabulary(config)
+    if not config.dump_folder:
+        raise ValueError("--output-dir '': must not be empty; leave it out for the default folder")
+    _check_data("dataloader", config.dataloader, "train")
+    if config.validator.enable:
+        _check_data("validator.dataloader", config.validator.dataloader, "validation")
 
 
-def _check_data(data: TextDataLoader.Config) -> None:
+_AT_LEAST_1 = ((1, math.inf), "must be at least 1")
+_NOT_NEGATIVE = ((0, math.inf), "must not be negative")
+_PART = ((0, 1), "must be in [0, 1]")
+# Flag -> (smallest, largest) value, in words.
+_RANGES: dict[str, tuple[tuple[float, float], str]] = {
+    "training.steps": _AT_LEAST_1,
+    "training.seq_len": _AT_LEAST_1,
+    "training.local_batch_size": _AT_LEAST_1,
+    "training.gc_freq": _AT_LEAST_1,
+    "training.max_norm": (
+        (math.ulp(0.0), math.inf), "must be positive; pass inf to leave gradients unclipped"
+    ),
+    "validator.freq": _AT_LEAST_1,
+    "validator.sequences": _AT_LEAST_1,
+    "metrics.log_freq": _AT_LEAST_1,
+    "comm.init_timeout_seconds": _AT_LEAST_1,
+    "comm.train_timeout_seconds": _AT_LEAST_1,
+    "debug.seed": ((0, math.inf), "must be a number that is not negative"),
+    "lr_scheduler.warmup_steps": _NOT_NEGATIVE,
+    "lr_scheduler.decay_ratio": _PART,
+    "lr_scheduler.min_lr_factor": _PART,
+    "maxp.independent_weight_decay": (
+        (0, math.nextafter(1, 0)),
+        "must be in [0, 1): each step subtracts this part of a weight",
+    ),
+}  # fmt: skip
+# Flag -> its value that stands for a default.
+_DEFAULTS = {"training.global_batch_size": -1, "validator.steps": -1}
+
+
+def _check_numbers(config: Any) -> None:
+    for flag, ((low, high), words) in _RANGES.items():
+        value = attrgetter(flag)(config) if flag != "validator.sequences" else _sequences(config)
+        if value is None and flag == "lr_scheduler.decay_ratio":
+            continue  # torchtitan's: decay right after the warm-up
+        if value is None or not low <= value <= high:
+            raise ValueError(f"--{flag} {value}: {words}")
+    for flag, default in _DEFAULTS.items():
+        value = attrgetter(flag)(config)
+        if value < 1 and value != default:
+            raise ValueError(f"--{flag} {value}: must be at least 1, or {default} for the default")
+    total, steps = config.lr_scheduler.total_steps, config.training.steps
+    if total is not None and total < steps:
+        raise ValueError(
+            f"--lr_scheduler.total_steps {total}: must be at least the {steps} steps of the run, "
+            "or the schedule ends before them; pass more, or leave it out"
+        )
+
+
+def _sequences(config: Any) -> int:
+    return int(getattr(config.validator, "sequences", 1))
+
+
+def _check_rates(config: Any) -> None:
+    """Every group's lr is replaced by ``maxp.lr``: refuse one that differs from the others'."""
+    lrs = {
+        group.optimizer_kwargs.get("lr", config.maxp.lr) for group in config.optimizer.param_groups
+    }
+    if len(lrs) > 1:
+        raise ValueError(
+            f"--optimizer.param_groups with lr {', '.join(map(str, sorted(lrs)))}: the method sets "
+            "the lr of every group from --lr; give all groups the same, or none"
+        )
+
+
+def _check_compile(compile_: Any) -> None:
+    if compile_.backend == "inductor":
+        return
+    import torch._dynamo  # slow to import
+
+    known = torch._dynamo.list_backends(exclude_tags=())
+    if compile_.backend not in known:
+        raise ValueError(
+            f"--compile.backend {compile_.backend}: unknown; choose one of {', '.join(known)}"
+        )
+
+
+def _check_vocabulary(config: Any) -> None:
+    loss = getattr(config.loss, "loss_fn", config.loss)
+    size = getattr(loss, "global_vocab_size", None)
+    if config.model_spec is None or size is None:
+        return
+    if size < config.model_spec.model.vocab_size:
+        raise ValueError(
+            f"--loss.global_vocab_size {size}: smaller than the model's vocabulary of "
+            f"{config.model_spec.model.vocab_size}; leave it out"
+        )
+
+
+def _check_data(flag: str, data: Any, split: str) -> None:
+    if not isinstance(data, TextDataLoader.Config):
+        return
+    if data.split != split:
+        raise ValueError(f"--{flag}.split {data.split}: must be {split}; leave it out")
     path = data.dataset_path
+    if data.dataset == "embedded" and path is not None:
+        raise ValueError(
+            f"--dataset-path {path}: --dataset embedded reads no files; pass --dataset local, or "
+            "leave the path out"
+        )
     if data.dataset == "local" and path is None:
         raise ValueError("--dataset local needs --dataset-path, a file or folder of text")
     if path is not None and not Path(path).expanduser().exists():
@@ -51,6 +157,17 @@ def _check_parallelism(parallelism: Any) -> None:
             raise ValueError(
                 f"--parallelism.{name} {getattr(parallelism, name)}: not supported; "
                 "alignment is measured on whole sequences of a whole dense model, so leave it at 1"
+            )
+
+
+def _check_environment() -> None:
+    """What torchrun sets; a launcher or a shell may leave something else there."""
+    for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_PORT"):
+        value = os.environ.get(name, "0")
+        if not value.isdecimal():
+            raise ValueError(
+                f"{name}={value} in the environment: must be a number; unset it, or start the run "
+                "with torchrun, which sets it"
             )
 
 
@@ -115,10 +232,6 @@ def _check_batch(config: Any) -> None:
     training = config.training
     ranks = data_parallel_ranks(config)
     together = training.local_batch_size * ranks
-    if together < 1:
-        raise ValueError(
-            f"--training.local_batch_size {training.local_batch_size}: must be at least 1"
-        )
     if training.global_batch_size > 0 and training.global_batch_size % together:
         raise ValueError(
             f"--training.global_batch_size {training.global_batch_size}: must be a multiple of "

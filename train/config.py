@@ -95,7 +95,9 @@ def make_config(flags: Flags) -> MaxPTrainer.Config:
     assets = flags.tokenizer or (str(prepare_embedded().tokenizer) if small else LLAMA3_TOKENIZER)
     accelerator = cpu.has_accelerator()
     data: dict[str, Any] = {"dataset": dataset, "dataset_path": flags.dataset_path, "seed": seed}
-    folder = flags.output_dir or f"runs/{run_name(size.name, flags.method, flags.lr, seed)}"
+    folder = flags.output_dir
+    if folder is None:
+        folder = f"runs/{run_name(size.name, flags.method, flags.lr, seed)}"
     vocab_size = _vocabulary(assets)
     cross_entropy = CrossEntropyLoss.Config(global_vocab_size=vocab_size)
     return MaxPTrainer.Config(

@@ -12,12 +12,14 @@ from torch import nn
 from torchtitan.components.metrics import BaseLogger, LoggerContainer, MetricsProcessor
 from torchtitan.components.validate import Validator
 
+from train.data.loader import TextDataLoader
 from train.run.folder import RunFolder
 from train.run.metrics_log import MetricsLog
 
 logger = logging.getLogger(__name__)
 
 SITE_PREFIX = "sites/"
+COUNT_PREFIX = "counts/"
 
 
 class DivergedError(Exception):
@@ -59,6 +61,8 @@ class JsonLinesLogger(BaseLogger):
             elif tag.startswith(SITE_PREFIX):
                 site, name = tag.removeprefix(SITE_PREFIX).split("/")
                 sites.setdefault(site, {})[name] = value
+            elif tag.startswith(COUNT_PREFIX):
+                record[tag.removeprefix(COUNT_PREFIX)] = value
         if sites:
             record["sites"] = sites
         self._log.append(record)
@@ -133,6 +137,27 @@ def share(sequences: int, ranks: int, largest: int) -> tuple[int, int]:
     return batch, each // batch
 
 
+def available_sequences(config: Any, tokenizer: Any, seq_len: int) -> int:
+    """``config.sequences``, or the number of held-out sequences if that is smaller."""
+    if not isinstance(config.dataloader, TextDataLoader.Config):
+        return int(config.sequences)
+    reader = config.dataloader.build(
+        dp_world_size=1,
+        dp_rank=0,
+        tokenizer=tokenizer,
+        seq_len=seq_len,
+        local_batch_size=1,
+    )
+    if reader.windows is None or config.sequences <= reader.windows:
+        return int(config.sequences)
+    logger.warning(
+        "--validator.sequences %d: validating on %d, which is all held-out data of "
+        "--training.seq_len %d",
+        *(config.sequences, reader.windows, seq_len),
+    )
+    return int(reader.windows)
+
+
 class HeldOutValidator(Validator):
     """Validates every ``freq`` steps; the trainer calls it after the last step.
 
@@ -142,20 +167,20 @@ class HeldOutValidator(Validator):
     @dataclass(kw_only=True, slots=True)
     class Config(Validator.Config):
         sequences: int = 64
-        """Held-out sequences to validate on, over all ranks."""
+        """Held-out sequences to validate on, over all ranks; at most as many as there are."""
 
         steps: int = -1
         """Batches per rank, instead of `sequences`; -1 uses `sequences`."""
 
         def __post_init__(self) -> None:
-            Validator.Config.__post_init__(self)
-            if self.sequences < 1:
-                raise ValueError(f"--validator.sequences {self.sequences}: must be at least 1")
+            """`train.checks.check` checks the numbers; torchtitan's assertion names no flag."""
 
     def __init__(
         self, config: Config, *, dp_world_size: int, local_batch_size: int, **rest: Any
     ) -> None:
         if config.steps == -1:
+            available = available_sequences(config, rest["tokenizer"], rest["seq_len"])
+            config = replace(config, sequences=available)
             local_batch_size, steps = share(config.sequences, dp_world_size, local_batch_size)
             config = replace(config, steps=steps)
         super().__init__(

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import torch.distributed as dist
 import tyro
+from torchtitan.components.dataloader import DataloaderExhaustedError
 from torchtitan.tools.logging import logger
 from torchtitan.trainer import Trainer
 
@@ -14,20 +15,43 @@ from maxp import Graph
 from train import cpu, torch_compat
 from train.alignment_table import ALIGNMENTS, Table, kind, read_table
 from train.checks import check, global_batch_size
-from train.data.loader import TextDataLoader
+from train.data.loader import DataError, TextDataLoader
 from train.faults import limit_collectives
 from train.method.learning_rates import SiteGroups
 from train.method.methods import get_method
 from train.method.probe import TrainerParametrization, draw_probe
 from train.method.settings import MaxPSettings
-from train.metrics import SITE_PREFIX, DivergedError, HeldOutValidator, RunMetrics
+from train.metrics import COUNT_PREFIX, SITE_PREFIX, DivergedError, HeldOutValidator, RunMetrics
 from train.model.llama3 import site_graph
 from train.preemption import PreemptedError, StopFlag
 from train.run.folder import RunFolder
+from train.run.tail import COUNTS
 
 # torchtitan's modules are all imported by now.
 cpu.install()
 torch_compat.install()
+
+
+def method_arguments(config: Any, graph: Graph) -> dict[str, Any]:
+    """The arguments of `maxp.Parametrization` that a run's method and lr decide."""
+    settings, method = config.maxp, get_method(config.maxp.method)
+    return {
+        "alignment": method.alignment,
+        "lr_prefactor": settings.lr,
+        "ab_overrides": method.ab,
+        "c_overrides": dict.fromkeys(method.ab, 0.0) if method.one_lr else None,
+        "alignment_overrides": _frozen_alignment(settings, graph) if method.needs_table else None,
+    }
+
+
+def _frozen_alignment(settings: MaxPSettings, graph: Graph) -> Table:
+    """The table; its rows for QK^T count only with ``measure_bilinear``, as measurements do."""
+    assert settings.alignment_table is not None
+    table = read_table(settings.alignment_table)
+    if settings.measure_bilinear:
+        return table
+    bilinear = {kind(site.name) for site in graph.sites if not site.has_weight}
+    return {name: values for name, values in table.items() if kind(name) not in bilinear}
 
 
 class MaxPTrainer(Trainer):
@@ -72,24 +96,31 @@ class MaxPTrainer(Trainer):
             self.metrics_processor.site_metrics = self.site_metrics
             self.metrics_processor.last_step = config.training.steps
         if isinstance(self.dataloader, TextDataLoader):
-            self.dataloader.log_epochs(config.training.steps * global_batch_size(config))
+            self._check_length(self.dataloader)
         if self.measures:
             self.parametrization.capture_initial(self._draw_probe())
+
+    def _check_length(self, data: TextDataLoader) -> None:
+        """Refuse a run that is longer than data that does not repeat; warn if data repeats."""
+        batch, windows = global_batch_size(self.config), data.windows
+        steps = self.config.training.steps
+        if not data.config.infinite and windows is not None and steps * batch > windows:
+            raise DataError(
+                f"--dataloader.no-infinite: the data has {windows} sequences, which are "
+                f"{windows // batch} of the {steps} steps; leave the flag out, or start in another "
+                f"--output-dir with --steps {windows // batch}"
+            )
+        data.log_epochs(steps * batch)
 
     def _set_learning_rates(self, optimizers: Any, model_parts: Any, parallel_dims: Any) -> None:
         """torchtitan's hook after the optimizer is built: draw weights, solve, split the groups."""
         settings, method = self.config.maxp, self.method
-        one_lr = dict.fromkeys(method.ab, 0.0) if method.one_lr else None
         graph = site_graph(self._model_config)
         self.parametrization = TrainerParametrization(
             self,
             model_parts[0],
             graph,
-            alignment=method.alignment,
-            lr_prefactor=settings.lr,
-            ab_overrides=method.ab,
-            c_overrides=one_lr,
-            alignment_overrides=self._frozen_alignment(graph) if method.needs_table else None,
+            **method_arguments(self.config, graph),
             solve_interval=settings.solve_interval,
             warmup_steps=settings.measure_from,
             sample_size=settings.probe_tokens,
@@ -113,16 +144,6 @@ class MaxPTrainer(Trainer):
             independent_decay=settings.independent_weight_decay,
         )
         self.groups.set_factors(self.parametrization.lr_factors())
-
-    def _frozen_alignment(self, graph: Graph) -> Table:
-        """The table; its rows for QK^T count only with ``measure_bilinear``, as measurements do."""
-        settings = self.config.maxp
-        assert settings.alignment_table is not None
-        table = read_table(settings.alignment_table)
-        if settings.measure_bilinear:
-            return table
-        bilinear = {kind(site.name) for site in graph.sites if not site.has_weight}
-        return {name: values for name, values in table.items() if kind(name) not in bilinear}
 
     def _draw_probe(self) -> Any:
         config = self.config
@@ -156,10 +177,18 @@ class MaxPTrainer(Trainer):
 
         Raises:
             DivergedError: the loss is not finite.
+            DataError: the data ended; torchtitan would take that for the end of the run.
         """
         self._used_lrs = self.groups.lrs()
         try:
             super().train_step(data_iterator)
+        except DataloaderExhaustedError as error:
+            made = self.step - 1
+            raise DataError(
+                f"--dataloader.no-infinite: the data ended after step {made} of "
+                f"{self.config.training.steps}; leave the flag out, or start over in another "
+                f"--output-dir with --steps {made}"
+            ) from error
         except RuntimeError as error:
             if torch_compat.is_divergence(error):
                 raise DivergedError(self.step) from error
@@ -175,7 +204,12 @@ class MaxPTrainer(Trainer):
                 self.checkpointer.interval = 1  # so that torchtitan saves after this step
 
     def batch_generator(self, data_iterable: Iterable[Any]) -> Iterator[Any]:
-        """torchtitan's batches; it asks for them once, after it has loaded a checkpoint."""
+        """torchtitan's batches; it asks for them once, after it has loaded a checkpoint.
+
+        Raises:
+            CheckpointError: an initial weight is not finite.
+        """
+        self.parametrization.check_initial_weights()
         if self.step > 0:
             self._complete_validation()
         return super().batch_generator(data_iterable)
@@ -206,7 +240,7 @@ class MaxPTrainer(Trainer):
         self.groups.set_factors(self.parametrization.lr_factors(), self.lr_schedulers.schedulers)
 
     def site_metrics(self) -> dict[str, float]:
-        """By site, lr and c of the step just made and the last measured alignment."""
+        """By site, lr and c of the step just made and the last measured alignment; and counts."""
         metrics = {}
         for name, lr in self._used_lrs.items():
             metrics[f"{SITE_PREFIX}{name}/lr"] = lr
@@ -216,7 +250,14 @@ class MaxPTrainer(Trainer):
             for label, value in zip(ALIGNMENTS, values, strict=True):
                 if value is not None:
                     metrics[f"{SITE_PREFIX}{name}/{label}"] = value
+        for reason, count in self.parametrization.counts().items():
+            metrics[f"{COUNT_PREFIX}{reason}"] = count
         return metrics
+
+    def remarks(self) -> str | None:
+        """How often a previous value was kept, in words; None if it never was."""
+        counts = self.parametrization.counts()
+        return ", ".join(f"{COUNTS[reason]}: {count}" for reason, count in counts.items()) or None
 
     def state_dict(self) -> dict[str, Any]:
         return {**super().state_dict(), "maxp": self.parametrization.state_dict()}

@@ -128,6 +128,11 @@ class TextDataLoader(BaseDataLoader):
             seq_len,
         )
 
+    @property
+    def windows(self) -> int | None:
+        """Number of sequences in one epoch; None for a hub dataset, where it is unknown."""
+        return self._loader.windows if isinstance(self._loader, WindowLoader) else None
+
     def log_epochs(self, sequences: int) -> None:
         """Warn if a run of this many sequences, over all its steps, repeats local data."""
         if self.config.dataset == "local" and sequences > (windows := self._loader.windows):

@@ -12,6 +12,8 @@ from torch import nn
 from torch.distributed.fsdp import FSDPModule
 
 from maxp import Graph, Parametrization
+from maxp.shards import local
+from train.checkpoint import CheckpointError
 
 logger = logging.getLogger(__name__)
 
@@ -78,6 +80,34 @@ class TrainerParametrization(Parametrization):
                 "alignment at %s differs from the first rank's, which is used (%d times so far)",
                 ", ".join(apart[:4]),
                 self.disagreed,
+            )
+
+    def counts(self) -> dict[str, int]:
+        """How often a previous value was kept so far, by reason; without the zeros."""
+        counts = {
+            "refused": self.refused.total(),
+            "zero_terms": self.zero_terms.total(),
+            "infeasible": self.infeasible,
+        }
+        return {reason: count for reason, count in counts.items() if count}
+
+    def check_initial_weights(self) -> None:
+        """Check the stored W0 of all ranks; every measurement would be refused otherwise.
+
+        Raises:
+            CheckpointError: on every rank: an initial weight is NaN or infinite.
+        """
+        w0 = self._measurement.w0
+        kept = (w0.kept() if w0 is not None else None) or {}
+        bad = [name for name, weight in kept.items() if not local(weight).isfinite().all()]
+        everywhere: list[Any] = [bad] * dist.get_world_size()
+        dist.all_gather_object(everywhere, bad)
+        if names := sorted({name for rank in everywhere for name in rank}):
+            more = f" and {len(names) - 4} more" if len(names) > 4 else ""
+            raise CheckpointError(
+                f"the initial weights of {', '.join(names[:4])}{more} are not finite, so alignment "
+                "cannot be measured: restore the run's checkpoints, or start over in another "
+                "--output-dir"
             )
 
     def forward(self, x: tuple[dict[str, torch.Tensor], torch.Tensor]) -> None:

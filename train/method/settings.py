@@ -72,7 +72,5 @@ class MaxPSettings:
         for name in ("c_ema", "alignment_ema"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"--maxp.{name} {getattr(self, name)}: must be in [0, 1)")
-        if self.measure_from < 0 or self.independent_weight_decay < 0:
-            raise ValueError(
-                "--maxp.measure_from and --maxp.independent_weight_decay must not be negative"
-            )
+        if self.measure_from < 0:
+            raise ValueError(f"--maxp.measure_from {self.measure_from}: must not be negative")

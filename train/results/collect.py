@@ -23,7 +23,7 @@ from train.run.folder import (
     load_run,
 )
 from train.run.summary import COORDINATES, SUMMARY, SummaryError, read_summary
-from train.run.tail import Tail
+from train.run.tail import COUNTS, Tail
 
 log = logging.getLogger(__name__)
 
@@ -32,11 +32,12 @@ UNREADABLE = "unreadable"
 
 _NUMBERS = (
     *("lr", "parameters", "validation", "train", "loss", "step"),
-    *("tokens", "tokens_per_second"),
+    *("tokens", "tokens_per_second", *COUNTS),
 )
 COLUMNS = (
     *("path", *COORDINATES, "parameters", "state", "description", "validation", "train", "loss"),
     *("step", "tokens", "tokens_per_second", "skipped_lines", "bad_summary", "updated"),
+    *COUNTS,
 )
 
 
@@ -55,6 +56,7 @@ def collect(folder: str | os.PathLike[str]) -> pd.DataFrame:
         skipped_lines: number of corrupt lines in its metrics.
         bad_summary: why its summary cannot be used; empty if it can.
         updated: time of its status, ISO 8601, UTC.
+        refused, zero_terms, infeasible: the counts of `tail.COUNTS`; NaN for none.
     """
     runs = list(_runs_below(folder))
     progress = tqdm(runs, desc="runs", unit="run", delay=1, leave=False, disable=None)

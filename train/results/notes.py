@@ -11,6 +11,7 @@ from train.results.basin import TOLERANCE
 from train.results.collect import UNREADABLE
 from train.results.names import Metric, lr_text, named
 from train.run.folder import FINISHED
+from train.run.tail import COUNTS
 
 
 def best_lines(results: Results, scale: str) -> list[str]:
@@ -100,6 +101,10 @@ def run_notes(runs: pd.DataFrame, metric: Metric) -> list[str]:
     bad = runs.loc[runs["bad_summary"].fillna("") != "", "bad_summary"]
     if len(bad):
         notes.append(f"unusable summaries, metrics read instead: {named(bad)}")
+    for column, words in COUNTS.items():
+        affected = runs[runs[column] > 0]
+        if len(affected):
+            notes.append(f"{words}: {affected[column].sum():.0f}, in {named(affected['path'])}")
     averaged = completed[completed[metric].notna()]
     again = averaged[averaged.duplicated(["method", "lr", "seed"], keep=False)]
     if len(again):

@@ -14,6 +14,13 @@ from train.run.files import parse_record
 
 _BLOCK = 1 << 16  # bytes read at a time
 
+COUNTS = {
+    "refused": "measured alignments refused (NaN or infinite), previous ones kept",
+    "zero_terms": "measured terms exactly zero, previous alignments kept",
+    "infeasible": "programs without a solution, previous learning rates kept",
+}
+"""Key in the training records -> what it counts, since the start of the run; absent if zero."""
+
 
 @dataclass(frozen=True)
 class Tail:
@@ -29,6 +36,7 @@ class Tail:
         tokens: tokens seen up to that step.
         tokens_per_second: per device; the median over the records that ``train`` is the mean of.
         skipped_lines: number of corrupt lines read.
+        refused, zero_terms, infeasible: the `COUNTS` up to that step; None for none.
     """
 
     validation: float | None = None
@@ -38,6 +46,9 @@ class Tail:
     tokens: int | None = None
     tokens_per_second: float | None = None
     skipped_lines: int = 0
+    refused: int | None = None
+    zero_terms: int | None = None
+    infeasible: int | None = None
 
 
 def final(file: Path) -> Tail:
@@ -77,6 +88,7 @@ def final(file: Path) -> Tail:
         tokens=_whole(last.get("tokens")),
         tokens_per_second=statistics.median(speeds) if speeds else None,
         skipped_lines=skipped,
+        **_counts(last),
     )
 
 
@@ -89,6 +101,7 @@ def latest(file: Path) -> Tail:
         tokens=_whole(record.get("tokens")),
         tokens_per_second=_number(record.get("tokens_per_second")),
         skipped_lines=corrupt,
+        **_counts(record),
     )
 
 
@@ -132,6 +145,10 @@ def lines_from_end(file: Path) -> Iterator[bytes]:
 def _number(value: Any) -> float | None:
     """``value`` if it is a finite number, else None."""
     return float(value) if isinstance(value, int | float) and math.isfinite(value) else None
+
+
+def _counts(record: dict[str, Any]) -> dict[str, int | None]:
+    return {key: _whole(record.get(key)) for key in COUNTS}
 
 
 def _whole(value: Any) -> int | None:
