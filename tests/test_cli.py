@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 from filelock import FileLock
-from harness import STEPS, Run, run, tiny
+from harness import STEPS, WARMUP, Run, run, tiny
 
 from configs import llama3
 from train import __main__ as program
@@ -160,6 +160,43 @@ def test_help_shows_examples_before_the_flags_and_every_default_in_words(
     assert 0 < printed.index("python -m train --scale debug") < printed.index("--scale STR")
     for placeholder in ("{None}", "(default: )", "default: None"):
         assert placeholder not in printed
+
+
+# --check
+
+
+@pytest.mark.parametrize("torchtitans_way", [False, True])
+def test_check_prints_what_would_run_and_writes_nothing(
+    torchtitans_way: bool, maxp_run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = tiny(tmp_path / "run", "maxP")
+    if torchtitans_way:
+        own = ["--dump_folder", str(tmp_path / "run"), "--training.steps", str(STEPS)]
+        arguments = ["--module", "configs.llama3", "--config", "debug", *own, *arguments[8:]]
+    done = run([*arguments, "--check"])
+    assert (done.code, done.trainer) == (0, None)
+    assert not (tmp_path / "run").exists()
+    printed = capsys.readouterr().out
+    assert f"folder    {tmp_path / 'run'} (new)" in printed
+    assert f"steps     {STEPS}, each of 4 sequences of 32 tokens: 3,072 tokens" in printed
+    assert "measures  every 3 steps after step 1, and solves again" in printed
+    assert re.search(r"memory    0\.0\d GiB on the first process", printed)
+    # The lr at the top of the schedule: the first step of the warm-up has one fifth of it.
+    lrs = {site: float(lr) for site, lr in re.findall(r"^(\S+) +([-.e\d]+)$", printed, re.M)}
+    top = {site: WARMUP * lr for site, lr in maxp_run.lrs[0].items()}
+    assert lrs == pytest.approx(top, rel=1e-3)
+
+
+def test_check_refuses_what_a_run_would(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    line = refused(tiny(tmp_path / "run", "maxP", "--check", "--lr", "-1"), capsys)
+    assert line == "--lr -1.0: must be positive"
+
+
+def test_check_says_that_a_run_is_completed(
+    maxp_run: Run, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run([*tiny(maxp_run.folder, "maxP"), "--check"]).code == 0
+    assert f"(completed at step {STEPS})" in capsys.readouterr().out
 
 
 # Bad input: one line, exit status 2, nothing written

@@ -19,7 +19,7 @@ from torchtitan.tools.logging import init_logger, logger
 
 from train.checkpoint import SaveError
 from train.checkpoint_files import CheckpointError, find_resumable
-from train.cli import parse, record
+from train.cli import parse, record, wants_check
 from train.data.loader import DataError
 from train.faults import (
     lost_contact,
@@ -29,6 +29,7 @@ from train.faults import (
 )
 from train.metrics import DivergedError
 from train.preemption import PreemptedError
+from train.preview import preview
 from train.run.exit_status import BAD_INPUT, INTERRUPTED, PREEMPTED
 from train.run.folder import FINISHED, RunFolder, RunFolderError, State, load_run
 from train.run.hparams import write_hparams
@@ -43,6 +44,10 @@ def main() -> int:
         logging.getLogger(name).setLevel(logging.WARNING)
     try:
         config = parse()
+        if wants_check():
+            if _is_first():
+                print(preview(config))
+            return 0
         folder = RunFolder(config.dump_folder)
         # On every rank, so that all ranks refuse a folder together: a rank that continued alone
         # would wait for the others.

@@ -25,10 +25,16 @@ USAGE = """Train LLaMA-3 with a learning rate for each layer. Examples:
     python -m train --scale s1 --method maxP --lr 1e-2 --output-dir runs/first
     torchrun --nproc-per-node 8 -m train --scale s3 --lr 1e-2
 
+With --check, a command prints what would run and stops before the first step.
 The same command again resumes a run that was stopped. Every flag of torchtitan and of --maxp can
 follow, such as --training.local_batch_size 4 or --maxp.solve_interval 50; list them with
 --scale NAME --help-all. torchtitan's own command line works too: --module configs.llama3
 --config s1_mup_full."""
+
+
+def wants_check(arguments: Sequence[str] | None = None) -> bool:
+    """Whether a command line asks to print what would run, and no more."""
+    return "--check" in (sys.argv[1:] if arguments is None else arguments)
 
 
 def parse(arguments: Sequence[str] | None = None) -> MaxPTrainer.Config:
@@ -41,7 +47,7 @@ def parse(arguments: Sequence[str] | None = None) -> MaxPTrainer.Config:
     given = list(sys.argv[1:] if arguments is None else arguments)
     if any(flag.split("=")[0] == "--module" for flag in given):
         try:
-            config = ConfigManager().parse_args(given)
+            config = ConfigManager().parse_args([flag for flag in given if flag != "--check"])
         except ImportError as error:
             raise ValueError(f"--module: {error}".splitlines()[0]) from error
         if not isinstance(config, MaxPTrainer.Config):

@@ -76,6 +76,9 @@ class Flags:
     alignment_table: Annotated[str | None, _default("none")] = None
     """File that `python -m train.alignment_table` wrote, for method maxP-frozen."""
 
+    check: bool = False
+    """Print what would run, and stop before the first step."""
+
 
 def make_config(flags: Flags) -> MaxPTrainer.Config:
     """The configuration of one run; every field of it can still be changed.

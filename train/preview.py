@@ -1,0 +1,104 @@
+"""What a run would do, as ``python -m train --check`` prints it before the first step."""
+
+import copy
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from maxp import Parametrization
+from train import cpu
+from train.checks import data_parallel_ranks, global_batch_size
+from train.method.methods import get_method
+from train.model import costs
+from train.model.llama3 import site_graph
+from train.model.scales import get_scale
+from train.run.folder import CONFIG, RunFolder
+from train.trainer import MaxPTrainer, method_arguments
+
+
+def preview(config: MaxPTrainer.Config) -> str:
+    """Folder, size, sites with learning rates, memory, steps and time of a checked configuration.
+
+    Nothing is written, no data is read and no weight is drawn.
+
+    Raises:
+        ValueError: one line that names the flag and the remedy.
+        RunFolderError: the folder's status is corrupt.
+    """
+    settings, training = config.maxp, config.training
+    batch = global_batch_size(config)
+    follows = get_method(settings.method).follows
+    measures = follows or settings.measure
+    folder = RunFolder(config.dump_folder)
+    state = folder.describe() if (Path(folder.path) / CONFIG).exists() else "new"
+    lines = [
+        f"run       {config.scale}, {settings.method}, lr {settings.lr:g}, "
+        f"seed {config.debug.seed}",
+        f"folder    {folder.path} ({state})",
+        f"steps     {training.steps}, each of {batch} sequences of {training.seq_len} tokens: "
+        f"{training.steps * batch * training.seq_len:,} tokens",
+        f"measures  {_measurements(config, follows) if measures else 'never'}",
+        *_costs(config, measures),
+        "",
+        *_sites(config, follows),
+    ]
+    return "\n".join(lines)
+
+
+def _measurements(config: MaxPTrainer.Config, follows: bool) -> str:
+    settings = config.maxp
+    words = f"every {settings.solve_interval} steps after step {settings.measure_from}"
+    return f"{words}{', and solves again' if follows else ''}"
+
+
+def _costs(config: MaxPTrainer.Config, measures: bool) -> list[str]:
+    settings, parallelism, training = config.maxp, config.parallelism, config.training
+    scale = replace(
+        get_scale(config.scale),
+        seq_len=training.seq_len,
+        global_batch_size=global_batch_size(config),
+    )
+    replicas = parallelism.data_parallel_replicate_degree
+    mesh = costs.Mesh(
+        replicate=replicas,
+        shard=max(1, data_parallel_ranks(config) // replicas),
+        tensor=parallelism.tensor_parallel_degree,
+    )
+    probe = costs.Probe(sequences=settings.probe_sequences, tokens=settings.probe_tokens)
+    memory = costs.memory(scale, mesh, probe)
+    kept = memory.kept(resample_w0=settings.resample_w0) if measures else 0
+    lines = [
+        f"memory    {_gib(memory.model + kept)} on the first process, of which {_gib(kept)} for "
+        "measuring; activations come on top"
+    ]
+    if not cpu.has_accelerator():
+        return [*lines, "time      no estimate without a GPU"]
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    interval = settings.solve_interval if measures else None
+    total = costs.gpu_hours(scale, training.steps, processes, solve_interval=interval)
+    words = f"on {processes} H100 at {costs.USUAL_MFU:.0%} of peak"
+    return [*lines, f"time      {total / processes:.2g} hours {words}"]
+
+
+def _gib(size: int) -> str:
+    return f"{size / 2**30:.2f} GiB"
+
+
+def _sites(config: MaxPTrainer.Config, follows: bool) -> list[str]:
+    """One line per param group: n^-c times the lr, at the top of the schedule."""
+    assert config.model_spec is not None
+    model_config = copy.deepcopy(config.model_spec.model)
+    graph = site_graph(model_config)
+    with torch.device("meta"):
+        model = model_config.build()
+    # A seed, so that torch's generator is not used.
+    parametrization = Parametrization(
+        model, sample_input=graph, seed=0, **method_arguments(config, graph)
+    )
+    lrs = parametrization.lrs()
+    width = max(map(len, lrs))
+    first = " (until the first measurement)" if follows else ""
+    lines = [f"{'site'.ljust(width)}  learning rate{first}"]
+    return lines + [f"{name.ljust(width)}  {lr:.4g}" for name, lr in lrs.items()]
