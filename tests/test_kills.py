@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 import random
+import signal
+import sys
 import time
 from pathlib import Path
 
 import psutil
 import pytest
-from harness import Run, tiny
+from harness import ROOT, Run, tiny
 from ranks import Ranks, run_ranks
-from waiting import wait_until
+from waiting import ended, wait_until
 
 pytestmark = pytest.mark.slow
 
@@ -104,13 +106,13 @@ def test_a_signal_leaves_a_complete_asynchronous_checkpoint(
     folder = tmp_path / "run"
     command = (*arguments(folder), "--checkpoint.async_mode", "async")
     monkeypatch.setenv("STOP", "7")
-    torchrun("tests/rank_worker.py", str(tmp_path), *command)
+    run_ranks("rank_worker", str(tmp_path), *command)
     status = Run(folder).record.status
     assert (status["state"], status["step"]) == ("preempted", 7)
     names = {path.name for path in (folder / "checkpoint" / "step-7").iterdir()}
     assert names == {".metadata", "manifest.json", "__0_0.distcp", "__1_0.distcp"}
     monkeypatch.delenv("STOP")
-    done = torchrun("tests/rank_worker.py", str(tmp_path), *command)
+    done = run_ranks("rank_worker", str(tmp_path), *command)
     assert done.returncode == 0, done.stderr[-2000:]
     assert same_but_for_speed(Run(folder)) == same_but_for_speed(uninterrupted)
 
@@ -119,15 +121,13 @@ def test_ranks_stop_with_a_checkpoint_when_torchrun_is_gone(
     corpus_cache: Path, tmp_path: Path
 ) -> None:
     folder = tmp_path / "run"
-    process = start(folder)
-    while last_step(folder) < 3:
-        assert process.poll() is None
-        time.sleep(0.01)
-    ranks = psutil.Process(process.pid).children(recursive=True)
-    process.send_signal(signal.SIGUSR2)  # torchrun has no handler for it
-    process.wait()
-    _, alive = psutil.wait_procs(ranks, timeout=60)
-    assert alive == []
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    agent = psutil.Popen([*command, "-m", "train", *arguments(folder)], cwd=ROOT)
+    wait_until("step 3", lambda: last_step(folder) >= 3, ended([agent]))
+    ranks = agent.children(recursive=True)
+    agent.send_signal(signal.SIGUSR2)  # torchrun has no handler for it
+    agent.wait()
+    psutil.wait_procs(ranks)
     status = Run(folder).record.status
     assert status["state"] == "preempted"
     assert (folder / "checkpoint" / f"step-{status['step']}" / "manifest.json").exists()
