@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import os
 from collections.abc import Iterator
+from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -41,10 +42,20 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """What takes longest first; exhaustive tests only if they are asked for."""
+    """Slow files first, and tests on Slurm between the files; exhaustive ones only if asked for.
+
+    Tests on Slurm mostly wait for it, so they leave the cores to the files beside them.
+    """
     if "exhaustive" not in config.option.markexpr:
         items[:] = [item for item in items if not item.get_closest_marker("exhaustive")]
-    items.sort(key=lambda item: [not item.get_closest_marker(m) for m in ("slurm", "slow")])
+    items.sort(key=lambda item: not item.get_closest_marker("slow"))
+    waiting = [[item] for item in items if item.get_closest_marker("slurm")]
+    files: dict[Path, list[pytest.Item]] = {}
+    for item in items:
+        if not item.get_closest_marker("slurm"):
+            files.setdefault(item.path, []).append(item)
+    woven = zip_longest(waiting, files.values(), fillvalue=())
+    items[:] = [item for pair in woven for group in pair for item in group]
 
 
 @pytest.fixture(scope="session")
