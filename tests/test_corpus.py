@@ -86,15 +86,6 @@ def test_torchtitan_loads_the_tokenizer_and_adds_bos_and_eos_once(
     assert not {tokenizer.bos_id, tokenizer.eos_id}.intersection(plain)
 
 
-def test_transformers_begins_a_text_with_bos_as_training_does(embedded: EmbeddedCorpus) -> None:
-    from transformers import AutoTokenizer
-
-    text = "for i in range(3): print(i)"
-    torchtitan = HuggingFaceTokenizer(tokenizer_path=str(embedded.tokenizer))
-    ids = AutoTokenizer.from_pretrained(embedded.tokenizer)(text)["input_ids"]
-    assert ids == torchtitan.encode(text, add_bos=True, add_eos=False)
-
-
 def test_the_embedded_tokenizer_has_exactly_4096_tokens(embedded: EmbeddedCorpus) -> None:
     vocabulary = json.loads((embedded.tokenizer / "tokenizer.json").read_text())["model"]["vocab"]
     assert sorted(vocabulary.values()) == list(range(VOCAB_SIZE)) == list(range(4096))

@@ -40,7 +40,6 @@ _TOKENIZER_CONFIG = (
             "tokenizer_class": "PreTrainedTokenizerFast",
             "bos_token": BOS_TOKEN,
             "eos_token": EOS_TOKEN,
-            "add_bos_token": True,  # as in training; transformers reads it
         },
         indent=1,
     )
@@ -54,7 +53,7 @@ _LEFT_OUT_FOLDERS = frozenset(
 )
 _LEFT_OUT_FILES = ("_sysconfigdata", "sitecustomize", "usercustomize")
 _HELD_OUT_ONE_IN = 20
-_FORMAT = 2  # increase when equal sources would give different files
+_FORMAT = 1  # increase when equal sources would give different files
 
 
 @dataclass(frozen=True)
