@@ -18,6 +18,7 @@ _SET_BY_SWEEP = {
     **{name: name + "s" for name in ("scale", "method", "lr", "seed")},
     "steps": "steps",
     "training.steps": "steps",
+    "check": "--dry-run",
     "maxp.method": "methods",
     "maxp.lr": "lrs",
     "debug.seed": "seeds",

@@ -17,6 +17,7 @@ import torch.distributed.checkpoint as dcp
 from harness import Run, run, tiny
 from safetensors.torch import load_file
 from tokenizers import Tokenizer
+from torchtitan.components.tokenizer import HuggingFaceTokenizer
 from torchtitan.models.llama3 import Llama3StateDictAdapter
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
@@ -89,7 +90,7 @@ def hf_logits(model: Any) -> torch.Tensor:
 
 def in_memory(weights: dict[str, torch.Tensor]) -> Any:
     """transformers' model with our weights, as they are."""
-    model = LlamaForCausalLM(LlamaConfig(**hf_config(CONFIG, 0, 1)))
+    model = LlamaForCausalLM(LlamaConfig(**hf_config(CONFIG, 128, 0, 1)))
     model.load_state_dict(Llama3StateDictAdapter(CONFIG, None).to_hf(weights))
     return model
 
@@ -171,6 +172,10 @@ def test_the_tokenizer_comes_along(exported: dict[str, Path]) -> None:
     original = Tokenizer.from_file(str(prepare_embedded().tokenizer / "tokenizer.json"))
     config = json.loads((exported["maxP"] / "config.json").read_text())
     assert tokenizer.encode(text, add_special_tokens=False) == original.encode(text).ids
+    assert config["max_position_embeddings"] == 32  # tokens per sequence in training
+    text = "for i in range(3): print(i)"
+    trained = HuggingFaceTokenizer(tokenizer_path=str(prepare_embedded().tokenizer))
+    assert tokenizer(text)["input_ids"] == trained.encode(text, add_bos=True, add_eos=False)
     assert config["bos_token_id"] == original.token_to_id(BOS_TOKEN) == tokenizer.bos_token_id
     assert config["eos_token_id"] == original.token_to_id(EOS_TOKEN) == tokenizer.eos_token_id
 

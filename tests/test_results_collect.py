@@ -46,6 +46,9 @@ def test_a_summary_says_which_run_it_is_and_how_it_ended(tmp_path: Path) -> None
         "tokens": 4000,
         "tokens_per_second": 30.0,  # the middle one of 10, 30, 50
         "skipped_lines": 0,
+        "refused": None,
+        "zero_terms": None,
+        "infeasible": None,
         "metrics_bytes": (folder / "metrics.jsonl").stat().st_size,
     }
 

@@ -21,6 +21,8 @@ import torch
 import torch.distributed.checkpoint as dcp
 import tyro
 from safetensors.torch import save_file
+from tokenizers import Tokenizer
+from tokenizers.processors import Sequence, TemplateProcessing
 from torch import nn
 from torchtitan.components.tokenizer import HuggingFaceTokenizer
 from torchtitan.models.llama3 import Llama3StateDictAdapter
@@ -58,10 +60,18 @@ def multipliers(model: nn.Module, ab: Mapping[str, AB]) -> dict[str, float]:
     return factors
 
 
-def hf_config(config: Llama3Model.Config, bos: int | None, eos: int | None) -> dict[str, Any]:
+def hf_config(
+    config: Llama3Model.Config, seq_len: int, bos: int | None, eos: int | None
+) -> dict[str, Any]:
     """The ``config.json`` with which transformers' ``LlamaForCausalLM`` computes the same logits.
 
     Its keys are those of transformers 4, which version 5 reads as well.
+
+    Args:
+        config: of the model.
+        seq_len: tokens per sequence in training, the longest input that the model knows.
+        bos: id of the token that begins a text.
+        eos: id of the token that ends a text.
     """
     attention, feed_forward = config.layers[0].attention, config.layers[0].feed_forward
     rope = attention.rope
@@ -89,7 +99,7 @@ def hf_config(config: Llama3Model.Config, bos: int | None, eos: int | None) -> d
             "high_freq_factor": rope.high_freq_factor,
             "original_max_position_embeddings": rope.original_max_position_embeddings,
         },
-        "max_position_embeddings": rope.max_seq_len,
+        "max_position_embeddings": seq_len,
         "tie_word_embeddings": False,
         "bos_token_id": bos,
         "eos_token_id": eos,
@@ -139,6 +149,7 @@ def write_folder(
             for name in TOKENIZER_FILES:
                 if (tokenizer / name).is_file():
                     shutil.copyfile(tokenizer / name, partial / name)
+            _begin_with_bos(partial / "tokenizer.json", config["bos_token_id"])
             # safetensors makes its file private; other users of the folder need to read it.
             shutil.copymode(partial / "config.json", partial / "model.safetensors")
             os.replace(partial, to)  # fails where another process has filled it by now
@@ -146,6 +157,20 @@ def write_folder(
         raise ValueError(
             f"--to {to}: cannot be written ({error.strerror}); choose another folder"
         ) from error
+
+
+def _begin_with_bos(file: Path, bos: int | None) -> None:
+    """Let a tokenizer begin a text with BOS, as training does; LLaMA-3's own already does."""
+    tokenizer = Tokenizer.from_file(str(file))
+    if bos is None or bos in tokenizer.encode("").ids:
+        return
+    token = tokenizer.id_to_token(bos)
+    template = TemplateProcessing(
+        single=f"{token} $A", pair=f"{token} $A {token}:1 $B:1", special_tokens=[(token, bos)]
+    )
+    before = tokenizer.post_processor
+    tokenizer.post_processor = template if before is None else Sequence([before, template])
+    tokenizer.save(str(file))
 
 
 def _check_target(to: Path) -> None:
@@ -196,7 +221,7 @@ def export(
     try:
         scale, method = get_scale(record["scale"]), get_method(record["method"])
         vocab_size, assets = record["model_spec"]["model"]["vocab_size"], record["hf_assets_path"]
-        folder = record["checkpoint"]["folder"]
+        folder, seq_len = record["checkpoint"]["folder"], int(record["training"]["seq_len"])
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(
             f"RUN {run}: config.json is not from this version of train ({error}); export with the "
@@ -211,7 +236,8 @@ def export(
     print(f"reading {checkpoint}, writing {to} ...", flush=True)
     weights = read_weights(checkpoint, model, multipliers(model, method.ab))
     tensors = Llama3StateDictAdapter(config, None).to_hf(weights)
-    write_folder(to, tensors, hf_config(config, text.bos_id, text.eos_id), assets)
+    hf = hf_config(config, seq_len, text.bos_id, text.eos_id)
+    write_folder(to, tensors, hf, assets)
     numbers = sum(tensor.numel() for tensor in tensors.values())
     print(f"wrote {to}: {len(tensors)} tensors, {numbers:,} parameters, {checkpoint.name} of {run}")
 
