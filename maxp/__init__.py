@@ -8,6 +8,7 @@ the learning rates follow the alignment that is measured during training.
 import importlib
 
 from maxp.alignment import compute_alignment
+from maxp.bounds import BOUNDS, AlignmentBounds, bounded
 from maxp.exponents import Alignment
 from maxp.graph import Graph
 from maxp.module import ParametrizedModule, Site
@@ -17,13 +18,16 @@ from maxp.solver import InfeasibleProgramError, solve
 from maxp.trace import trace
 
 __all__ = [
+    "BOUNDS",
     "PARAMETRIZATIONS",
     "Alignment",
+    "AlignmentBounds",
     "Graph",
     "InfeasibleProgramError",
     "Parametrization",
     "ParametrizedModule",
     "Site",
+    "bounded",
     "compute_alignment",
     "diagnose_axis",
     "plot_axis",

@@ -15,6 +15,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from maxp.alignment import Measured
+from maxp.bounds import BOUNDS, AlignmentBounds
 from maxp.exponents import PRESETS, OptimizerType, bias_exponent, gradient_exponent
 from maxp.graph import SiteNode
 from maxp.groups import group_name, own_biases, set_lrs, split_group
@@ -70,6 +71,8 @@ class Parametrization(SiteExponents):
         seed: seeds the initial weights; None draws a seed from torch's global generator.
         measure_bilinear: let the measured exponents of sites without a weight enter the program.
             They are noisy, because the logarithm of the width is small. They are always reported.
+        alignment_bounds: bounds on measured alignments of sites with a weight, before they enter
+            the program. None uses measured values as they are: c then depends on the depth.
 
     Attributes:
         c: the c in use, by site.
@@ -79,6 +82,7 @@ class Parametrization(SiteExponents):
             first measurement.
         refused: by site, how many measured exponents were NaN or infinite. The previous value was
             kept.
+        bounded_values: by site, how many measured values a bound changed.
         zero_terms: by site, how many measured terms were exactly zero. The previous value was kept.
         infeasible: how many programs had no solution. The previous c was kept.
         own_parameters: the parameters with a learning rate of their own, by group name.
@@ -113,6 +117,7 @@ class Parametrization(SiteExponents):
         warm_start: bool = False,
         seed: int | None = None,
         measure_bilinear: bool = False,
+        alignment_bounds: AlignmentBounds | None = BOUNDS,
     ) -> None:
         check_arguments(
             alignment, c_ema=c_ema, alignment_ema=alignment_ema, warmup_steps=warmup_steps,
@@ -155,6 +160,7 @@ class Parametrization(SiteExponents):
             measure_bilinear=measure_bilinear,
             solver=solver,
             warm_start=warm_start,
+            alignment_bounds=alignment_bounds,
         )
         self.steps, self.warmup_steps, self.solve_interval = 0, warmup_steps, solve_interval
         measured_weights = {n: w for n, w in self.weights.items() if n in measurable}
