@@ -9,7 +9,9 @@ import importlib
 
 from maxp.alignment import compute_alignment
 from maxp.bounds import BOUNDS, AlignmentBounds, bounded
+from maxp.depth import Depth
 from maxp.exponents import Alignment
+from maxp.factors import Factors
 from maxp.graph import Graph
 from maxp.module import ParametrizedModule, Site
 from maxp.overrides import PARAMETRIZATIONS
@@ -22,6 +24,8 @@ __all__ = [
     "PARAMETRIZATIONS",
     "Alignment",
     "AlignmentBounds",
+    "Depth",
+    "Factors",
     "Graph",
     "InfeasibleProgramError",
     "Parametrization",
