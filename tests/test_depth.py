@@ -119,6 +119,30 @@ def test_inside_can_be_given_by_prefixes() -> None:
     assert p.sites["blocks.0.wo"].scale == p.sites["blocks.1.w2"].scale == 0.25
 
 
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+def test_the_base_may_have_fewer_blocks(device: str) -> None:
+    with torch.device(device):
+        base = Residual(2, 32)
+    if device == "cpu":
+        with torch.no_grad():
+            base.blocks[1].fc1.weight.normal_(0, 0.3)  # type: ignore[union-attr, operator]
+    p = Parametrization(Residual(4), base=base, depth=Depth(2.0, 1.0, ["fc2"]), lr_prefactor=1.0)
+    lrs = p.lrs()
+    assert all(lrs[f"blocks.{i}.{name}"] == 0.5 for i in range(4) for name in ("fc1", "fc2"))
+    # Blocks that the base lacks start as its last one.
+    stds = [p._stds[f"blocks.{i}.fc1"] for i in range(4)]
+    assert stds[1] == stds[2] == stds[3]
+    assert stds[1] == pytest.approx(0.3 / 2**0.5 if device == "cpu" else 1 / 8, rel=0.1)
+
+
+def test_a_base_with_more_blocks_or_without_depth_is_refused() -> None:
+    depth = Depth(0.5, 1.0, ["fc2"])
+    with pytest.raises(ValueError, match=r"base: its sites are not the model's: blocks\.2\.fc1"):
+        Parametrization(Residual(2), base=Residual(3), depth=depth)
+    with pytest.raises(ValueError, match="needs the argument depth"):
+        Parametrization(Residual(3), base=Residual(2))
+
+
 # Coordinate check
 
 
