@@ -8,7 +8,10 @@ the learning rates follow the alignment that is measured during training.
 import importlib
 
 from maxp.alignment import compute_alignment
+from maxp.bounds import BOUNDS, AlignmentBounds, bounded
+from maxp.depth import Depth
 from maxp.exponents import Alignment
+from maxp.factors import Factors
 from maxp.graph import Graph
 from maxp.module import ParametrizedModule, Site
 from maxp.overrides import PARAMETRIZATIONS
@@ -17,13 +20,18 @@ from maxp.solver import InfeasibleProgramError, solve
 from maxp.trace import trace
 
 __all__ = [
+    "BOUNDS",
     "PARAMETRIZATIONS",
     "Alignment",
+    "AlignmentBounds",
+    "Depth",
+    "Factors",
     "Graph",
     "InfeasibleProgramError",
     "Parametrization",
     "ParametrizedModule",
     "Site",
+    "bounded",
     "compute_alignment",
     "diagnose_axis",
     "plot_axis",

@@ -140,6 +140,28 @@ def gradient_exponent(
     )
 
 
+def gradient_size(
+    graph: Graph,
+    exponents: Mapping[str, Exponents],
+    c: Mapping[str, float],
+    ratios: Mapping[str, float],
+) -> float:
+    """The size of the gradient at the outputs of sites before the readouts; with Adam.
+
+    It has passed through a readout's weights, n^-a_L (W0_L + dW_L), so it is n^-g with
+    g = min(a_L + b_L, a_L + c_L): the largest of all readouts counts. 1 without a readout.
+
+    Args:
+        ratios: n, or n / n_base, by site.
+    """
+    sizes = [
+        ratios[site.name] ** -(exponents[site.name].a + min(exponents[site.name].b, c[site.name]))
+        for site in graph.weighted
+        if site.layer_type == "readout"
+    ]
+    return max(sizes, default=1.0)
+
+
 def change_exponents(
     graph: Graph,
     exponents: Mapping[str, Exponents],

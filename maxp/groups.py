@@ -1,6 +1,6 @@
 """Param groups: one per site, one per bias with a learning rate of its own, one for the rest."""
 
-from collections.abc import Container, Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -39,14 +39,14 @@ def own_biases(
 
 
 def split_group(
-    group: Mapping[str, Any], own: Mapping[str, torch.Tensor], rest: str
+    group: Mapping[str, Any], own: Mapping[str, torch.Tensor | Sequence[torch.Tensor]], rest: str
 ) -> list[dict[str, Any]]:
-    """Split a param group: one group per parameter of ``own``, and a last one for the others.
+    """Split a param group: one group per entry of ``own``, and a last one for the others.
 
     Args:
         group: ``params``, optionally ``param_names`` (one per parameter), and settings, which every
             new group keeps.
-        own: the parameters with a learning rate of their own, by group name
+        own: the parameter, or the parameters, of each group but the last, by group name
             (`Parametrization.own_parameters`). They may include parameters of other groups.
         rest: the name of the last group (`Parametrization.rest`).
 
@@ -54,7 +54,11 @@ def split_group(
         The groups, each with its ``name``, in the order of ``own`` and then the rest. Empty groups
         are left out.
     """
-    name_of = {id(parameter): name for name, parameter in own.items()}
+    name_of = {
+        id(parameter): name
+        for name, value in own.items()
+        for parameter in ([value] if isinstance(value, torch.Tensor) else value)
+    }
     members: dict[str, list[int]] = {name: [] for name in (*own, rest)}
     for i, parameter in enumerate(group["params"]):
         members[name_of.get(id(parameter), rest)].append(i)
@@ -66,8 +70,7 @@ def split_group(
     ]
 
 
-def set_lrs(groups: Iterable[dict[str, Any]], lrs: Mapping[str, float]) -> None:
-    """Write the learning rates into the groups of the same names; others keep theirs."""
+def set_values(groups: Iterable[dict[str, Any]], values: Mapping[str, Mapping[str, float]]) -> None:
+    """Write each group's values, such as its ``lr``, into the group of the same name."""
     for group in groups:
-        if group.get("name") in lrs:
-            group["lr"] = lrs[group["name"]]
+        group.update(values.get(group.get("name", ""), {}))

@@ -148,8 +148,8 @@ def resolve_exponents(
     }
 
 
-def check_arguments(alignment: str, **numbers: float) -> None:
-    """Check the arguments of `Parametrization` that need no model.
+def check_arguments(alignment: str, **numbers: float | None) -> None:
+    """Check the arguments of `Parametrization` that need no model. None is always allowed.
 
     Raises:
         ValueError: names the argument and its allowed values.
@@ -157,8 +157,12 @@ def check_arguments(alignment: str, **numbers: float) -> None:
     if alignment not in PRESETS:
         raise ValueError(f"alignment must be one of {', '.join(PRESETS)}, got {alignment!r}")
     for name, value in numbers.items():
+        if value is None:
+            continue
         if name.endswith("_ema"):
             right, rule = 0 <= value < 1, "must be in [0, 1)"
+        elif name == "weight_decay":
+            right, rule = value >= 0 and math.isfinite(value), "must be finite and not negative"
         elif name == "warmup_steps":
             right, rule = value >= 0, "must not be negative"
         else:

@@ -6,7 +6,6 @@ solves the program again. Source: Kilian and Wojnar 2025, on the program of Ever
 """
 
 import logging
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -15,21 +14,22 @@ from torch import nn
 from torch.optim import Optimizer
 
 from maxp.alignment import Measured
-from maxp.exponents import PRESETS, OptimizerType, bias_exponent, gradient_exponent
-from maxp.graph import SiteNode
-from maxp.groups import group_name, own_biases, set_lrs, split_group
+from maxp.base import Base, positive, resolve_base
+from maxp.bounds import BOUNDS, AlignmentBounds
+from maxp.depth import Depth
+from maxp.exponents import PRESETS, OptimizerType
+from maxp.factors import ParamGroups
 from maxp.measurement import Measurement
 from maxp.module import bias_of, find_sites
 from maxp.overrides import AB, check_arguments, resolve, resolve_exponents
 from maxp.shards import local
-from maxp.site_exponents import SiteExponents
 from maxp.trace import call_model, graph_of
 from maxp.w0 import InitialWeights, draw_like, site_seed
 
 logger = logging.getLogger(__name__)
 
 
-class Parametrization(SiteExponents):
+class Parametrization(ParamGroups):
     """Initialises a model's sites and holds their exponents and learning rates.
 
     The constructor finds the sites, draws their weights, zeroes their biases, sets their
@@ -38,8 +38,11 @@ class Parametrization(SiteExponents):
     - one group per site, with its learning rate ``lr`` and the site's ``name``;
     - one group, called ``"SITE.bias"``, per bias with a learning rate of its own: an update of it
       moves the output by the same amount at every width. With Adam, only the biases of sites whose
-      multiplier is not 1 have such a group; with SGD, all biases of sites;
-    - one group, called ``"rest"``, for every other parameter, at ``lr_prefactor``.
+      a is not 0 have such a group; with SGD, all biases of sites;
+    - one group, called ``"rest"``, for every other parameter, at ``lr_prefactor``. With ``depth``,
+      those inside blocks form the group ``"rest.inside"``. With ``weight_decay``, parameters with
+      less than two dimensions form groups whose names end in ``".no_decay"``, unless the rest has
+      no others.
 
     Args:
         model: contains `ParametrizedModule` or other `Site` modules. It may be on the meta device,
@@ -49,7 +52,7 @@ class Parametrization(SiteExponents):
             muP's learning rates, or ``"no"``.
         lr_prefactor: the learning rate that n^-c multiplies. To apply a schedule, set the attribute
             of this name between steps.
-        std_prefactor: multiplies every initial standard deviation n^-b.
+        std_prefactor: multiplies every initial standard deviation.
         ab_overrides: (a, b) by site name, suffix of a site name, or layer type; or three pairs, for
             embedding, hidden and readout. `PARAMETRIZATIONS` contains the usual ones.
         c_overrides: c by the same keys. The c of these sites is fixed.
@@ -70,6 +73,26 @@ class Parametrization(SiteExponents):
         seed: seeds the initial weights; None draws a seed from torch's global generator.
         measure_bilinear: let the measured exponents of sites without a weight enter the program.
             They are noisy, because the logarithm of the width is small. They are always reported.
+        alignment_bounds: bounds on measured alignments of sites with a weight, before they enter
+            the program. None uses measured values as they are: c then depends on the depth.
+        base: the base model, whose widths n_base and multipliers s_base exponents refer to: n^-a
+            becomes s_base (n / n_base)^-a, and so on. At the base's own width, every (a, b) and
+            every c gives the same run. It is a module with the same sites, on any device, before
+            its own `Parametrization`; or a mapping of site name, suffix or layer type to n_base.
+            With ``depth``, it may have fewer blocks.
+            None: n_base = s_base = 1. A site without a weight keeps n^-a with every base.
+        base_std: the standard deviations of the base's initial weights, by the keys of
+            ``ab_overrides``. The default is the rms of the base's weights; or, if it has no values,
+            1 for an embedding that is looked up, fan_in^-1/2 for another embedding, and n_base^-1/2
+            for other sites. ``std_prefactor`` multiplies them.
+        lr_multipliers: gamma, a factor on the learning rates of weights, by the keys of
+            ``ab_overrides``. The key ``"rest"`` is for all other parameters, biases included.
+        std_multipliers: the same, for initial standard deviations; without ``"rest"``.
+        weight_decay: the decay of AdamW in ``param_groups``, which follows the exponents: a step's
+            decay is lr_prefactor gamma weight_decay at every width. Biases, and other parameters
+            with less than two dimensions, have none. None leaves the optimizer's own constant.
+        eps: the same, for Adam's eps, which follows the size of the gradients.
+        depth: how much deeper the model is than the base, and where residual branches end.
 
     Attributes:
         c: the c in use, by site.
@@ -79,14 +102,16 @@ class Parametrization(SiteExponents):
             first measurement.
         refused: by site, how many measured exponents were NaN or infinite. The previous value was
             kept.
+        bounded_values: by site, how many measured values a bound changed.
         zero_terms: by site, how many measured terms were exactly zero. The previous value was kept.
         infeasible: how many programs had no solution. The previous c was kept.
-        own_parameters: the parameters with a learning rate of their own, by group name.
+        own_parameters: the parameter, or the list of parameters, of each group but the last.
         rest: the name of the last group: ``"rest"``, or ``".rest"`` if a site is called ``rest``.
 
     Raises:
         ValueError: no site found; an unknown alignment, optimizer_type or override; an (a, b) that
-            breaks its layer type's condition at init; a weight that two sites share.
+            breaks its layer type's condition at init; a weight that two sites share; a base with
+            other sites or layer types; a multiplier that is not positive; eps with SGD.
         InfeasibleProgramError: no c keeps every r >= 0 (possible with ``c_overrides``).
     """
 
@@ -113,11 +138,19 @@ class Parametrization(SiteExponents):
         warm_start: bool = False,
         seed: int | None = None,
         measure_bilinear: bool = False,
+        alignment_bounds: AlignmentBounds | None = BOUNDS,
+        base: Base | None = None,
+        base_std: Mapping[str, float] | None = None,
+        lr_multipliers: Mapping[str, float] | None = None,
+        std_multipliers: Mapping[str, float] | None = None,
+        weight_decay: float | None = None,
+        eps: float | None = None,
+        depth: Depth | None = None,
     ) -> None:
         check_arguments(
             alignment, c_ema=c_ema, alignment_ema=alignment_ema, warmup_steps=warmup_steps,
             lr_prefactor=lr_prefactor, std_prefactor=std_prefactor, solve_interval=solve_interval,
-            sample_size=sample_size,
+            sample_size=sample_size, weight_decay=weight_decay, eps=eps,
         )  # fmt: skip
         self.model = model
         self.sites = find_sites(model)
@@ -130,13 +163,21 @@ class Parametrization(SiteExponents):
         exponents = resolve_exponents(
             self.sites, PRESETS[alignment], ab_overrides, dict(c_overrides or {}), held
         )
+        bases = resolve_base(
+            self.sites, base, base_std, std_multipliers, std_prefactor,
+            fewer_blocks=depth is not None,
+        )  # fmt: skip
+        gammas = positive("lr_multipliers", lr_multipliers, self.sites, "rest")
+        if depth is not None:
+            depth.check_branches(self.sites)
         for name, site in self.sites.items():
-            site.set_a(exponents[name].a)
+            at = bases[name]
+            site.scale = at.scale * at.ratio ** -exponents[name].a
+            site.scale *= depth.branch_scale(name) if depth else 1.0
         self.seed = int(torch.randint(2**62, ()).item()) if seed is None else seed
         self._seeds = {name: site_seed(self.seed, name) for name in self.weights}
         self._stds = {
-            name: std_prefactor * self.sites[name].width_dim ** -exponents[name].b
-            for name in self.weights
+            name: bases[name].std * bases[name].ratio ** -exponents[name].b for name in self.weights
         }
         self._initialise()
 
@@ -155,6 +196,7 @@ class Parametrization(SiteExponents):
             measure_bilinear=measure_bilinear,
             solver=solver,
             warm_start=warm_start,
+            alignment_bounds=alignment_bounds,
         )
         self.steps, self.warmup_steps, self.solve_interval = 0, warmup_steps, solve_interval
         measured_weights = {n: w for n, w in self.weights.items() if n in measurable}
@@ -169,16 +211,15 @@ class Parametrization(SiteExponents):
             sample_size=sample_size,
             from_training=use_training_activations,
         )
-        self._lr_prefactor = lr_prefactor
-        self.rest = group_name("rest", self.sites)
-        biases = own_biases(self.sites, exponents, optimizer_type)
-        self._bias_groups = {group: site for group, (site, _) in biases.items()}
-        self.own_parameters = {**self.weights, **{group: b for group, (_, b) in biases.items()}}
-        parameters = {id(p): p for p in (*self.own_parameters.values(), *model.parameters())}
-        whole = {"params": list(parameters.values())}
-        self.param_groups = split_group(whole, self.own_parameters, self.rest)
-        self._optimizer: Optimizer | None = None
-        self.apply()
+        self._make_groups(
+            model,
+            {name: at.ratio for name, at in bases.items()},
+            {name: resolve(name, self.sites[name], gammas) or 1.0 for name in self.weights}
+            | {"rest": gammas.get("rest", 1.0)},
+            depth,
+            lr_prefactor,
+            {"weight_decay": weight_decay, "eps": eps},
+        )
 
     @torch.no_grad()
     def _initialise(self) -> None:
@@ -190,65 +231,6 @@ class Parametrization(SiteExponents):
             bias = bias_of(self.sites[name])
             if bias is not None:
                 bias.zero_()
-
-    # Learning rates
-
-    def lr_factors(self) -> dict[str, float]:
-        """n^-c by param group name; 1 for the rest."""
-        g = gradient_exponent(self.graph, self._exponents, self.c, self._optimizer_type)
-        factors = {self.rest: 1.0}
-        for name, c in self.c.items():
-            factors[name] = self.sites[name].width_dim ** -c
-        for group, name in self._bias_groups.items():
-            node = self.graph.nodes[name]
-            assert isinstance(node, SiteNode)
-            c = bias_exponent(node, self._exponents[name], self._optimizer_type, g)
-            factors[group] = self.sites[name].width_dim ** -c
-        return factors
-
-    def lrs(self) -> dict[str, float]:
-        """The learning rates, lr_prefactor * n^-c, by param group name."""
-        return {name: self._lr_prefactor * f for name, f in self.lr_factors().items()}
-
-    @property
-    def lr_prefactor(self) -> float:
-        """The learning rate that n^-c multiplies.
-
-        Setting it changes ``param_groups`` and the optimizer that `apply` or `step` last received.
-        """
-        return self._lr_prefactor
-
-    @lr_prefactor.setter
-    def lr_prefactor(self, value: float) -> None:
-        if not (value >= 0 and math.isfinite(value)):
-            raise ValueError(f"lr_prefactor must be finite and not negative, got {value}")
-        self._lr_prefactor = value
-        self.apply()
-
-    def apply(self, optimizer: Optimizer | None = None) -> None:
-        """Write the learning rates into ``param_groups`` and into the optimizer's groups.
-
-        An optimizer shares its groups with ``param_groups`` only until it loads a state, which
-        replaces them. Call ``apply(optimizer)`` after ``optimizer.load_state_dict``; until then, or
-        until the next `step`, new learning rates do not reach the optimizer.
-
-        Args:
-            optimizer: the optimizer to follow from now on; its groups are matched by ``name``. None
-                is the optimizer that `apply` or `step` last received.
-
-        Raises:
-            ValueError: the optimizer has none of the groups.
-        """
-        lrs = self.lrs()
-        if optimizer is not None:
-            if not any(group.get("name") in lrs for group in optimizer.param_groups):
-                raise ValueError(
-                    "the optimizer has no group of this model's sites; build it on .param_groups"
-                )
-            self._optimizer = optimizer
-        set_lrs(self.param_groups, lrs)
-        if self._optimizer is not None:
-            set_lrs(self._optimizer.param_groups, lrs)
 
     # Measuring and solving
 
@@ -294,10 +276,6 @@ class Parametrization(SiteExponents):
             self.measure()
             self.solve()
         self.apply(optimizer)
-
-    def _stepped_otherwise(self, optimizer: Optimizer) -> bool:
-        lrs = {group["name"]: group["lr"] for group in self.param_groups}
-        return any(g["lr"] != lrs.get(g.get("name"), g["lr"]) for g in optimizer.param_groups)
 
     def due(self, step: int) -> bool:
         """Whether call number ``step`` of `step` measures and solves."""

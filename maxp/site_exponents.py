@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from maxp.alignment import Measured
+from maxp.bounds import BOUNDS, AlignmentBounds, bounded, check_bounds
 from maxp.exponents import Alignment, Exponents, OptimizerType, change_exponents
 from maxp.graph import Graph
 from maxp.solver import InfeasibleProgramError, Program
@@ -26,11 +27,13 @@ class SiteExponents:
         c_ema: weight of the previous c in the average with the newly solved one.
         alignment_ema: the same, for measured alignment.
         measure_bilinear: let the measured exponents of sites without a weight enter the program.
+        alignment_bounds: bounds on the averages that enter the program, for sites with a weight.
         solver: as in `maxp.solver.Program`.
         warm_start: as in `maxp.solver.Program`.
 
     Raises:
-        ValueError: an unknown ``optimizer_type``; SGD without a readout.
+        ValueError: an unknown ``optimizer_type``; SGD without a readout; a bound whose low is above
+            its high.
         InfeasibleProgramError: no c keeps every r >= 0.
     """
 
@@ -46,10 +49,12 @@ class SiteExponents:
         measure_bilinear: bool,
         solver: Any,
         warm_start: bool,
+        alignment_bounds: AlignmentBounds | None = BOUNDS,
     ) -> None:
+        check_bounds(alignment_bounds)
         self.graph, self._exponents, self._optimizer_type = graph, exponents, optimizer_type
         self.c_ema, self.alignment_ema = c_ema, alignment_ema
-        self.measure_bilinear = measure_bilinear
+        self.measure_bilinear, self.alignment_bounds = measure_bilinear, alignment_bounds
         self._program = Program(graph, optimizer_type, solver=solver, warm_start=warm_start)
         solution = self._program.solve(exponents)
         self.targets, self.c, self.r = solution.c, dict(solution.c), solution.r
@@ -57,7 +62,10 @@ class SiteExponents:
         self._measurable = tuple(self.measured)
         self.refused: Counter[str] = Counter()
         self.zero_terms: Counter[str] = Counter()
+        self.bounded_values: Counter[str] = Counter()
         self.infeasible = 0
+        # The averages of measured alignments, before bounds.
+        self._raw = {name: e.alignment for name, e in exponents.items()}
         self._averaged: set[tuple[str, int]] = set()
 
     @property
@@ -67,15 +75,29 @@ class SiteExponents:
         return {n: e.alignment for n, e in self._exponents.items() if n not in embeddings}
 
     def set_measured(self, measured: dict[str, Measured]) -> None:
-        """Average newly measured alignments with the previous ones; the next `solve` uses them."""
+        """Average newly measured alignments with the previous ones, and bound the averages.
+
+        The next `solve` uses them.
+        """
         self.measured = measured
         weighted = {site.name for site in self.graph.weighted}
         for name, values in measured.items():
-            e = self._exponents[name]
-            pairs = enumerate(zip(e.alignment, values, strict=True))
-            alignment = Alignment(*(self._average(name, i, old, new) for i, (old, new) in pairs))
+            pairs = enumerate(zip(self._raw[name], values, strict=True))
+            raw = Alignment(*(self._average(name, i, old, new) for i, (old, new) in pairs))
             if name in weighted or self.measure_bilinear:
-                self._exponents[name] = replace(e, alignment=alignment)
+                self._raw[name] = raw
+                used = self._set_alignment(name)
+                for new, before, after in zip(values, raw, used, strict=True):
+                    if new is not None and math.isfinite(new) and before != after:
+                        self.bounded_values[name] += 1
+
+    def _set_alignment(self, name: str) -> Alignment:
+        """Let the averages of a site enter the program, bounded if they are measured."""
+        alignment, weighted = self._raw[name], {site.name for site in self.graph.weighted}
+        if name in weighted and any((name, i) in self._averaged for i in range(3)):
+            alignment = bounded(alignment, self.alignment_bounds)
+        self._exponents[name] = replace(self._exponents[name], alignment=alignment)
+        return alignment
 
     def _average(self, name: str, term: int, previous: float, new: float | None) -> float:
         if new is None:
@@ -113,11 +135,12 @@ class SiteExponents:
         return {
             "c": dict(self.c),
             "targets": dict(self.targets),
-            "alignment": {name: tuple(e.alignment) for name, e in self._exponents.items()},
+            "alignment": {name: tuple(raw) for name, raw in self._raw.items()},
             "measured": dict(self.measured),
             "averaged": sorted(self._averaged),
             "refused": {name: self.refused[name] for name in self._measurable},
             "zero_terms": {name: self.zero_terms[name] for name in self._measurable},
+            "bounded_values": {name: self.bounded_values[name] for name in self._measurable},
             "infeasible": self.infeasible,
         }
 
@@ -132,12 +155,13 @@ class SiteExponents:
                 f"the state is of a model with other sites: {', '.join(different[:8])}"
             )
         self.c, self.targets = dict(state["c"]), dict(state["targets"])
-        self._exponents = {
-            name: replace(e, alignment=Alignment(*state["alignment"][name]))
-            for name, e in self._exponents.items()
-        }
+        self._raw = {name: Alignment(*state["alignment"][name]) for name in self._exponents}
         self.measured = {name: tuple(values) for name, values in state["measured"].items()}
         self._averaged = {(name, i) for name, i in state["averaged"]}
         self.refused, self.zero_terms = +Counter(state["refused"]), +Counter(state["zero_terms"])
+        # A state of a version without bounds does not contain this count.
+        self.bounded_values = +Counter(state.get("bounded_values", {}))
         self.infeasible = state["infeasible"]
+        for name in self._exponents:
+            self._set_alignment(name)
         self._set_r()

@@ -93,7 +93,7 @@ def test_step_before_capture_initial_is_refused_even_in_warmup() -> None:
 
 
 def test_after_a_step_c_is_the_programs_answer_to_what_was_measured() -> None:
-    p, optimizer = build()
+    p, optimizer = build(alignment_bounds=None)
     list(updates(p, optimizer, 3))
     given = {
         name: Exponents(*ab, Alignment(*p.measured.get(name, (1.0, 0.5, 1.0))))  # type: ignore[arg-type]
@@ -193,7 +193,7 @@ def test_c_is_the_exponential_average_of_the_programs_answers(keep: float) -> No
 
 @pytest.mark.parametrize("keep", [0.0, 0.9])
 def test_the_alignment_is_the_average_of_measurements_without_the_preset(keep: float) -> None:
-    p, optimizer = build(alignment_ema=keep)
+    p, optimizer = build(alignment_ema=keep, alignment_bounds=None)
     average: dict[str, list[float]] = {}
     for _ in updates(p, optimizer, 4):
         for name, values in p.measured.items():

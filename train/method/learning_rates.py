@@ -1,6 +1,6 @@
 """torchtitan's optimizer groups, split into one per site, and their lr under a schedule."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from torch.optim import Optimizer
@@ -28,7 +28,7 @@ class SiteGroups:
     def __init__(
         self,
         optimizers: Iterable[Optimizer],
-        own: Mapping[str, torch.Tensor],
+        own: Mapping[str, torch.Tensor | Sequence[torch.Tensor]],
         *,
         rest: str,
         independent_decay: float = 0.0,

@@ -1,0 +1,215 @@
+"""What multiplies an optimizer's constants in each param group: lr, weight decay and eps.
+
+With m = n / n_base at a site, and D the depth's factor inside blocks (1 without a `Depth`),
+
+    lr             gamma m^-c D
+    weight decay   gamma / lr, so that lr times decay does not depend on exponents
+    eps            m^-(a + g), the size of the gradient of the site's weight
+
+``docs/theory.md``, "Decay and epsilon", derives the last two.
+"""
+
+import math
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+from maxp.depth import Depth
+from maxp.exponents import bias_exponent, gradient_exponent, gradient_size
+from maxp.graph import SiteNode
+from maxp.groups import group_name, own_biases, set_values, split_group
+from maxp.module import Site, plain_name
+from maxp.site_exponents import SiteExponents
+
+
+class Factors(NamedTuple):
+    """The factors of one param group on the optimizer's ``lr``, ``weight_decay`` and ``eps``.
+
+    Attributes:
+        lr: the learning rate is ``lr_prefactor * lr``.
+        weight_decay: for decoupled decay (AdamW); 0 for biases, and for a group that holds only
+            parameters with less than two dimensions.
+        eps: for Adam; 1 with SGD.
+    """
+
+    lr: float
+    weight_decay: float
+    eps: float
+
+
+class _Group(NamedTuple):
+    """``site`` is None for what is not a site's; ``inside`` is whether a block contains it."""
+
+    site: str | None
+    is_bias: bool
+    gamma: float
+    decays: bool
+    inside: bool
+
+
+class ParamGroups(SiteExponents):
+    """The param groups of a model, whose constants follow the exponents of its sites."""
+
+    sites: dict[str, Site]
+    weights: dict[str, torch.Tensor]
+
+    def _make_groups(
+        self,
+        model: nn.Module,
+        ratios: Mapping[str, float],
+        gammas: Mapping[str, float],
+        depth: Depth | None,
+        lr_prefactor: float,
+        constants: Mapping[str, float | None],
+    ) -> None:
+        """Build ``param_groups``.
+
+        Args:
+            model: contains the sites.
+            ratios: m by site.
+            gammas: factors on lr, by site with a weight, and for "rest".
+            depth: None leaves depth out.
+            lr_prefactor: the learning rate that factors multiply.
+            constants: ``weight_decay`` and ``eps``; a group has no value for one that is None.
+        """
+        if constants.get("eps") is not None and self._optimizer_type == "sgd":
+            raise ValueError("eps: SGD has none; leave it out")
+        self._ratios, self._depth = dict(ratios), depth
+        self._constants = {key: value for key, value in constants.items() if value is not None}
+        self._lr_prefactor = lr_prefactor
+        self.rest = group_name("rest", self.sites)
+        biases = own_biases(self.sites, self._exponents, self._optimizer_type)
+        single = {**self.weights, **{group: bias for group, (_, bias) in biases.items()}}
+        own = {id(p) for p in single.values()}
+        rest = {plain_name(n): p for n, p in model.named_parameters() if id(p) not in own}
+        parts = self._parts_of_rest(rest)
+
+        def inside(name: str) -> bool:
+            return depth is not None and depth.contains(name)
+
+        self._groups = {n: _Group(n, False, gammas[n], True, inside(n)) for n in self.weights}
+        for group, (site, _) in biases.items():
+            self._groups[group] = _Group(site, True, gammas["rest"], False, inside(site))
+        for part, names in parts.items():
+            decays = any(rest[name].ndim >= 2 for name in names)
+            in_block = any(inside(name) for name in names) and part != self.rest
+            self._groups[part] = _Group(None, False, gammas["rest"], decays, in_block)
+        self.own_parameters: dict[str, torch.Tensor | list[torch.Tensor]] = {
+            **single,
+            **{
+                part: [rest[n] for n in names] for part, names in parts.items() if part != self.rest
+            },
+        }
+        whole = {"params": [*single.values(), *rest.values()]}
+        self.param_groups = split_group(whole, self.own_parameters, self.rest)
+        self._optimizer: Optimizer | None = None
+        self.apply()
+
+    def _parts_of_rest(self, rest: Mapping[str, torch.Tensor]) -> dict[str, list[str]]:
+        """The names of the parameters in each group of those that are not a site's.
+
+        What is inside blocks has a group of its own with a `Depth`. So have parameters without
+        decay, if groups have a ``weight_decay`` and others of the rest decay.
+        """
+        mixed = len({p.ndim >= 2 for p in rest.values()}) == 2
+        parts: dict[str, list[str]] = {self.rest: []}
+        for name, parameter in rest.items():
+            part = "rest"
+            if self._depth and self._depth.contains(name):
+                part += ".inside"
+            if mixed and "weight_decay" in self._constants and parameter.ndim < 2:
+                part += ".no_decay"
+            group = self.rest if part == "rest" else group_name(part, self.sites)
+            parts.setdefault(group, []).append(name)
+        return parts
+
+    def factors(self) -> dict[str, Factors]:
+        """The factors on lr, weight decay and eps, by param group name.
+
+        All are 1 at the width and depth of the base, but for gamma, and for decays that are 0.
+        """
+        kind = self._optimizer_type
+        g = gradient_exponent(self.graph, self._exponents, self.c, kind)
+        before_readouts = gradient_size(self.graph, self._exponents, self.c, self._ratios)
+        factors = {}
+        for name, group in self._groups.items():
+            ratio, c, gradient = 1.0, 0.0, before_readouts
+            if group.site is not None:
+                ratio, e = self._ratios[group.site], self._exponents[group.site]
+                node = self.graph.nodes[group.site]
+                assert isinstance(node, SiteNode)
+                c = bias_exponent(node, e, kind, g) if group.is_bias else self.c[group.site]
+                gradient = ratio**-e.a * (1.0 if node.layer_type == "readout" else gradient)
+            depth_lr = depth_eps = 1.0
+            if self._depth and group.inside:
+                depth_lr, depth_eps = self._depth.lr_factor(kind), self._depth.eps_factor()
+            factors[name] = Factors(
+                lr=group.gamma * ratio**-c * depth_lr,
+                weight_decay=ratio**c / depth_lr if group.decays else 0.0,
+                eps=gradient * depth_eps if kind == "adam" else 1.0,
+            )
+        return factors
+
+    def lr_factors(self) -> dict[str, float]:
+        """gamma m^-c by param group name, with the factor of depth; see `factors`."""
+        return {name: factors.lr for name, factors in self.factors().items()}
+
+    def lrs(self) -> dict[str, float]:
+        """The learning rates by param group name: lr_prefactor times `lr_factors`."""
+        return {name: self._lr_prefactor * f for name, f in self.lr_factors().items()}
+
+    @property
+    def lr_prefactor(self) -> float:
+        """The learning rate that factors multiply.
+
+        Setting it changes ``param_groups`` and the optimizer that `apply` or `step` last received.
+        """
+        return self._lr_prefactor
+
+    @lr_prefactor.setter
+    def lr_prefactor(self, value: float) -> None:
+        if not (value >= 0 and math.isfinite(value)):
+            raise ValueError(f"lr_prefactor must be finite and not negative, got {value}")
+        self._lr_prefactor = value
+        self.apply()
+
+    def apply(self, optimizer: Optimizer | None = None) -> None:
+        """Write the learning rates into ``param_groups`` and into the optimizer's groups.
+
+        So are ``weight_decay`` and ``eps``, if `Parametrization` received them. An optimizer shares
+        its groups with ``param_groups`` only until it loads a state, which replaces them. Call
+        ``apply(optimizer)`` after ``optimizer.load_state_dict``; until then, or until the next
+        `step`, new values do not reach the optimizer.
+
+        Args:
+            optimizer: the optimizer to follow from now on; its groups are matched by ``name``. None
+                is the optimizer that `apply` or `step` last received.
+
+        Raises:
+            ValueError: the optimizer has none of the groups.
+        """
+        values = self._values()
+        if optimizer is not None:
+            if not any(group.get("name") in values for group in optimizer.param_groups):
+                raise ValueError(
+                    "the optimizer has no group of this model's sites; build it on .param_groups"
+                )
+            self._optimizer = optimizer
+        set_values(self.param_groups, values)
+        if self._optimizer is not None:
+            set_values(self._optimizer.param_groups, values)
+
+    def _values(self) -> dict[str, dict[str, float]]:
+        """The values of ``lr`` and of the constants, by param group name."""
+        constants = {"lr": self._lr_prefactor, **self._constants}
+        return {
+            name: {key: constant * getattr(factors, key) for key, constant in constants.items()}
+            for name, factors in self.factors().items()
+        }
+
+    def _stepped_otherwise(self, optimizer: Optimizer) -> bool:
+        lrs = {group["name"]: group["lr"] for group in self.param_groups}
+        return any(g["lr"] != lrs.get(g.get("name"), g["lr"]) for g in optimizer.param_groups)
