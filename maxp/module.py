@@ -154,6 +154,11 @@ def bias_of(site: Site) -> torch.Tensor | None:
 _WRAPPERS = frozenset({"_checkpoint_wrapped_module", "_orig_mod", "_fsdp_wrapped_module"})
 
 
+def unwrapped(path: str) -> str:
+    """The name of a module or tensor without wrappers' parts."""
+    return ".".join(part for part in path.split(".") if part not in _WRAPPERS)
+
+
 def find_sites(model: nn.Module) -> dict[str, Site]:
     """The sites of a model by module name, without wrappers' parts, in order of definition.
 
@@ -165,7 +170,7 @@ def find_sites(model: nn.Module) -> dict[str, Site]:
     for path, module in model.named_modules():
         if not isinstance(module, Site):
             continue
-        name = ".".join(part for part in path.split(".") if part not in _WRAPPERS)
+        name = unwrapped(path)
         weight = module.weight
         if weight is not None and owner.setdefault(id(weight), name) != name:
             raise ValueError(
