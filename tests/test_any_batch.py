@@ -202,6 +202,7 @@ def test_weights_that_are_tied_or_frozen_or_not_of_sites_are_initial_too(resampl
         resample_w0=resample_w0, sample_size=100, alignment_overrides={"second": (1, 0.5, 1)}
     )
     model.again = model.plain
+    model.view = nn.Parameter(model.plain.weight.detach(), requires_grad=False)
     p.capture_initial(None)
     twin = copy.deepcopy(model)
     train(model, p, range(1, 3))
@@ -209,7 +210,9 @@ def test_weights_that_are_tied_or_frozen_or_not_of_sites_are_initial_too(resampl
         model.frozen.mul_(2)
     expected = by_twin(model, twin, batch(9))
     del expected["second"]
+    before = snapshot(model)
     assert_exact(p.measure(batch(9)), expected)
+    assert_untouched(model, before)
 
 
 def test_an_embedding_that_was_not_drawn_is_kept_although_w0_is_drawn_again() -> None:
@@ -302,6 +305,28 @@ def test_activations_of_training_are_those_of_its_last_batch(rerun: str | None) 
         p.step(None, optimizer)
     # The inputs are those of before the update, the weights those of after it.
     assert_exact(p.measured, by_twin(model, twin, x, before))
+
+
+def test_a_forward_pass_of_training_that_fails_is_not_measured_on(
+    recwarn: pytest.WarningsRecorder,
+) -> None:
+    measured = []
+    for fails in (False, True):
+        model, p = build(use_training_activations=True)
+        p.capture_initial(None)
+        optimizer = torch.optim.Adam(p.param_groups)
+        backward(model, batch(1))
+        optimizer.step()
+        backward(model, batch(2))
+        if fails:
+            hook = model.second.register_forward_pre_hook(lambda *_: 1 / 0)
+            with pytest.raises(ZeroDivisionError):
+                model(batch(3))
+            hook.remove()
+        p.step(None, optimizer)
+        measured.append(p.measured)
+    assert measured[0] == measured[1]
+    assert not recwarn.list
 
 
 def test_activations_of_training_follow_no_later_write_into_the_batch() -> None:
@@ -486,7 +511,7 @@ def main() -> None:
     for resample_w0 in (False, True):
         for from_training in (False, True):
             model, p = sharded(resample_w0, from_training)
-            cases[f"{resample_w0} {from_training}"] = case(model, p, rank)
+            cases[f"{resample_w0} {from_training}"] = case(model, p, rank, from_training)
     (folder / f"rank{rank}.json").write_text(json.dumps(cases))
     dist.destroy_process_group()
 
@@ -511,7 +536,7 @@ def sharded(resample_w0: bool, from_training: bool) -> tuple[Net, Parametrizatio
     return model, p
 
 
-def case(model: Net, p: Parametrization, rank: int) -> dict[str, Any]:
+def case(model: Net, p: Parametrization, rank: int, from_training: bool) -> dict[str, Any]:
     p.capture_initial(None)
     optimizer = torch.optim.Adam(p.param_groups)
     for step in (1, 2):
@@ -519,6 +544,9 @@ def case(model: Net, p: Parametrization, rank: int) -> dict[str, Any]:
             backward(model, batch(100 * step + 10 * part + rank))
         optimizer.step()
         optimizer.zero_grad()
+        if not from_training:
+            with torch.no_grad():  # a validation pass, which leaves the last weights gathered
+                model(batch(0))
         p.step(batch(100 * step + 10 + rank), optimizer)
         if step == 2:
             measured = p.measured
@@ -526,7 +554,7 @@ def case(model: Net, p: Parametrization, rank: int) -> dict[str, Any]:
     local = [v.to_local().clone() for v in model.parameters()]
     # Each process fails in the pass; then training goes on with the current weights.
     fails = model.second.register_forward_pre_hook(lambda *_: 1 / 0)
-    if not p._measurement._from_training:
+    if not from_training:
         with pytest.raises(ZeroDivisionError):
             p.measure(batch(5))
     fails.remove()
