@@ -435,8 +435,19 @@ def test_an_earlier_state_loads_and_goes_on_on_its_probe(resample_w0: bool) -> N
     other.load_state_dict(model.state_dict())
     q.load_state_dict(state)
     assert q.measure() == p.measure()
-    with pytest.raises(RuntimeError, match=r"earlier version.*step\(None, optimizer\)"):
+    with pytest.raises(RuntimeError, match=r"only the fixed probe .*step\(None, optimizer\)"):
         q.measure(batch(9))
+
+
+def test_without_any_batch_the_state_is_that_of_earlier_versions() -> None:
+    _, p = build()
+    p.capture_initial(batch(50), any_batch=False)
+    assert p.state_dict()["measurement"].keys() == {"probe", "z0", "w0", "seen"}
+    p.measure()
+    with pytest.raises(RuntimeError, match="any_batch=False"):
+        p.measure(batch(9))
+    with pytest.raises(ValueError, match="any_batch=False needs a fixed probe"):
+        p.capture_initial(any_batch=False)
 
 
 # Bad input
