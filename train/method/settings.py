@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from typing import Literal
 
 from train.method.methods import get_method
 from train.model.costs import Probe
@@ -23,6 +24,9 @@ class MaxPSettings:
 
     measure: bool = False
     """Measure and log alignment under a method that does not follow it."""
+
+    probe: Literal["fresh", "fixed"] = "fresh"
+    """Text that alignment is measured on: new text at each measurement, or always the same."""
 
     probe_sequences: int = Probe.sequences
     """Sequences of the probe, which the model is run on for a measurement."""
