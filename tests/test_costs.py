@@ -16,7 +16,9 @@ DEBUG = get_scale("debug")
 
 
 @pytest.fixture(scope="module", params=["fresh", "fixed"])
-def trainer(request: pytest.FixtureRequest, corpus_cache: Path, tmp_path_factory: pytest.TempPathFactory):
+def trainer(
+    request: pytest.FixtureRequest, corpus_cache: Path, tmp_path_factory: pytest.TempPathFactory
+):
     """A maxP trainer of the debug scale after a step, on a probe smaller than its sequence."""
     from harness import in_process
 
