@@ -188,6 +188,16 @@ def test_gradient_accumulation_is_measured_on_the_batch_that_is_passed(resample_
     assert_exact(p.measured, by_twin(model, twin, batch(31)))
 
 
+def test_a_compiled_model_is_measured_with_its_initial_weights() -> None:
+    model, _ = build()
+    compiled = torch.compile(model, backend="eager")
+    p = Parametrization(compiled, lr_prefactor=0.05, seed=3, sample_size=100)
+    p.capture_initial(None)
+    twin = copy.deepcopy(model)
+    train(compiled, p, range(1, 4))
+    assert_exact(p.measure(batch(9)), by_twin(model, twin, batch(9)))
+
+
 def test_several_batches_in_turn_do_not_wear_the_initial_weights_out() -> None:
     model, p = build(sample_size=100)
     p.capture_initial(None)
