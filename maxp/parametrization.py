@@ -22,9 +22,9 @@ from maxp.factors import ParamGroups
 from maxp.measurement import Measurement
 from maxp.module import bias_of, find_sites
 from maxp.overrides import AB, check_arguments, resolve, resolve_exponents
-from maxp.shards import local
+from maxp.shards import local, of_first_rank
 from maxp.trace import call_model, graph_of
-from maxp.w0 import InitialWeights, draw_like, site_seed
+from maxp.w0 import InitialWeights, draw_like, other_tensors, site_seed
 
 logger = logging.getLogger(__name__)
 
@@ -61,13 +61,14 @@ class Parametrization(ParamGroups):
             `Graph`. None assumes a chain of the sites in order of definition.
         warmup_steps: the number of calls in which `step` does not measure.
         solve_interval: `step` measures and solves every ``solve_interval`` calls after the warm-up.
-        sample_size: how many tokens of the probe are measured.
+        sample_size: how many tokens of a batch are measured.
         c_ema: weight of the previous c in the average with a newly solved one.
         alignment_ema: the same, for measured alignment.
-        resample_w0: do not store the initial weights; draw them again when they are needed.
-        use_training_activations: take activations from training's own forward passes on the probe
-            instead of running another one: for full-batch training, or if the probe is one of the
-            batches. The activations are then those before the last update.
+        resample_w0: do not store the initial weights of sites; draw them again when they are
+            needed. While `step` runs the model with them, a copy of the current ones is held.
+        use_training_activations: take activations from training's last forward pass with gradients
+            instead of running another one on ``x``. They are then those before the last update, and
+            in training mode. If the batches of ranks differ, the first rank's is measured on.
         solver: any PuLP solver; None is HiGHS, in process.
         warm_start: start each solve from the previous solution.
         seed: seeds the initial weights; None draws a seed from torch's global generator.
@@ -205,7 +206,11 @@ class Parametrization(ParamGroups):
             measurable,
             measured_weights,
             initial_weights=lambda: InitialWeights(
-                measured_weights, self._seeds, self._stds, resample=resample_w0
+                measured_weights,
+                self._seeds,
+                self._stds,
+                resample=resample_w0,
+                others=lambda: other_tensors(model, self.weights, measured_weights),
             ),
             forward=self.forward,
             sample_size=sample_size,
@@ -235,37 +240,50 @@ class Parametrization(ParamGroups):
     # Measuring and solving
 
     def forward(self, x: Any) -> Any:
-        """Run the model on the probe; override it if the model needs more than a call."""
+        """Run the model on a batch; override it if the model needs more than a call."""
         return call_model(self.model, x)
 
-    def capture_initial(self, x: Any) -> None:
-        """Store the initial weights and the sites' inputs on the probe. Call it before training.
+    def capture_initial(self, x: Any = None, *, any_batch: bool = True) -> None:
+        """Store the initial weights. Call it before training.
 
         Args:
-            x: the probe: a tensor, or a tuple or dict of the model's arguments. A copy is kept, and
-                every measurement uses it.
+            x: a fixed probe: a tensor, or a tuple or dict of the model's arguments, the same on
+                every rank. A copy is kept, and the sites' inputs on it are stored, so that
+                measuring on it takes one forward pass instead of two. None: no fixed probe.
+            any_batch: also store all other parameters and floating-point buffers, from which the
+                initial activations of any batch are computed. False saves this memory; `step` then
+                measures on ``x`` alone.
 
         Raises:
-            ValueError: with ``resample_w0``, if the weights have changed since they were drawn.
+            ValueError: with ``resample_w0``, if the weights have changed since they were drawn; or
+                if ``x`` is empty, contains NaN, or does not reach every site; or if ``x`` is None
+                and ``any_batch`` is False.
         """
-        self._measurement.capture(x)
+        if x is None and not any_batch:
+            raise ValueError("any_batch=False needs a fixed probe: pass x")
+        self._measurement.capture(x, any_batch=any_batch)
 
     def step(self, x: Any, optimizer: Optimizer) -> None:
         """Measure and solve if due, and set the learning rates. Call it after ``optimizer.step()``.
 
+        Measuring on another batch than the fixed probe takes a forward pass with the current
+        weights and one with the initial weights, in evaluation mode and without gradients. Weights,
+        buffers, gradients and random number generators are the same after it, also if it raises.
+
         Args:
-            x: the probe that `capture_initial` received, or None.
+            x: any batch, such as the one just trained on, in the form that `forward` takes. Where
+                ranks share weights, the first rank's is used. None is the fixed probe of
+                `capture_initial`. With ``use_training_activations``, it is not used.
             optimizer: an optimizer built on ``param_groups``; its groups are matched by ``name``.
 
         Raises:
-            RuntimeError: `capture_initial` has not been called; or with
-                ``use_training_activations``, training has not run the model on the probe since the
-                last measurement.
-            ValueError: ``x`` is not the probe, so its initial activations are unknown.
+            RuntimeError: `capture_initial` has not been called, or stored nothing that ``x`` can be
+                measured with; or with ``use_training_activations``, training has not run the model
+                since the last measurement.
+            ValueError: no alignment can be measured on ``x``: it is empty, contains NaN, does not
+                reach every site, or a site reads other tokens than with the initial weights.
         """
-        if self._measurement.z0 is None:
-            raise RuntimeError("call capture_initial(x) before training, then step(x, optimizer)")
-        self._measurement.check_probe(x)
+        self._measurement.check(x)
         if optimizer is not self._optimizer and self._stepped_otherwise(optimizer):
             logger.warning(
                 "the optimizer has stepped with other learning rates than those of param_groups; "
@@ -273,7 +291,7 @@ class Parametrization(ParamGroups):
             )
         self.steps += 1
         if self.due(self.steps):
-            self.measure()
+            self.measure(of_first_rank(x, self.weights.values()))
             self.solve()
         self.apply(optimizer)
 
@@ -282,9 +300,16 @@ class Parametrization(ParamGroups):
         after = step - self.warmup_steps
         return after > 0 and after % self.solve_interval == 0
 
-    def measure(self) -> dict[str, Measured]:
-        """Measure every site's alignment on the probe; the next `solve` uses it."""
-        self.set_measured(self._measurement.exponents())
+    def measure(self, x: Any = None) -> dict[str, Measured]:
+        """Measure every site's alignment; the next `solve` uses it.
+
+        Args:
+            x: as in `step`, but the same on every rank.
+
+        Raises:
+            RuntimeError, ValueError: as `step`.
+        """
+        self.set_measured(self._measurement.exponents(x))
         return self.measured
 
     # Resuming
@@ -295,7 +320,7 @@ class Parametrization(ParamGroups):
         The keys do not depend on what has been measured, so that `torch.distributed.checkpoint` can
         load a state in place.
         """
-        measuring = self._measurement.z0 is not None
+        measuring = self._measurement.w0 is not None
         return {
             **self.solution_state(),
             "steps": self.steps,

@@ -14,7 +14,7 @@ from torchtitan.components.tokenizer import HuggingFaceTokenizer
 
 from train.data.corpus import prepare_embedded
 from train.data.loader import TextDataLoader
-from train.method.probe import draw_probe
+from train.method.probe import FreshText, TrainerParametrization, draw_probe
 from train.results.collect import collect
 from train.results.notes import run_notes
 
@@ -94,6 +94,45 @@ def test_the_probe_is_the_same_text_whatever_the_runs_seed(corpus_cache: Path) -
     )
     assert first[0]["input"].shape == (2, 32)
     assert torch.equal(first[0]["input"], second[0]["input"])
+
+
+def texts(seed: int, numbers: range, state: bytes | None = None) -> tuple[list[Any], bytes]:
+    """Some probes of fresh text, and the reader's state after them."""
+    tokenizer = HuggingFaceTokenizer(tokenizer_path=str(prepare_embedded().tokenizer))
+    text = FreshText(TextDataLoader.Config(seed=seed), tokenizer, seq_len=32, sequences=2)
+    if state is not None:
+        text.load_state_dict(state)
+    return [text.draw()[0]["input"].tolist() for _ in numbers], text.state_dict()
+
+
+def test_fresh_text_is_new_each_time_and_another_for_another_seed(corpus_cache: Path) -> None:
+    sequences = [s for seed in (1, 2) for probe in texts(seed, range(8))[0] for s in probe]
+    assert len(sequences) == 2 * 8 * 2
+    assert len({tuple(s) for s in sequences}) == len(sequences)
+
+
+def test_fresh_text_continues_from_a_saved_position(corpus_cache: Path) -> None:
+    whole, _ = texts(1, range(8))
+    first, state = texts(1, range(3))
+    rest, _ = texts(1, range(5), state)
+    assert first + rest == whole
+
+
+def test_a_run_measures_on_new_text_each_time(
+    corpus_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[Any] = []
+    forward = TrainerParametrization.forward
+
+    def watched(self: TrainerParametrization, x: Any) -> None:
+        seen.append(x[0]["input"].tolist())
+        forward(self, x)
+
+    monkeypatch.setattr(TrainerParametrization, "forward", watched)
+    run(tiny(tmp_path / "run", "maxP", "--steps", "10"))
+    # With the initial and the current weights, at steps 4, 7 and 10.
+    assert seen[::2] == seen[1::2]
+    assert len({str(probe) for probe in seen}) == 3
 
 
 # Validation and divergence
@@ -191,7 +230,8 @@ def spoil_w0(trainer: Any) -> None:
 def test_refused_measurements_are_counted_in_metrics_status_summary_and_notes(
     corpus_cache: Path, tmp_path: Path
 ) -> None:
-    done = run(tiny(tmp_path / "runs" / "run", "maxP", "--steps", "8"), before_step=spoil_w0)
+    arguments = tiny(tmp_path / "runs" / "run", "maxP", "--steps", "8", "--maxp.no-bounded")
+    done = run(arguments, before_step=spoil_w0)
     assert done.code == 0
     # Measured after steps 4 and 7; all three terms contain W0 or its update.
     counts = {step: record.get("refused") for step, record in done.steps.items()}
@@ -204,9 +244,19 @@ def test_refused_measurements_are_counted_in_metrics_status_summary_and_notes(
     assert run_notes(collect(tmp_path / "runs"), "validation") == [f"{words}, in 1 ({done.folder})"]
 
 
-def test_a_run_without_refusals_has_no_counts(maxp_run: Run) -> None:
+def test_a_run_without_refusals_counts_only_what_a_bound_moved(maxp_run: Run) -> None:
+    bounded = maxp_run.trainer.parametrization.bounded_values.total()
+    assert maxp_run.steps[STEPS]["bounded"] > 0
     assert maxp_run.record.status["reason"] is None
+    assert json.loads((maxp_run.folder / "summary.json").read_text())["bounded"] == bounded
     assert not any({"refused", "infeasible"} & record.keys() for record in maxp_run.record.metrics)
+
+
+def test_alignment_is_logged_as_measured_and_solved_for_as_bounded(maxp_run: Run) -> None:
+    parametrization = maxp_run.trainer.parametrization
+    sites = parametrization.weights.keys() & parametrization.measured.keys()
+    assert max(parametrization.measured[site][1] for site in sites) > 0.5
+    assert max(parametrization.alignment[site].dZ_w0 for site in sites) == 0.5
 
 
 def test_a_checkpoint_whose_initial_weights_are_nan_is_not_continued(

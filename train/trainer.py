@@ -11,15 +11,16 @@ from torchtitan.components.dataloader import DataloaderExhaustedError
 from torchtitan.tools.logging import logger
 from torchtitan.trainer import Trainer
 
-from maxp import Graph
+from maxp import BOUNDS, Graph, bounded
 from train import cpu, torch_compat
 from train.alignment_table import ALIGNMENTS, Table, kind, read_table
 from train.checks import check, global_batch_size
 from train.data.loader import DataError, TextDataLoader
 from train.faults import limit_collectives
+from train.method.base import base_arguments
 from train.method.learning_rates import SiteGroups
 from train.method.methods import get_method
-from train.method.probe import TrainerParametrization, draw_probe
+from train.method.probe import FreshText, TrainerParametrization, draw_probe
 from train.method.settings import MaxPSettings
 from train.metrics import COUNT_PREFIX, SITE_PREFIX, DivergedError, HeldOutValidator, RunMetrics
 from train.model.llama3 import site_graph
@@ -33,7 +34,7 @@ torch_compat.install()
 
 
 def method_arguments(config: Any, graph: Graph) -> dict[str, Any]:
-    """The arguments of `maxp.Parametrization` that a run's method and lr decide."""
+    """The arguments of `maxp.Parametrization` that a run's method, base and lr decide."""
     settings, method = config.maxp, get_method(config.maxp.method)
     return {
         "alignment": method.alignment,
@@ -41,6 +42,8 @@ def method_arguments(config: Any, graph: Graph) -> dict[str, Any]:
         "ab_overrides": method.ab,
         "c_overrides": dict.fromkeys(method.ab, 0.0) if method.one_lr else None,
         "alignment_overrides": _frozen_alignment(settings, graph) if method.needs_table else None,
+        "alignment_bounds": BOUNDS if settings.bounded else None,
+        **base_arguments(settings, config.scale, config.model_spec.model.vocab_size),
     }
 
 
@@ -48,17 +51,30 @@ def _frozen_alignment(settings: MaxPSettings, graph: Graph) -> Table:
     """The table; its rows for QK^T count only with ``measure_bilinear``, as measurements do."""
     assert settings.alignment_table is not None
     table = read_table(settings.alignment_table)
-    if settings.measure_bilinear:
-        return table
     bilinear = {kind(site.name) for site in graph.sites if not site.has_weight}
-    return {name: values for name, values in table.items() if kind(name) not in bilinear}
+    if not settings.measure_bilinear:
+        table = {name: values for name, values in table.items() if kind(name) not in bilinear}
+    if not settings.bounded:
+        return table
+    within: Table = {
+        name: values if kind(name) in bilinear else bounded(values)
+        for name, values in table.items()
+    }
+    if outside := [name for name, values in table.items() if within[name] != values]:
+        logger.info(
+            "--maxp.alignment-table: bounded the alignment of %d kinds of site (%s); pass "
+            "--maxp.no-bounded to take the table as it is",
+            len(outside),
+            ", ".join(outside[:4]),
+        )
+    return within
 
 
 class MaxPTrainer(Trainer):
     """A torchtitan trainer in which every site has its own learning rate.
 
     It solves the program after the optimizer is built. A method that follows alignment measures it
-    on a separate probe every ``maxp.solve_interval`` steps, after the optimizer's step, and solves
+    on separate text every ``maxp.solve_interval`` steps, after the optimizer's step, and solves
     again.
     """
 
@@ -84,7 +100,6 @@ class MaxPTrainer(Trainer):
         )
         self._stopping: str | None = None
         super().__init__(config)
-        self._stop_flag = StopFlag(timedelta(seconds=config.comm.train_timeout_seconds))
         limit_collectives(config.comm.init_timeout_seconds)
         if not cpu.has_accelerator():
             cpu.use_sum_reductions(self.model_parts[0])
@@ -98,7 +113,9 @@ class MaxPTrainer(Trainer):
         if isinstance(self.dataloader, TextDataLoader):
             self._check_length(self.dataloader)
         if self.measures:
-            self.parametrization.capture_initial(self._draw_probe())
+            self._capture_initial()
+        # Last, since nothing restores the handlers if anything above raises.
+        self._stop_flag = StopFlag(timedelta(seconds=config.comm.train_timeout_seconds))
 
     def _check_length(self, data: TextDataLoader) -> None:
         """Refuse a run that is longer than data that does not repeat; warn if data repeats."""
@@ -141,18 +158,26 @@ class MaxPTrainer(Trainer):
             optimizers,
             self.parametrization.own_parameters,
             rest=self.parametrization.rest,
+            follow=[
+                *(["weight_decay"] if settings.weight_decay == "follow" else []),
+                *(["eps"] if settings.epsilon == "follow" else []),
+            ],
             independent_decay=settings.independent_weight_decay,
         )
-        self.groups.set_factors(self.parametrization.lr_factors())
+        self.groups.set_factors(self.parametrization.factors())
 
-    def _draw_probe(self) -> Any:
+    def _capture_initial(self) -> None:
         config = self.config
-        return draw_probe(
-            config.dataloader,
-            self.tokenizer,
-            seq_len=config.training.seq_len,
-            sequences=config.maxp.probe_sequences,
-        )
+        text: dict[str, Any] = {
+            "dataloader": config.dataloader,
+            "tokenizer": self.tokenizer,
+            "seq_len": config.training.seq_len,
+            "sequences": config.maxp.probe_sequences,
+        }
+        if config.maxp.probe == "fixed":
+            self.parametrization.capture_initial(draw_probe(**text), any_batch=False)
+        else:
+            self.parametrization.measure_on(FreshText(**text))
 
     def train(self) -> None:
         """torchtitan's loop, and validation after its last step.
@@ -237,7 +262,7 @@ class MaxPTrainer(Trainer):
         super().close()
 
     def _follow(self) -> None:
-        self.groups.set_factors(self.parametrization.lr_factors(), self.lr_schedulers.schedulers)
+        self.groups.set_factors(self.parametrization.factors(), self.lr_schedulers.schedulers)
 
     def site_metrics(self) -> dict[str, float]:
         """By site, lr and c of the step just made and the last measured alignment; and counts."""
@@ -257,7 +282,9 @@ class MaxPTrainer(Trainer):
     def remarks(self) -> str | None:
         """How often a previous value was kept, in words; None if it never was."""
         counts = self.parametrization.counts()
-        return ", ".join(f"{COUNTS[reason]}: {count}" for reason, count in counts.items()) or None
+        # A bound that acts is no fault: it is in the metrics and in the notes of tables.
+        faults = {reason: count for reason, count in counts.items() if reason != "bounded"}
+        return ", ".join(f"{COUNTS[reason]}: {count}" for reason, count in faults.items()) or None
 
     def state_dict(self) -> dict[str, Any]:
         return {**super().state_dict(), "maxp": self.parametrization.state_dict()}
