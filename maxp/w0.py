@@ -12,7 +12,7 @@ from functools import partial
 import torch
 from torch import nn
 
-from maxp.module import unwrapped
+from maxp.module import plain_name
 from maxp.shards import local, on_all_ranks, region
 
 # Entries per block. Changing it would change every weight that a seed gives.
@@ -78,14 +78,14 @@ def other_tensors(
     """
     sites = {id(weight): name for name, weight in weights.items()}
     others: dict[str, torch.Tensor] = {
-        sites.get(id(parameter), unwrapped(path)): parameter
+        sites.get(id(parameter), plain_name(path)): parameter
         for path, parameter in model.named_parameters()
         if sites.get(id(parameter)) not in measured
     }
     for path, module in model.named_modules():
         for name, buffer in module.named_buffers(recurse=False):
             if buffer.is_floating_point() and name not in module._non_persistent_buffers_set:
-                others[unwrapped(f"{path}.{name}".lstrip("."))] = buffer
+                others[plain_name(f"{path}.{name}".lstrip("."))] = buffer
     return others
 
 

@@ -31,7 +31,17 @@ from train.export import hf_config, multipliers
 from train.model.llama3 import model_config
 from train.model.scales import get_scale
 
-METHODS = ("maxP", "mup-no", "sp")
+# Method and flags by name; cpu64 is half as wide as the debug scale, and twice as deep.
+RUNS: dict[str, tuple[str, ...]] = {
+    "maxP": ("maxP",),
+    "mup-no": ("mup-no",),
+    "sp": ("sp",),
+    "other depth": (
+        *("mup-full", "--maxp.base_scale", "cpu64", "--maxp.lr_multipliers.embedding", "3"),
+        *("--maxp.std_multipliers.readout", "2"),
+    ),
+    "no base": ("maxP", "--maxp.base_scale", "none"),
+}
 TOLERANCE = 1e-4
 VOCABULARY = 4096
 STEPS = 6
@@ -42,18 +52,18 @@ SAVED = ("--steps", str(STEPS), "--checkpoint.enable")
 
 @pytest.fixture(scope="module")
 def runs(corpus_cache: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Run]:
-    """A tiny run with a checkpoint, by method."""
+    """A tiny run with a checkpoint, by name."""
     folder = tmp_path_factory.mktemp("runs")
-    return {method: run(tiny(folder / method, method, *SAVED)) for method in METHODS}
+    return {name: run(tiny(folder / name, *RUNS[name], *SAVED)) for name in RUNS}
 
 
 @pytest.fixture(scope="module")
 def exported(runs: dict[str, Run], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """The exported folder, by method."""
+    """The exported folder, by name."""
     folder = tmp_path_factory.mktemp("exported")
     for method, done in runs.items():
         export.export(done.folder, folder / method)
-    return {method: folder / method for method in METHODS}
+    return {name: folder / name for name in RUNS}
 
 
 @pytest.fixture
@@ -103,7 +113,7 @@ def difference(first: torch.Tensor, second: torch.Tensor) -> float:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", RUNS)
 def test_transformers_computes_our_logits(
     runs: dict[str, Run], exported: dict[str, Path], method: str
 ) -> None:
@@ -126,7 +136,7 @@ def test_any_parametrization_folds_also_one_that_scales_qk_otherwise(parametriza
     Parametrization(model, ab_overrides=ab, seed=3, std_prefactor=2.0)
     with torch.no_grad():
         model.tok_embeddings.weight.mul_(0.01)  # so small that the norms' epsilon counts
-    weights, factors = model.state_dict(), multipliers(model, ab)
+    weights, factors = model.state_dict(), multipliers(model)
     folded = {name: weight * factors.get(name, 1.0) for name, weight in weights.items()}
     with torch.no_grad():
         ours = model(TOKENS)
@@ -147,7 +157,7 @@ def test_positions_turn_by_the_same_angles(exported: dict[str, Path]) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", RUNS)
 def test_torchtitan_reads_the_folded_weights_bit_for_bit(
     runs: dict[str, Run], exported: dict[str, Path], method: str
 ) -> None:

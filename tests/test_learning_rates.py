@@ -9,6 +9,7 @@ import torch
 from harness import DECAY, STEPS, WARMUP, Run
 from torch.optim.lr_scheduler import LambdaLR
 
+from maxp.factors import Factors
 from train.method.learning_rates import SiteGroups
 
 LR = 1e-2  # the default of --lr
@@ -20,15 +21,14 @@ def factor(step: int) -> float:
     return min(1.0, step / WARMUP, (STEPS + 1 - step) / DECAY)
 
 
-def width(site: str) -> int:
-    """n by hand: the debug scale is 128 wide, and w2 contracts the 448 of the feed-forward."""
-    return 448 if site.endswith("w2") else 128
+M = 4
+"""n / n_base of every site: the debug scale is four times as wide as its base."""
 
 
 def test_the_optimizer_steps_with_lr_times_factor_times_n_to_the_minus_c(maxp_run: Run) -> None:
     assert len(maxp_run.lrs) == STEPS
     for step, (lrs, c) in enumerate(zip(maxp_run.lrs, maxp_run.c, strict=True), start=1):
-        expected = {site: LR * factor(step) * width(site) ** -c[site] for site in c}
+        expected = {site: LR * factor(step) * M ** -c[site] for site in c}
         expected["rest"] = LR * factor(step)
         assert lrs == pytest.approx(expected, rel=1e-12), f"step {step}"
 
@@ -47,7 +47,7 @@ def test_the_run_solved_again_in_warm_up_in_the_stable_part_and_in_decay(maxp_ru
 def test_a_static_method_keeps_its_exponents_under_the_same_schedule(mup_no_run: Run) -> None:
     for step, lrs in enumerate(mup_no_run.lrs, start=1):
         c = {site: {"tok_embeddings": 0.5, "lm_head": 0.0}.get(site, 0.5) for site in lrs}
-        expected = {site: LR * factor(step) * width(site) ** -c[site] for site in c}
+        expected = {site: LR * factor(step) * M ** -c[site] for site in c}
         assert lrs == pytest.approx({**expected, "rest": LR * factor(step)}, rel=1e-12)
 
 
@@ -66,6 +66,11 @@ def test_every_parameter_is_in_the_group_of_its_site(maxp_run: Run) -> None:
 # The groups by themselves
 
 
+def by_name(lrs: dict[str, float]) -> dict[str, Factors]:
+    """Factors of which only those on the lr are not 1."""
+    return {name: Factors(lr, 1.0, 1.0) for name, lr in lrs.items()}
+
+
 class Toy:
     """Two sites and a gain under AdamW, halving every step."""
 
@@ -77,7 +82,7 @@ class Toy:
         self.groups = SiteGroups(
             [self.optimizer], weights, rest="rest", independent_decay=independent_decay
         )
-        self.groups.set_factors({"site a": 0.5, "site b": 0.25, "rest": 1.0})
+        self.groups.set_factors(by_name({"site a": 0.5, "site b": 0.25, "rest": 1.0}))
         self.scheduler = LambdaLR(self.optimizer, lambda step: 0.5**step)
 
     def step(self) -> None:
@@ -107,7 +112,7 @@ def test_a_group_is_split_one_a_site_and_keeps_its_settings() -> None:
 def test_new_factors_take_effect_at_once_and_stay_through_the_schedule() -> None:
     toy = Toy()
     toy.step()
-    toy.groups.set_factors({"site a": 2.0, "site b": 0.25, "rest": 1.0}, [toy.scheduler])
+    toy.groups.set_factors(by_name({"site a": 2.0, "site b": 0.25, "rest": 1.0}), [toy.scheduler])
     assert toy.groups.lrs() == {"site a": 0.1, "site b": 0.0125, "rest": 0.05}
     toy.step()
     assert toy.groups.lrs() == {"site a": 0.05, "site b": 0.00625, "rest": 0.025}
@@ -117,14 +122,14 @@ def test_new_factors_reach_an_optimizer_that_has_loaded_a_state() -> None:
     toy = Toy()
     toy.step()
     toy.optimizer.load_state_dict(toy.optimizer.state_dict())  # replaces the groups
-    toy.groups.set_factors({"site a": 2.0, "site b": 0.25, "rest": 1.0}, [toy.scheduler])
+    toy.groups.set_factors(by_name({"site a": 2.0, "site b": 0.25, "rest": 1.0}), [toy.scheduler])
     assert {g["name"]: g["lr"] for g in toy.optimizer.param_groups}["site a"] == 0.1
 
 
 def test_the_scheduler_reports_the_lr_that_is_used() -> None:
     toy = Toy()
     toy.step()
-    toy.groups.set_factors({"site a": 2.0, "site b": 0.25, "rest": 1.0}, [toy.scheduler])
+    toy.groups.set_factors(by_name({"site a": 2.0, "site b": 0.25, "rest": 1.0}), [toy.scheduler])
     assert toy.scheduler.get_last_lr() == [0.1, 0.0125, 0.05]
 
 
@@ -132,7 +137,8 @@ def test_the_scheduler_reports_the_lr_that_is_used() -> None:
 def test_setting_factors_between_steps_gives_no_warning() -> None:
     toy = Toy()
     toy.step()
-    toy.groups.set_factors(dict.fromkeys(("site a", "site b", "rest"), 1.0), [toy.scheduler])
+    ones = by_name(dict.fromkeys(("site a", "site b", "rest"), 1.0))
+    toy.groups.set_factors(ones, [toy.scheduler])
 
 
 def test_adamws_own_decay_is_multiplied_by_each_sites_lr() -> None:
@@ -143,7 +149,7 @@ def test_an_independent_decay_is_the_same_for_every_site_and_follows_the_schedul
     toy = Toy(independent_decay=0.01)
     assert toy.decays == pytest.approx(dict.fromkeys(("site a", "site b", "rest"), 0.01))
     toy.step()
-    toy.groups.set_factors({"site a": 2.0, "site b": 1.0, "rest": 1.0}, [toy.scheduler])
+    toy.groups.set_factors(by_name({"site a": 2.0, "site b": 1.0, "rest": 1.0}), [toy.scheduler])
     assert toy.decays == pytest.approx(dict.fromkeys(("site a", "site b", "rest"), 0.005))
 
 
@@ -154,6 +160,17 @@ def test_an_independent_decay_leaves_a_group_without_decay_alone() -> None:
     optimizer = torch.optim.AdamW([decayed, plain], lr=0.1)
     groups = SiteGroups([optimizer], {"site": site}, rest="rest", independent_decay=0.01)
     for _ in range(2):  # the second time on what the first has set
-        groups.set_factors({"site": 0.5, "rest": 1.0})
+        groups.set_factors(by_name({"site": 0.5, "rest": 1.0}))
     decays = {g["name"]: g["lr"] * g["weight_decay"] for g in optimizer.param_groups}
     assert decays == pytest.approx({"site": 0.01, "rest": 0.0})
+
+
+def test_what_follows_is_multiplied_by_its_factor_and_the_rest_kept() -> None:
+    site, gain = (torch.nn.Parameter(torch.ones(2)) for _ in range(2))
+    group = {"params": [site, gain], "param_names": ["site", "gain"]}
+    optimizer = torch.optim.AdamW([group], lr=0.1, weight_decay=0.3, eps=1e-8)
+    groups = SiteGroups([optimizer], {"site": site}, rest="rest", follow=["weight_decay"])
+    for lr in (0.5, 0.25):  # the second time on what the first has set
+        groups.set_factors({"site": Factors(lr, 1 / lr, 0.1), "rest": Factors(1.0, 0.0, 1.0)})
+    settings = {g["name"]: (g["lr"], g["weight_decay"], g["eps"]) for g in optimizer.param_groups}
+    assert settings == {"site": (0.025, 1.2, 1e-8), "rest": (0.1, 0.0, 1e-8)}

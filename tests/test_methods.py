@@ -10,6 +10,7 @@ import pytest
 import torch
 from harness import STEPS, Run, run, tiny
 
+from maxp import bounded
 from train.alignment_table import export, read_table
 from train.method.methods import METHODS, get_method
 from train.method.settings import MaxPSettings
@@ -60,13 +61,20 @@ def test_sp_steps_with_one_lr_everywhere(sp_run: Run) -> None:
 
 
 @pytest.mark.parametrize(
-    ("method", "embedding", "hidden", "readout"),
-    [("sp", 1.0, 128**-0.5, 128**-0.5), ("mup-no", 128**-0.5, 128**-0.5, 128**-0.5)],
+    ("method", "base", "embedding", "hidden", "readout"),
+    [
+        ("sp", "none", 1.0, 128**-0.5, 128**-0.5),
+        ("mup-no", "none", 128**-0.5, 128**-0.5, 128**-0.5),
+        ("sp", "debug-base", 1.0, 128**-0.5, 128**-0.5),
+        ("mup-no", "debug-base", 4**-0.5, 128**-0.5, 128**-0.5),
+        ("mup-no", "debug", 1.0, 128**-0.5, 128**-0.5),
+    ],
 )
-def test_initial_weights_have_the_standard_deviation_n_to_the_minus_b(
+def test_initial_weights_have_the_standard_deviation_sigma_m_to_the_minus_b(
     corpus_cache: Path,
     tmp_path: Path,
     method: str,
+    base: str,
     embedding: float,
     hidden: float,
     readout: float,
@@ -77,7 +85,8 @@ def test_initial_weights_have_the_standard_deviation_n_to_the_minus_b(
         for name, weight in trainer.parametrization.weights.items():
             weights[name] = weight.detach().clone()
 
-    run(tiny(tmp_path / "run", method, "--steps", "1"), before_step=note)
+    flags = ("--steps", "1", "--maxp.base_scale", base)
+    run(tiny(tmp_path / "run", method, *flags), before_step=note)
     for name, expected in [
         ("tok_embeddings", embedding),
         ("layers.0.attention.wo", hidden),
@@ -147,8 +156,19 @@ def test_a_frozen_table_holds_at_a_scale_of_another_width_and_depth(
     expected = read_table(str(table))
     for layer in range(4):
         for kind in ("attention.wo", "feed_forward.w1", "attention.qkv_linear.wk"):
-            assert tuple(given[f"layers.{layer}.{kind}"]) == expected[kind]
-    assert tuple(given["lm_head"]) == expected["lm_head"]
+            assert given[f"layers.{layer}.{kind}"] == bounded(expected[kind])
+    assert given["lm_head"] == bounded(expected["lm_head"])
+
+
+def test_a_frozen_table_is_taken_as_it_is_without_bounds(
+    corpus_cache: Path, table: Path, tmp_path: Path
+) -> None:
+    done = frozen_run(table, tmp_path / "run", "--maxp.no-bounded")
+    outside = {k: v for k, v in read_table(str(table)).items() if v[1] > 0.5 and "inner" not in k}
+    assert outside
+    for kind, values in outside.items():
+        site = kind if kind == "lm_head" else f"layers.1.{kind}"
+        assert tuple(done.trainer.parametrization.alignment[site]) == values
 
 
 def test_a_frozen_site_is_never_measured_and_keeps_its_c(

@@ -48,6 +48,7 @@ def test_a_summary_says_which_run_it_is_and_how_it_ended(tmp_path: Path) -> None
         "skipped_lines": 0,
         "refused": None,
         "zero_terms": None,
+        "bounded": None,
         "infeasible": None,
         "metrics_bytes": (folder / "metrics.jsonl").stat().st_size,
     }

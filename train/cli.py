@@ -10,7 +10,7 @@ import tyro
 from torchtitan.config import ConfigManager
 
 from train.checks import check, global_batch_size
-from train.config import Flags, make_config, match_tokenizer
+from train.config import Flags, complete, make_config
 from train.method.methods import get_method
 from train.run.provenance import git_commit, versions
 from train.trainer import MaxPTrainer
@@ -69,7 +69,7 @@ def parse(arguments: Sequence[str] | None = None) -> MaxPTrainer.Config:
             prog=PROG,
             registry=_REGISTRY,
         )
-    match_tokenizer(config)
+    complete(config)
     check(config)
     return config
 

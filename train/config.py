@@ -25,7 +25,7 @@ from train.data.loader import TextDataLoader
 from train.method.settings import MaxPSettings
 from train.metrics import HeldOutValidator, RunMetrics
 from train.model.llama3 import model_config
-from train.model.scales import LLAMA3_VOCABULARY, Scale, compute_steps, get_scale
+from train.model.scales import LLAMA3_VOCABULARY, Scale, base_of, compute_steps, get_scale
 from train.run.identity import run_name
 from train.trainer import MaxPTrainer
 
@@ -87,7 +87,12 @@ def make_config(flags: Flags) -> MaxPTrainer.Config:
         ValueError: one line that names the flag and the remedy.
     """
     size, seed = get_scale(flags.scale), flags.seed
-    settings = MaxPSettings(method=flags.method, lr=flags.lr, alignment_table=flags.alignment_table)
+    settings = MaxPSettings(
+        method=flags.method,
+        lr=flags.lr,
+        base_scale=base_of(size.name),
+        alignment_table=flags.alignment_table,
+    )
     if flags.steps is not None and flags.steps < 1:
         raise ValueError(f"--steps {flags.steps}: must be at least 1")
     if seed < 0:
@@ -166,7 +171,18 @@ def model_spec(scale: Scale, vocab_size: int) -> ModelSpec:
     )
 
 
-def match_tokenizer(config: MaxPTrainer.Config) -> None:
+def complete(config: MaxPTrainer.Config) -> None:
+    """Set what depends on other flags, once all flags are read.
+
+    Raises:
+        ValueError: there is no tokenizer at ``hf_assets_path``.
+    """
+    _match_tokenizer(config)
+    if config.maxp.measure_from is None:
+        config.maxp.measure_from = config.lr_scheduler.warmup_steps
+
+
+def _match_tokenizer(config: MaxPTrainer.Config) -> None:
     """Give the model the vocabulary size of the tokenizer at ``hf_assets_path``.
 
     Raises:

@@ -28,10 +28,12 @@ from torchtitan.components.tokenizer import HuggingFaceTokenizer
 from torchtitan.models.llama3 import Llama3StateDictAdapter
 from torchtitan.models.llama3.model import Llama3Model
 
+from maxp import Parametrization
 from maxp.module import find_sites
-from maxp.overrides import AB, resolve_ab
 from train.checkpoint_files import find_checkpoint
+from train.method.base import base_arguments
 from train.method.methods import get_method
+from train.method.settings import read_settings
 from train.model.llama3 import model_config
 from train.model.scales import get_scale
 from train.run.folder import RunFolderError, load_run
@@ -43,20 +45,19 @@ TOKENIZER_FILES = (
 """Tokenizer files to copy; only the first is required."""
 
 
-def multipliers(model: nn.Module, ab: Mapping[str, AB]) -> dict[str, float]:
-    """By parameter name, the factors that fold a parametrization into the weights of a LLaMA.
+def multipliers(model: nn.Module) -> dict[str, float]:
+    """By parameter name, the factors that fold the multipliers of a LLaMA's sites into its weights.
 
     Args:
-        model: built from `train.model.llama3.model_config`, on any device.
-        ab: (a, b) by layer type, name or suffix of a name, as for `maxp.Parametrization`.
+        model: built from `train.model.llama3.model_config`, on any device, with its multipliers set
+            by `maxp.Parametrization`.
     """
     sites = find_sites(model)
-    scales = {name: s.width_dim ** -resolve_ab(name, s, ab)[0] for name, s in sites.items()}
-    factors = {f"{name}.weight": scales[name] for name, s in sites.items() if s.weight is not None}
+    factors = {f"{name}.weight": s.scale for name, s in sites.items() if s.weight is not None}
     for name, site in sites.items():
         if site.weight is None:
             attention = name.rpartition(".")[0]
-            factors[f"{attention}.qkv_linear.wq.weight"] *= scales[name] * site.width_dim**0.5
+            factors[f"{attention}.qkv_linear.wq.weight"] *= site.scale * site.width_dim**0.5
     return factors
 
 
@@ -219,7 +220,7 @@ def export(
     _check_target(to)
     record = load_run(run, metrics=False).config
     try:
-        scale, method = get_scale(record["scale"]), get_method(record["method"])
+        scale, settings = get_scale(record["scale"]), read_settings(record["maxp"])
         vocab_size, assets = record["model_spec"]["model"]["vocab_size"], record["hf_assets_path"]
         folder, seq_len = record["checkpoint"]["folder"], int(record["training"]["seq_len"])
     except (KeyError, TypeError, ValueError) as error:
@@ -234,7 +235,11 @@ def export(
     assets = tokenizer or Path(assets)
     text = _read_tokenizer(assets, vocab_size)
     print(f"reading {checkpoint}, writing {to} ...", flush=True)
-    weights = read_weights(checkpoint, model, multipliers(model, method.ab))
+    ab = get_method(settings.method).ab
+    Parametrization(
+        model, seed=0, ab_overrides=ab, **base_arguments(settings, scale.name, vocab_size)
+    )
+    weights = read_weights(checkpoint, model, multipliers(model))
     tensors = Llama3StateDictAdapter(config, None).to_hf(weights)
     hf = hf_config(config, seq_len, text.bos_id, text.eos_id)
     write_folder(to, tensors, hf, assets)

@@ -18,7 +18,7 @@ from maxp import shards
 from maxp.shards import local
 from train import cpu
 from train.checks import data_parallel_ranks
-from train.config import Flags, make_config, match_tokenizer
+from train.config import Flags, complete, make_config
 from train.model.converter import SiteConverter
 from train.model.llama3 import model_config
 from train.model.scales import get_scale
@@ -171,7 +171,7 @@ def contenders(
     def config(name: str, method: str) -> MaxPTrainer.Config:
         flags = Flags(scale, method, lr=_LR, steps=_STEPS, output_dir=str(folder / name))
         made = make_config(flags)
-        match_tokenizer(made)
+        complete(made)
         made.validator.enable = False
         made.checkpoint.enable = False
         made.metrics.log_freq = log_freq

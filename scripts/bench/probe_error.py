@@ -119,13 +119,13 @@ def per_token(
 
 def measured_run(options: Options, seed: int, folder: Path) -> tuple[PerToken, Any]:
     """Train to the middle of a run; the exponents of every token, and the graph of the sites."""
-    from train.config import Flags, make_config, match_tokenizer
+    from train.config import Flags, complete, make_config
 
     flags = Flags(
         options.scale, lr=options.lr, seed=seed, steps=options.steps, output_dir=str(folder)
     )
     config = make_config(flags)
-    match_tokenizer(config)
+    complete(config)
     config.validator.enable = False
     config.checkpoint.enable = False
     trainer = config.build()

@@ -1,12 +1,17 @@
 """torchtitan's optimizer groups, split into one per site, and their lr under a schedule."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
+from maxp.factors import Factors
 from maxp.groups import split_group
+
+FOLLOWED = ("weight_decay", "eps")
+"""Settings of a group that a method can multiply by a factor, beside the lr."""
 
 
 class SiteGroups:
@@ -17,9 +22,10 @@ class SiteGroups:
 
     Args:
         optimizers: as torchtitan built them. Each group is split and keeps its other settings.
-        own: the parameters with a learning rate of their own, by group name
+        own: the parameter or parameters with a learning rate of their own, by group name
             (`maxp.Parametrization.own_parameters`).
         rest: the name of the group of all other parameters (`maxp.Parametrization.rest`).
+        follow: those of `FOLLOWED` that are multiplied by their factor; others keep their value.
         independent_decay: weight decay per step, ``factor(step) * independent_decay`` (Wortsman et
             al. 2023, arXiv 2309.14322). It does not depend on the learning rate, which differs
             between sites. Groups configured without decay stay without. 0 keeps AdamW's own decay.
@@ -31,6 +37,7 @@ class SiteGroups:
         own: Mapping[str, torch.Tensor | Sequence[torch.Tensor]],
         *,
         rest: str,
+        follow: Iterable[str] = (),
         independent_decay: float = 0.0,
     ) -> None:
         self._optimizers = list(optimizers)
@@ -39,27 +46,34 @@ class SiteGroups:
             optimizer.param_groups[:] = [
                 part for group in optimizer.param_groups for part in split_group(group, own, rest)
             ]
-        # The configured lr of each group, which n^-c multiplies.
-        self._prefactors = [[g["lr"] for g in o.param_groups] for o in self._optimizers]
+        self._follow = tuple(follow)
+        # What each group is configured with, which the factors multiply.
+        self._configured: list[list[dict[str, Any]]] = [
+            [{key: g[key] for key in ("lr", *self._follow)} for g in o.param_groups]
+            for o in self._optimizers
+        ]
 
     def set_factors(
-        self, factors: Mapping[str, float], schedulers: Iterable[LambdaLR] | None = None
+        self, factors: Mapping[str, Factors], schedulers: Iterable[LambdaLR] | None = None
     ) -> None:
-        """Set each group's base lr to its configured lr times ``factors[name]``.
+        """Set each group's base lr, and what follows, to its configured value times the factor.
 
         Args:
-            factors: n^-c by group name.
+            factors: by group name.
             schedulers: one per optimizer, once they exist; the current lr follows the schedule.
         """
         schedules = [None] * len(self._optimizers) if schedulers is None else list(schedulers)
-        for optimizer, prefactors, scheduler in zip(
-            self._optimizers, self._prefactors, schedules, strict=True
+        for optimizer, configured, scheduler in zip(
+            self._optimizers, self._configured, schedules, strict=True
         ):
             groups = optimizer.param_groups
             lrs = bases = [
-                prefactor * factors[group["name"]]
-                for prefactor, group in zip(prefactors, groups, strict=True)
+                own["lr"] * factors[group["name"]].lr
+                for own, group in zip(configured, groups, strict=True)
             ]
+            for own, group in zip(configured, groups, strict=True):
+                for key in self._follow:
+                    group[key] = own[key] * getattr(factors[group["name"]], key)
             if scheduler is not None:
                 now = scheduler.last_epoch
                 # As get_lr() computes it, which warns when it is called outside of a step.

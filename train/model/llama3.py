@@ -40,6 +40,13 @@ def inner_attention_config() -> Module.Config:
 
 def model_config(scale: Scale, vocab_size: int) -> Llama3Model.Config:
     """The model's configuration, with its sites marked."""
+    converted = SiteConverter.Config().build().convert(plain_model_config(scale, vocab_size))
+    assert isinstance(converted, Llama3Model.Config)
+    return converted
+
+
+def plain_model_config(scale: Scale, vocab_size: int) -> Llama3Model.Config:
+    """torchtitan's own configuration of the same model."""
     dim = scale.dim
     rope = ComplexRoPE.Config(
         dim=scale.head_dim, max_seq_len=131_072, theta=500_000, scaling="llama"
@@ -68,7 +75,7 @@ def model_config(scale: Scale, vocab_size: int) -> Llama3Model.Config:
         )
         for _ in range(scale.n_layers)
     ]
-    config = Llama3Model.Config(
+    return Llama3Model.Config(
         dim=dim,
         vocab_size=vocab_size,
         tok_embeddings=Embedding.Config(
@@ -78,9 +85,6 @@ def model_config(scale: Scale, vocab_size: int) -> Llama3Model.Config:
         lm_head=Linear.Config(in_features=dim, out_features=vocab_size, param_init=_LINEAR_INIT),
         layers=layers,
     )
-    converted = SiteConverter.Config().build().convert(config)
-    assert isinstance(converted, Llama3Model.Config)
-    return converted
 
 
 def site_graph(config: Llama3Model.Config) -> Graph:
@@ -91,6 +95,16 @@ def site_graph(config: Llama3Model.Config) -> Graph:
         layer.attention.rope = replace(layer.attention.rope, max_seq_len=8)
     with torch.device("meta"):
         return trace(config.build(), torch.zeros(1, 8, dtype=torch.long))
+
+
+BRANCH_ENDS = ("attention.wo", "feed_forward.w2")
+"""The sites that end a residual branch."""
+
+
+def base_model(scale: Scale, base: Scale, vocab_size: int) -> nn.Module:
+    """A model of the base's widths and the scale's depth, on the meta device."""
+    with torch.device("meta"):
+        return model_config(replace(base, n_layers=scale.n_layers), vocab_size).build()
 
 
 def llama3_graph(scale: str, vocab_size: int = LLAMA3_VOCABULARY) -> Graph:

@@ -82,18 +82,28 @@ SCALES: dict[str, Scale] = {
         _llama("s5", 2560, 32, 32, 8, local_batch_size=2),
         *(_width(dim) for dim in (256, 512, 1024, 2048, 4096)),
         *(_cpu_width(dim) for dim in (64, 128, 256, 512)),
+        _on_cpu(Scale("debug-base", 32, 2, 2, 1, 112)),
     )
 }
 
 
-def get_scale(name: str) -> Scale:
+# The smallest scale of each ladder, where learning rates are tuned.
+_BASES = {"debug": "debug-base", "s": "s1", "w": "w256", "cpu": "cpu64"}
+
+
+def base_of(name: str) -> str:
+    """The scale that the exponents of scale ``name`` refer to by default; a base is its own."""
+    return _BASES[name if name in _BASES else name.removesuffix("-base").rstrip("0123456789")]
+
+
+def get_scale(name: str, flag: str = "--scale") -> Scale:
     """The scale of this name.
 
     Raises:
         ValueError: one line that names the flag and the known scales.
     """
     if name not in SCALES:
-        raise ValueError(f"--scale {name}: unknown; choose one of {', '.join(SCALES)}")
+        raise ValueError(f"{flag} {name}: unknown; choose one of {', '.join(SCALES)}")
     return SCALES[name]
 
 

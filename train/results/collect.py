@@ -56,7 +56,7 @@ def collect(folder: str | os.PathLike[str]) -> pd.DataFrame:
         skipped_lines: number of corrupt lines in its metrics.
         bad_summary: why its summary cannot be used; empty if it can.
         updated: time of its status, ISO 8601, UTC.
-        refused, zero_terms, infeasible: the counts of `tail.COUNTS`; NaN for none.
+        refused, zero_terms, bounded, infeasible: the counts of `tail.COUNTS`; NaN for none.
     """
     runs = list(_runs_below(folder))
     progress = tqdm(runs, desc="runs", unit="run", delay=1, leave=False, disable=None)

@@ -17,6 +17,7 @@ _BLOCK = 1 << 16  # bytes read at a time
 COUNTS = {
     "refused": "measured alignments refused (NaN or infinite), previous ones kept",
     "zero_terms": "measured terms exactly zero, previous alignments kept",
+    "bounded": "measured alignments moved to a bound",
     "infeasible": "programs without a solution, previous learning rates kept",
 }
 """Key in the training records -> what it counts, since the start of the run; absent if zero."""
@@ -36,7 +37,7 @@ class Tail:
         tokens: tokens seen up to that step.
         tokens_per_second: per device; the median over the records that ``train`` is the mean of.
         skipped_lines: number of corrupt lines read.
-        refused, zero_terms, infeasible: the `COUNTS` up to that step; None for none.
+        refused, zero_terms, bounded, infeasible: the `COUNTS` up to that step; None for none.
     """
 
     validation: float | None = None
@@ -48,6 +49,7 @@ class Tail:
     skipped_lines: int = 0
     refused: int | None = None
     zero_terms: int | None = None
+    bounded: int | None = None
     infeasible: int | None = None
 
 
