@@ -37,6 +37,7 @@ import tyro
 from pydantic import ConfigDict
 
 from slurm.axes import Axes, check_free, combinations, read_axes, suffix
+from slurm.base import BaseOf, methods_to_run
 from slurm.config_file import (
     NO_OTHER_KEYS,
     ConfigError,
@@ -193,6 +194,10 @@ class _File:
             )
 
 
+def _no_base(scale: str) -> None:
+    """No scale has a base unless a flag sets one."""
+
+
 def load_sweep(path: str | Path, overrides: Overrides | Sequence[str] = ()) -> Sweep:
     """Read and validate a sweep file.
 
@@ -217,37 +222,40 @@ def load_sweep(path: str | Path, overrides: Overrides | Sequence[str] = ()) -> S
     return _resolve(file, overrides, str(path))
 
 
-def expand(sweep: Sweep) -> list[RunSpec]:
+def expand(sweep: Sweep, base_of: BaseOf = _no_base) -> list[RunSpec]:
     """All runs, ordered by scale, axes, learning rate, seed and method.
+
+    Args:
+        base_of: the default base of a scale; a scale that is its own base runs one method only.
 
     Raises:
         ConfigError: a run's name is too long for a folder.
     """
-    flags = {
-        (scale, method): _for_method(method, sweep.flags[scale])
-        for scale, method in product(sweep.scales, sweep.methods)
-    }
     points = [(point, suffix(point)) for point in combinations(sweep.axes)]
     runs = []
-    for scale, (point, end), lr, seed, method in product(
-        sweep.scales, points, sweep.lrs, sweep.seeds, sweep.methods
-    ):
-        run: dict[str, Any] = {"scale": scale, "method": method, "lr": lr, "seed": seed}
-        run["steps"] = sweep.steps[scale]
-        words = (*arguments(run), *arguments(flags[scale, method] | point))
-        name = run_name(scale, method, lr, seed) + end
-        if len(name) > _LONGEST_NAME:
-            raise ConfigError(f"axes: {name[:60]}...: is longer than a file name: use fewer axes")
-        runs.append(
-            RunSpec(
-                **run,
-                name=name,
-                identity=identity(settings(words)),
-                arguments=words,
-                resources=sweep.resources[scale],
-                axes=point,
+    for scale, (point, end) in product(sweep.scales, points):
+        flags = sweep.flags[scale] | point
+        methods = methods_to_run(scale, sweep.methods, flags, base_of)
+        words = {method: tuple(arguments(_for_method(method, flags))) for method in methods}
+        for lr, seed, method in product(sweep.lrs, sweep.seeds, methods):
+            run: dict[str, Any] = {"scale": scale, "method": method, "lr": lr, "seed": seed}
+            run["steps"] = sweep.steps[scale]
+            line = (*arguments(run), *words[method])
+            name = run_name(scale, method, lr, seed) + end
+            if len(name) > _LONGEST_NAME:
+                raise ConfigError(
+                    f"axes: {name[:60]}...: is longer than a file name: use fewer axes"
+                )
+            runs.append(
+                RunSpec(
+                    **run,
+                    name=name,
+                    identity=identity(settings(line)),
+                    arguments=line,
+                    resources=sweep.resources[scale],
+                    axes=point,
+                )
             )
-        )
     return runs
 
 

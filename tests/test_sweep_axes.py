@@ -199,3 +199,58 @@ def test_predicted_hours_know_how_often_each_run_solves(tmp_path: Path) -> None:
         each += [e.hours or 0.0 for e in estimate(one, expand(one), GPUS, {})]
     assert each[0] > each[1]
     assert mean.hours == pytest.approx(sum(each) / 2)
+
+
+# A base scale
+
+
+def methods_at(
+    tmp_path: Path, text: str, scale: str, methods: str = '"maxP", "mup-no"'
+) -> set[str]:
+    loaded = sweep(tmp_path, BASIC.replace('"maxP", "mup-no"', methods) + text)
+    bases = {"debug": "cpu64", "cpu64": "cpu64"}
+    return {run.method for run in expand(loaded, bases.get) if run.scale == scale}
+
+
+def test_where_a_scale_is_its_own_base_a_sweep_runs_one_method(tmp_path: Path) -> None:
+    assert methods_at(tmp_path, "", "cpu64") == {"mup-no"}
+    assert methods_at(tmp_path, "", "debug") == {"maxP", "mup-no"}
+    whole = {run.name: run for run in expand(sweep(tmp_path, BASIC))}
+    once = expand(sweep(tmp_path, BASIC), {"cpu64": "cpu64"}.get)
+    assert len(once) == 12
+    assert all(whole[run.name] == run for run in once)
+
+
+@pytest.mark.parametrize(
+    ("methods", "chosen"),
+    [
+        ('"maxP", "sp", "mup-no"', "sp"),
+        ('"maxP"', "maxP"),
+        ('"maxP", "maxP-frozen", "mup-no"', "mup-no"),
+        ('"maxP", "maxP-frozen"', "maxP-frozen"),
+    ],
+)
+def test_the_method_at_the_base_is_static_and_needs_no_table_if_possible(
+    tmp_path: Path, methods: str, chosen: str
+) -> None:
+    table = "[flags]\nalignment_table = 't.json'" if "frozen" in methods else ""
+    assert methods_at(tmp_path, table, "cpu64", methods) == {chosen}
+
+
+def test_the_flag_for_the_base_scale_wins_over_the_scales_default(tmp_path: Path) -> None:
+    both = {"maxP", "mup-no"}
+    assert methods_at(tmp_path, '[flags]\nmaxp.base_scale = "none"', "cpu64") == both
+    assert methods_at(tmp_path, '[flags]\nmaxp.base_scale = "debug"', "cpu64") == both
+    assert methods_at(tmp_path, '[flags]\nmaxp.base_scale = "debug"', "debug") == {"mup-no"}
+    own = '[scale.debug.flags]\n"maxp.base-scale" = "debug"'
+    assert methods_at(tmp_path, own, "debug") == {"mup-no"}
+
+
+def test_an_axis_over_the_base_scale_is_shared_at_its_own_scale_only(tmp_path: Path) -> None:
+    text = BASIC + '[axes]\nmaxp.base_scale = ["none", "debug"]'
+    runs = [run for run in expand(sweep(tmp_path, text)) if run.scale == "debug"]
+    methods = {
+        base: {run.method for run in runs if run.axes["maxp.base_scale"] == base}
+        for base in ("none", "debug")
+    }
+    assert methods == {"none": {"maxP", "mup-no"}, "debug": {"mup-no"}}
