@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -78,12 +79,17 @@ class Results:
     apart: dict[str, Results]
 
     @classmethod
-    def of(cls, runs: pd.DataFrame, metric: Metric) -> Results:
+    def of(cls, runs: pd.DataFrame, metric: Metric, methods: Collection[str] = ()) -> Results:
+        """The results of ``runs``, a table from `collect.collect`.
+
+        Args:
+            methods: methods without runs for which those at a base scale count as well.
+        """
         readable = runs[runs["state"] != UNREADABLE]
         axes = axes_of(readable)
         points = points_of(readable, axes) or {"": {}}
         runs = runs.assign(combination=[label(point, axes) for point in runs["axes"]])
-        members = with_shared(runs[runs["state"] != UNREADABLE])
+        members = with_shared(runs[runs["state"] != UNREADABLE], methods)
         if not axes:
             return cls._of(runs, members, metric, axes, points, {})
         apart = {

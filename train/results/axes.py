@@ -7,7 +7,7 @@ its own cells.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import pandas as pd
@@ -121,8 +121,8 @@ def _order(value: Any) -> tuple[int, float, str]:
     return (0, float(value), "") if number else (1, 0.0, value_text(value))
 
 
-def with_shared(runs: pd.DataFrame) -> pd.DataFrame:
-    """``runs`` with the runs of base scales repeated for every method.
+def with_shared(runs: pd.DataFrame, methods: Iterable[str] = ()) -> pd.DataFrame:
+    """``runs`` with the runs of base scales repeated for every method of ``runs`` and ``methods``.
 
     At a scale that is its own base all methods are the same run. A method that has no run of its
     own there with the same combination, lr and seed gets a copy. Adds ``at_base``, whether the
@@ -134,7 +134,7 @@ def with_shared(runs: pd.DataFrame) -> pd.DataFrame:
     once = own.drop_duplicates(place)
     copies = [
         once.assign(run_as=once["method"], method=method)
-        for method in runs["method"].unique()
+        for method in dict.fromkeys([*runs["method"], *methods])
         if len(once)
     ]
     every = pd.concat([own, *copies]).drop_duplicates([*place, "method"])

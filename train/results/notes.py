@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from typing import Any
 
 import pandas as pd
 
@@ -12,6 +14,8 @@ from train.results.collect import UNREADABLE
 from train.results.names import Metric, lr_text, named
 from train.run.folder import FINISHED
 from train.run.tail import COUNTS
+
+Row = pd.Series | Mapping[Any, Any]
 
 
 def legend(results: Results, scale: str) -> str:
@@ -104,7 +108,7 @@ def transfer_lines(results: Results) -> list[str]:
     ]
 
 
-def regret_text(row: pd.Series) -> str:
+def regret_text(row: Row) -> str:
     """The regret in a row of `Results.transfer`, or why there is none."""
     if row["outcome"] == "diverged":
         return "diverged at that lr"
@@ -116,7 +120,7 @@ def regret_text(row: pd.Series) -> str:
     return f"regret {row['regret']:.4f}{interval}"
 
 
-def interval_text(row: pd.Series) -> str:
+def interval_text(row: Row) -> str:
     """The 95% interval of a regret, or "" if there is none."""
     if math.isnan(row["low"]):
         return ""
