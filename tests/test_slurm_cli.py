@@ -315,6 +315,22 @@ def test_the_debug_script_prints_the_table_of_its_own_runs_dir(script: Path) -> 
     assert shell(debug).stdout.splitlines()[1] == "table configs/sweeps/quick.toml"
 
 
+def test_the_alignment_script_measures_and_then_writes_the_table(script: Path) -> None:
+    freeze = script.with_name("freeze_alignment.sh")
+    freeze.write_text((TESTS.parent / "scripts" / "freeze_alignment.sh").read_text())
+    python = script.parent / "python"
+    python.write_text('#!/bin/sh\nshift\necho "$@"\n')
+    python.chmod(0o755)
+    with script.with_name("env.sh").open("a") as file:
+        file.write(f"PATH={script.parent}:$PATH\n")
+    to = script.parent / "a b.json"
+    assert shell(freeze, str(to), "--statistic", "mean").stdout.splitlines() == [
+        "slurm submit configs/sweeps/alignment.toml",
+        f"train.alignment_table runs/alignment --to {to} --statistic mean",
+    ]
+    assert "usage: scripts/freeze_alignment.sh FILE" in shell(freeze).stderr
+
+
 def test_a_sweep_for_gpus_is_refused_on_a_machine_that_has_none(script: Path) -> None:
     done = shell(script, "s3")
     assert done.returncode == 2
