@@ -62,10 +62,10 @@ def carry(folder: SweepFolder, metric: Metric) -> Carried:
     at = results.methods.query("scale == @base and best_loss == best_loss")
     best = {row["method"]: row for row in at.to_dict("records")}
     if not best:
-        raise NoBaseError(
-            f"{folder.path}: no finished run at the base scale {base}: wait for one, or see "
-            "`python -m slurm status`"
-        )
+        remedy = "wait for one, or see `python -m slurm status`"
+        if base not in {run.scale for run in planned}:
+            remedy = "add it to the sweep's scales"
+        raise NoBaseError(f"{folder.path}: no finished run at the base scale {base}: {remedy}")
     measured = {
         (row["scale"], row["method"]): row
         for row in results.transfer.to_dict("records")

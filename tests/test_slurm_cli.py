@@ -300,14 +300,19 @@ def script(tmp_path: Path) -> Path:
     return file
 
 
+def echo_python(script: Path, *, skip: int) -> None:
+    """Give the scripts a python that prints its arguments without the first ones."""
+    program = script.parent / "python"
+    program.write_text(f'#!/bin/sh\nshift {skip}\necho "$@"\n')
+    program.chmod(0o755)
+    with script.with_name("env.sh").open("a") as file:
+        file.write(f"PATH={script.parent}:$PATH\n")
+
+
 def test_the_debug_script_prints_the_table_of_its_own_runs_dir(script: Path) -> None:
     debug = script.with_name("run_debug.sh")
     debug.write_text((TESTS.parent / "scripts" / "run_debug.sh").read_text())
-    programs = script.parent / "python"
-    programs.write_text('#!/bin/sh\nshift 2\necho "$@"\n')
-    programs.chmod(0o755)
-    with script.with_name("env.sh").open("a") as file:
-        file.write(f"PATH={script.parent}:$PATH\n")
+    echo_python(script, skip=2)
     for words in (["--runs-dir", "a b"], ["--runs-dir=a b"]):
         submitted, shown = shell(debug, "--seeds", "2", *words).stdout.splitlines()
         assert submitted == f"submit configs/sweeps/quick.toml --seeds 2 {' '.join(words)}"
@@ -318,11 +323,7 @@ def test_the_debug_script_prints_the_table_of_its_own_runs_dir(script: Path) -> 
 def test_the_alignment_script_measures_and_then_writes_the_table(script: Path) -> None:
     freeze = script.with_name("freeze_alignment.sh")
     freeze.write_text((TESTS.parent / "scripts" / "freeze_alignment.sh").read_text())
-    python = script.parent / "python"
-    python.write_text('#!/bin/sh\nshift\necho "$@"\n')
-    python.chmod(0o755)
-    with script.with_name("env.sh").open("a") as file:
-        file.write(f"PATH={script.parent}:$PATH\n")
+    echo_python(script, skip=1)
     to = script.parent / "a b.json"
     assert shell(freeze, str(to), "--statistic", "mean").stdout.splitlines() == [
         "slurm submit configs/sweeps/alignment.toml",

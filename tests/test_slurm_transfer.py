@@ -82,6 +82,18 @@ def test_without_a_finished_base_run_it_ends_with_one_line(
     assert printed.err.splitlines() == [line + "`python -m slurm status`"] * 2
 
 
+def test_a_base_scale_that_the_sweep_lacks_is_named(
+    folder: SweepFolder, capsys: pytest.CaptureFixture[str]
+) -> None:
+    place: dict[str, Any] = {"scale": "cpu128", "method": "maxP", "name": "r"}
+    write_run(folder.path, **place, validation=3.0, settings={"maxp": {"base_scale": "s1"}})
+    assert transfer(folder) == 1
+    assert capsys.readouterr().err == (
+        f"error: {folder.path}: no finished run at the base scale s1: add it to the sweep's "
+        "scales\n"
+    )
+
+
 def test_a_finished_base_predicts_the_runs_elsewhere(
     folder: SweepFolder, capsys: pytest.CaptureFixture[str]
 ) -> None:
