@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Collection
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import pandas as pd
@@ -41,6 +42,7 @@ class Results:
 
     Attributes:
         runs: from `collect`, with their combination.
+        members: the readable runs, those of a base scale once per method.
         axes: name -> short name of the settings that differ between the runs of a method at a
             scale; a combination is one value of each.
         points: combination, as text -> the value of each axis, ordered by value; one combination,
@@ -62,10 +64,10 @@ class Results:
         scales: smallest first.
         methods_order: the order of the columns.
         reference: the method to compare with; None if none of `REFERENCES` was run.
-        apart: combination -> the results of its runs alone; empty without axes.
     """
 
     runs: pd.DataFrame
+    members: pd.DataFrame
     metric: Metric
     axes: dict[str, str]
     points: dict[str, dict[str, Any]]
@@ -76,7 +78,6 @@ class Results:
     scales: list[str]
     methods_order: list[str]
     reference: str | None
-    apart: dict[str, Results]
 
     @classmethod
     def of(cls, runs: pd.DataFrame, metric: Metric, methods: Collection[str] = ()) -> Results:
@@ -90,20 +91,7 @@ class Results:
         points = points_of(readable, axes) or {"": {}}
         runs = runs.assign(combination=[label(point, axes) for point in runs["axes"]])
         members = with_shared(runs[runs["state"] != UNREADABLE], methods)
-        if not axes:
-            return cls._of(runs, members, metric, axes, points, {})
-        apart = {
-            name: cls._of(
-                runs[runs["combination"] == name],
-                members[members["combination"] == name],
-                metric,
-                axes={},
-                points={"": {}},
-                apart={},
-            )
-            for name in points
-        }
-        return cls._of(runs, members, metric, axes, points, apart)
+        return cls._of(runs, members, metric, axes, points)
 
     @classmethod
     def _of(
@@ -113,25 +101,34 @@ class Results:
         metric: Metric,
         axes: dict[str, str],
         points: dict[str, dict[str, Any]],
-        apart: dict[str, Results],
     ) -> Results:
         cells = _cells(members, metric)
         scales = scales_in_order(members)
         order = in_order(map(str, cells["method"].unique()))
         reference = next((name for name in REFERENCES if name in order), None)
-        each = [part.methods for part in apart.values()] or [_methods(cells, scales, order)]
-        methods = _best_of(pd.concat(each, ignore_index=True), scales, order)
-        carried = transfer(members, cells, metric, scales, order)
-        gaps = _gaps(methods, reference)
+        each = [_methods(group, scales, order) for _, group in cells.groupby("combination")]
+        methods = _best_of(pd.concat(each or [_frame([], _METHODS)]), scales, order)
         return cls(
-            *(runs, metric, axes, points, cells, methods, carried, gaps, scales, order, reference),
-            apart=apart,
+            *(runs, members, metric, axes, points, cells, methods),
+            transfer=transfer(members, cells, metric, scales, order),
+            gaps=_gaps(methods, reference),
+            scales=scales,
+            methods_order=order,
+            reference=reference,
         )
 
-    @property
+    @cached_property
     def parts(self) -> dict[str, Results]:
-        """Combination -> the results of its runs alone."""
-        return self.apart or {"": self}
+        """Combination -> the results of its runs alone, without axes."""
+        if not self.axes:
+            return {"": self}
+        runs, members = (
+            dict(list(table.groupby("combination"))) for table in (self.runs, self.members)
+        )
+        return {
+            name: Results._of(runs[name], members[name], self.metric, {}, {name: {}})
+            for name in self.points
+        }
 
 
 def loss_table(runs: pd.DataFrame, metric: Metric) -> pd.DataFrame:
@@ -189,6 +186,7 @@ def _methods(cells: pd.DataFrame, scales: list[str], order: list[str]) -> pd.Dat
 
 def _best_of(methods: pd.DataFrame, scales: list[str], order: list[str]) -> pd.DataFrame:
     """The row of the best combination for each scale and method."""
+    methods = methods.reset_index(drop=True)
     losses = methods["best_loss"].fillna(math.inf)
     best = methods.loc[losses.groupby([methods["scale"], methods["method"]]).idxmin()]
     place = best["scale"].map(scales.index) * len(order) + best["method"].map(order.index)
@@ -201,7 +199,7 @@ def _method(column: pd.DataFrame, scale: str, method: str) -> dict[str, Any]:
     row |= {"best_seeds": 0, "basin_lower_bound": False, "basin_low_end": "", "basin_high_end": ""}
     row["lower_where_diverged"] = bool(column["finished"].any())
     row |= {"combination": column["combination"].iloc[0], "at_base": column["at_base"].all()}
-    best = column.index[column["best_of_all"]]
+    best = column.index[column["best"]]
     if best.empty:
         return row
     index = int(best[0])

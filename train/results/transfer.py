@@ -45,9 +45,6 @@ def transfer(
     best = bests(cells)
     at = cells.set_index(_POINT)[["mean", "diverged"]].to_dict("index")
     losses = members.dropna(subset=[metric]).groupby([*_POINT, "seed"])[metric].mean()
-    by_point: dict[Any, pd.Series[float]] = {
-        point: group.droplevel(_POINT) for point, group in losses.groupby(level=_POINT)
-    }
     bases = base_scales(members)
     rows = []
     for method in order:
@@ -73,8 +70,8 @@ def transfer(
             elif math.isnan(cell["mean"]):
                 row["outcome"] = "missing"
             elif here:
-                there = by_point[scale, method, here["combination"], here["lr"]]
-                row |= paired(by_point[point], there)
+                there = (scale, method, here["combination"], here["lr"])
+                row |= paired(losses.loc[point], losses.loc[there])
             rows.append(row)
     frame = pd.DataFrame(rows, columns=list(COLUMNS))
     return frame.astype(dict.fromkeys(NUMBERS, float))
