@@ -27,6 +27,7 @@ from slurm.commands import (
     Status,
     Submit,
     Table,
+    Transfer,
 )
 from slurm.config_file import ConfigError
 from slurm.estimate import estimate, measured_speeds
@@ -36,6 +37,7 @@ from slurm.squeue import QueueError
 from slurm.states import ACTIVE, Standing, State, owner_of, survey
 from slurm.sweep import RunSpec, expand, load_sweep
 from train.run.exit_status import BAD_INPUT, INTERRUPTED
+from train.run.files import write_whole
 from train.run.folder import RunFolderError
 from train.run.provenance import git_commit
 
@@ -75,6 +77,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 return _table(command)
             case Report():
                 return _write_report(command)
+            case Transfer():
+                return _transfer(command)
     except (ConfigError, LedgerError, RunFolderError) as error:
         return _error(error, BAD_INPUT)
     except (SubmissionError, QueueError, psutil.Error) as error:
@@ -215,6 +219,27 @@ def _write_report(asked: Report) -> int:
 
     folder = _existing(asked).path
     report(folder, to=asked.to, plots_to=asked.plots_to)
+    return 0
+
+
+def _transfer(asked: Transfer) -> int:
+    from slurm import carry  # as above
+
+    try:
+        carried = carry.carry(_existing(asked), asked.metric)
+    except carry.NoBaseError as error:
+        return _error(error, 1)
+    if asked.format in ("text", "markdown"):
+        text = carry.as_text(carried, markdown=asked.format == "markdown")
+    else:
+        text = carry.as_csv(carried) if asked.format == "csv" else carry.as_json(carried)
+    if asked.to is None:
+        print(text)
+        return 0
+    try:
+        write_whole(asked.to, text + "\n")
+    except OSError as error:
+        raise OSError(f"--to {asked.to} cannot be written ({error.strerror})") from error
     return 0
 
 

@@ -132,4 +132,23 @@ class Report(Existing):
     """Folder for the plots as PNG and SVG files."""
 
 
-Command = Submit | Status | Cancel | Resume | Retry | Table | Report
+@dataclass
+class Transfer(Existing):
+    """Print what the base scale's best lr and constants cost at the other scales.
+
+    For example: python -m slurm transfer runs/cpu_width
+    """
+
+    metric: Metric = "validation"
+    """Validation loss at the end, or mean training loss over the last 10% of the steps."""
+
+    format: Annotated[
+        Literal["text", "markdown", "csv", "json"], tyro.conf.arg(metavar="text|markdown|csv|json")
+    ] = "text"
+    """Format of the table."""
+
+    to: Annotated[Path | None, _optional("FILE", "print")] = None
+    """File to write."""
+
+
+Command = Submit | Status | Cancel | Resume | Retry | Table | Report | Transfer

@@ -28,7 +28,7 @@ class ScaleEstimate:
     Attributes:
         runs: number of runs.
         devices: GPUs per run, or processes per run on a CPU cluster.
-        hours: wall time per run, the mean over methods; None where unknown.
+        hours: wall time per run, the mean over methods and axes; None where unknown.
         wall_hours: wall time after which a run is requeued; None without a limit.
         source: where ``hours`` comes from.
     """
@@ -96,35 +96,37 @@ def _estimate(
 ) -> ScaleEstimate:
     first = runs[0]
     devices = first.resources.nodes * cluster.processes(first.resources)
-    scale = _as_flagged(SCALES[first.scale], flags, devices)
     hours: float | None = None
     source: Literal["measured", "predicted", "unknown"] = "unknown"
-    if speed is not None:
-        tokens = first.steps * scale.global_batch_size * scale.seq_len
-        hours, source = tokens / (speed * devices) / _HOUR, "measured"
-    elif cluster.gpus_per_node:
-        methods = Counter(run.method for run in runs)
+    if speed is not None or cluster.gpus_per_node:
+        source = "predicted" if speed is None else "measured"
+        alike = Counter((run.method, tuple(run.axes.values())) for run in runs)
+        members = {(run.method, tuple(run.axes.values())): run for run in runs}
         total = sum(
-            number * _predicted(scale, method, first.steps, devices, flags, cluster)
-            for method, number in methods.items()
+            number * _hours(members[key], flags | dict(members[key].axes), devices, cluster, speed)
+            for key, number in alike.items()
         )
         hours = total / len(runs)
-        source = "predicted"
     wall = first.resources.seconds / _HOUR if cluster.kind == "slurm" else None
     return ScaleEstimate(first.scale, len(runs), devices, hours, wall, source)
 
 
-def _predicted(
-    scale: Scale, method: str, steps: int, devices: int, flags: Flags, cluster: Cluster
+def _hours(
+    run: RunSpec, flags: Flags, devices: int, cluster: Cluster, speed: float | None
 ) -> float:
+    """Wall time of one run."""
+    scale = _as_flagged(SCALES[run.scale], flags, devices)
+    if speed is not None:
+        tokens = run.steps * scale.global_batch_size * scale.seq_len
+        return tokens / (speed * devices) / _HOUR
     interval = _whole(flags, "maxp.solve_interval", MaxPSettings().solve_interval)
     device_hours = costs.gpu_hours(
         scale,
-        steps,
+        run.steps,
         devices,
         mfu=cluster.mfu,
         peak_flops=cluster.peak_flops,
-        solve_interval=interval if METHODS[method].follows else None,
+        solve_interval=interval if METHODS[run.method].follows else None,
     )
     return device_hours / devices
 

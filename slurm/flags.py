@@ -39,7 +39,7 @@ def read_flags(table: Mapping[str, Any], where: str) -> Flags:
             or its value is no scalar or list of scalars.
     """
     flags: Flags = {}
-    for written, value in _leaves(table):
+    for written, value in leaves(table):
         name = written.removeprefix("--").replace("-", "_")
         if not _FLAG.fullmatch(name):
             raise ConfigError(
@@ -65,10 +65,11 @@ def read_flags(table: Mapping[str, Any], where: str) -> Flags:
     return flags
 
 
-def _leaves(table: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def leaves(table: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted name and value of everything in nested tables."""
     for key, value in table.items():
         if isinstance(value, Mapping):
-            yield from _leaves(value, f"{prefix}{key}.")
+            yield from leaves(value, f"{prefix}{key}.")
         else:
             yield prefix + key, value
 

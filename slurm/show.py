@@ -114,7 +114,7 @@ def as_record(folder: SweepFolder, standing: Standing) -> dict[str, Any]:
     end, left = progress(folder, standing)
     return {
         "run": run.name,
-        **{key: getattr(run, key) for key in ("scale", "method", "lr", "seed")},
+        **{key: getattr(run, key) for key in ("scale", "method", "lr", "seed", "axes")},
         "state": str(standing.state),
         "step": standing.step if end.step is None else end.step,
         "steps": run.steps,

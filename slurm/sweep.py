@@ -1,4 +1,4 @@
-"""A sweep file, and the runs that it describes: scales x methods x learning rates x seeds.
+"""A sweep file, and the runs that it describes: scales x axes x learning rates x seeds x methods.
 
     name = "s1"                         # optional: the file's name
     scales = ["s1"]
@@ -9,6 +9,9 @@
 
     [flags]                             # any flag of `python -m train`
     training.local_batch_size = 8
+
+    [axes]                              # any flag, with several values
+    training.max_norm = [0.5, 1]
 
     [resources]                         # for every scale
     nodes = 1
@@ -24,7 +27,7 @@ Expanding a sweep imports no torch: 10,000 runs take a second or two.
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import asdict, dataclass, field
 from itertools import product
 from pathlib import Path
@@ -33,6 +36,8 @@ from typing import Annotated, Any, ClassVar
 import tyro
 from pydantic import ConfigDict
 
+from slurm.axes import Axes, check_free, combinations, read_axes, suffix
+from slurm.base import BaseOf, methods_to_run
 from slurm.config_file import (
     NO_OTHER_KEYS,
     ConfigError,
@@ -41,13 +46,14 @@ from slurm.config_file import (
     check_unique,
     read_toml,
 )
-from slurm.flags import Flags, arguments, parse_setting, read_flags, settings
+from slurm.flags import Flag, Flags, arguments, parse_setting, read_flags, settings
 from slurm.resources import Resources
 from train.method.methods import METHODS
 from train.model.scales import SCALES, compute_steps
 from train.run.identity import identity, run_name
 
 _TABLE = frozenset({"alignment_table", "maxp.alignment_table"})
+_LONGEST_NAME = 200  # files beside a run's folder have longer names
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}")
 
 
@@ -59,6 +65,7 @@ class Sweep:
         name: name of the sweep and of its folder.
         steps: steps per run; by default 20 tokens per non-embedding parameter.
         flags: flags of `python -m train` by name; names have underscores.
+        axes: further axes: the values of each flag by its name.
         resources: what each job requests.
     """
 
@@ -70,6 +77,7 @@ class Sweep:
     steps: Mapping[str, int]
     flags: Mapping[str, Flags]
     resources: Mapping[str, Resources]
+    axes: Axes = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -80,6 +88,7 @@ class RunSpec:
         name: unique in the sweep: ``s3_maxP_lr1e-02_seed1``.
         identity: hash of the configuration, by the trainer's rule.
         arguments: arguments of ``python -m train``, without ``--output-dir``.
+        axes: value of each of the sweep's axes.
     """
 
     name: str
@@ -91,6 +100,7 @@ class RunSpec:
     steps: int
     arguments: tuple[str, ...]
     resources: Resources
+    axes: Mapping[str, Flag] = field(default_factory=dict)
 
 
 def _of_file(metavar: str) -> object:
@@ -120,7 +130,8 @@ class Overrides:
         tyro.conf.UseAppendAction[tuple[str, ...]],
         tyro.conf.arg(name="set", metavar="FLAG=VALUE"),
     ] = ()
-    """A flag of `python -m train`, such as training.local_batch_size=4."""
+    """A flag of `python -m train`, such as training.local_batch_size=4; of an axis, the only value
+    to run."""
 
 
 @dataclass(frozen=True)
@@ -156,6 +167,7 @@ class _File:
     name: str = ""
     steps: int | None = None
     flags: dict[str, Any] = field(default_factory=dict)
+    axes: dict[str, Any] = field(default_factory=dict)
     resources: Resources = field(default_factory=Resources)
     scale: dict[str, _ScaleTable] = field(default_factory=dict)
 
@@ -182,6 +194,10 @@ class _File:
             )
 
 
+def _no_base(scale: str) -> None:
+    """No scale has a base unless a flag sets one."""
+
+
 def load_sweep(path: str | Path, overrides: Overrides | Sequence[str] = ()) -> Sweep:
     """Read and validate a sweep file.
 
@@ -206,27 +222,40 @@ def load_sweep(path: str | Path, overrides: Overrides | Sequence[str] = ()) -> S
     return _resolve(file, overrides, str(path))
 
 
-def expand(sweep: Sweep) -> list[RunSpec]:
-    """All runs, ordered by scale, learning rate, seed and method."""
-    flags = {
-        (scale, method): _for_method(method, sweep.flags[scale])
-        for scale, method in product(sweep.scales, sweep.methods)
-    }
+def expand(sweep: Sweep, base_of: BaseOf = _no_base) -> list[RunSpec]:
+    """All runs, ordered by scale, axes, learning rate, seed and method.
+
+    Args:
+        base_of: the default base of a scale; a scale that is its own base runs one method only.
+
+    Raises:
+        ConfigError: a run's name is too long for a folder.
+    """
+    points = [(point, suffix(point)) for point in combinations(sweep.axes)]
     runs = []
-    for scale, lr, seed, method in product(sweep.scales, sweep.lrs, sweep.seeds, sweep.methods):
-        run: dict[str, Any] = {"scale": scale, "method": method, "lr": lr, "seed": seed}
-        run["steps"] = sweep.steps[scale]
-        own = flags[scale, method]
-        words = (*arguments(run), *arguments(own))
-        runs.append(
-            RunSpec(
-                **run,
-                name=run_name(scale, method, lr, seed),
-                identity=identity(settings(words)),
-                arguments=words,
-                resources=sweep.resources[scale],
+    for scale, (point, end) in product(sweep.scales, points):
+        flags = sweep.flags[scale] | point
+        methods = methods_to_run(scale, sweep.methods, flags, base_of)
+        words = {method: tuple(arguments(_for_method(method, flags))) for method in methods}
+        for lr, seed, method in product(sweep.lrs, sweep.seeds, methods):
+            run: dict[str, Any] = {"scale": scale, "method": method, "lr": lr, "seed": seed}
+            run["steps"] = sweep.steps[scale]
+            line = (*arguments(run), *words[method])
+            name = run_name(scale, method, lr, seed) + end
+            if len(name) > _LONGEST_NAME:
+                raise ConfigError(
+                    f"axes: {name[:60]}...: is longer than a file name: use fewer axes"
+                )
+            runs.append(
+                RunSpec(
+                    **run,
+                    name=name,
+                    identity=identity(settings(line)),
+                    arguments=line,
+                    resources=sweep.resources[scale],
+                    axes=point,
+                )
             )
-        )
     return runs
 
 
@@ -239,17 +268,24 @@ def _for_method(method: str, flags: Flags) -> Flags:
 
 def _resolve(file: _File, overrides: Overrides, where: str) -> Sweep:
     common = read_flags(file.flags, f"{where}: flags")
+    axes = read_axes(file.axes, f"{where}: axes")
+    check_free(axes, common, "flags", where)
+    _check_table_axis(file.methods, axes, where)
     last = read_flags(dict(map(parse_setting, overrides.settings)), "--set")
+    axes = {name: [last.pop(name)] if name in last else values for name, values in axes.items()}
     steps, flags, resources = {}, {}, {}
     for scale in file.scales:
         own = file.scale.get(scale, _ScaleTable())
         chosen = overrides.steps or own.steps or file.steps
         steps[scale] = compute_steps(SCALES[scale]) if chosen is None else chosen
-        flags[scale] = common | read_flags(own.flags, f"{where}: scale.{scale}.flags") | last
+        here = read_flags(own.flags, f"{where}: scale.{scale}.flags")
+        check_free(axes, here, f"scale.{scale}.flags", where)
+        flags[scale] = common | here | last
         resources[scale] = own.resources(file.resources)
-        _check_table(file.methods, flags[scale], where)
+        _check_table(file.methods, {*flags[scale], *axes}, where)
     return Sweep(
-        *(file.name, file.scales, file.methods, file.lrs, file.seeds, steps, flags, resources)
+        *(file.name, file.scales, file.methods, file.lrs, file.seeds),
+        *(steps, flags, resources, axes),
     )
 
 
@@ -258,10 +294,10 @@ def _check_steps(steps: int | None) -> None:
         raise ValueError(f"steps: {steps}: must be at least 1")
 
 
-def _check_table(methods: Sequence[str], flags: Flags, where: str) -> None:
+def _check_table(methods: Sequence[str], flags: Set[str], where: str) -> None:
     """Refuse a missing alignment table, and one that no method takes."""
     needing = [name for name in methods if METHODS[name].needs_table]
-    if bool(needing) == bool(_TABLE & flags.keys()):
+    if bool(needing) == bool(_TABLE & flags):
         return
     if needing:
         raise ConfigError(
@@ -269,3 +305,13 @@ def _check_table(methods: Sequence[str], flags: Flags, where: str) -> None:
             "of `python -m train.alignment_table`"
         )
     raise ConfigError(f"{where}: flags.alignment_table: no method here takes it: remove it")
+
+
+def _check_table_axis(methods: Sequence[str], axes: Axes, where: str) -> None:
+    """Refuse an axis of tables for a method that takes none: its runs would all be the same."""
+    without = [name for name in methods if not METHODS[name].needs_table]
+    if without and (names := _TABLE & axes.keys()):
+        raise ConfigError(
+            f"{where}: axes.{min(names)}: {without[0]} takes no table: give methods that do their "
+            "own sweep file"
+        )

@@ -21,11 +21,13 @@ def write_run(
     validation: float | None = None,
     records: list[dict[str, Any]] | None = None,
     name: str = "",
+    settings: dict[str, Any] | None = None,
 ) -> Path:
-    """One run's folder below ``root``."""
+    """One run's folder below ``root``; ``settings`` are further keys of its configuration."""
     folder = root / (name or f"{scale}-{method}-{lr}-{seed}")
     folder.mkdir(parents=True)
     config = {"scale": scale, "method": method, "lr": lr, "seed": seed, "steps": steps, "clip": 1}
+    config |= settings or {}
     (folder / "config.json").write_text(json.dumps({"identity": "0", "config": config}))
     if state is not None:
         status = {"state": state, "step": steps, "reason": reason}

@@ -138,7 +138,7 @@ def test_settings_that_cannot_be_are_refused_by_flag(settings: dict[str, Any], f
 @pytest.fixture(scope="module")
 def table(maxp_run: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("table") / "alignment.json"
-    export(maxp_run.folder, path)
+    export((maxp_run.folder,), path, first_step=STEPS // 2)
     return path
 
 

@@ -300,19 +300,36 @@ def script(tmp_path: Path) -> Path:
     return file
 
 
+def echo_python(script: Path, *, skip: int) -> None:
+    """Give the scripts a python that prints its arguments without the first ones."""
+    program = script.parent / "python"
+    program.write_text(f'#!/bin/sh\nshift {skip}\necho "$@"\n')
+    program.chmod(0o755)
+    with script.with_name("env.sh").open("a") as file:
+        file.write(f"PATH={script.parent}:$PATH\n")
+
+
 def test_the_debug_script_prints_the_table_of_its_own_runs_dir(script: Path) -> None:
     debug = script.with_name("run_debug.sh")
     debug.write_text((TESTS.parent / "scripts" / "run_debug.sh").read_text())
-    programs = script.parent / "python"
-    programs.write_text('#!/bin/sh\nshift 2\necho "$@"\n')
-    programs.chmod(0o755)
-    with script.with_name("env.sh").open("a") as file:
-        file.write(f"PATH={script.parent}:$PATH\n")
+    echo_python(script, skip=2)
     for words in (["--runs-dir", "a b"], ["--runs-dir=a b"]):
         submitted, shown = shell(debug, "--seeds", "2", *words).stdout.splitlines()
         assert submitted == f"submit configs/sweeps/quick.toml --seeds 2 {' '.join(words)}"
         assert shown == f"table configs/sweeps/quick.toml {' '.join(words)}"
     assert shell(debug).stdout.splitlines()[1] == "table configs/sweeps/quick.toml"
+
+
+def test_the_alignment_script_measures_and_then_writes_the_table(script: Path) -> None:
+    freeze = script.with_name("freeze_alignment.sh")
+    freeze.write_text((TESTS.parent / "scripts" / "freeze_alignment.sh").read_text())
+    echo_python(script, skip=1)
+    to = script.parent / "a b.json"
+    assert shell(freeze, str(to), "--statistic", "mean").stdout.splitlines() == [
+        "slurm submit configs/sweeps/alignment.toml",
+        f"train.alignment_table runs/alignment --to {to} --statistic mean",
+    ]
+    assert "usage: scripts/freeze_alignment.sh FILE" in shell(freeze).stderr
 
 
 def test_a_sweep_for_gpus_is_refused_on_a_machine_that_has_none(script: Path) -> None:

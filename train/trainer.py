@@ -50,7 +50,7 @@ def method_arguments(config: Any, graph: Graph) -> dict[str, Any]:
 def _frozen_alignment(settings: MaxPSettings, graph: Graph) -> Table:
     """The table; its rows for QK^T count only with ``measure_bilinear``, as measurements do."""
     assert settings.alignment_table is not None
-    table = read_table(settings.alignment_table)
+    table = read_table(settings.alignment_table, [site.name for site in graph.sites])
     bilinear = {kind(site.name) for site in graph.sites if not site.has_weight}
     if not settings.measure_bilinear:
         table = {name: values for name, values in table.items() if kind(name) not in bilinear}

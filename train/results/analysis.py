@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import pandas as pd
 
+from train.results.axes import axes_of, label, points_of, with_shared
 from train.results.basin import basin
 from train.results.collect import UNREADABLE
 from train.results.names import Metric, in_order, scales_in_order
+from train.results.transfer import transfer
 
 TITLES: dict[Metric, str] = {
     "validation": "validation loss at the end",
@@ -21,14 +25,13 @@ REFERENCES = ("mup-full", "mup-no", "sp")
 """The other methods are compared with the first of these that was run."""
 
 _METHODS = (
-    *("scale", "method", "best_loss", "best_std", "best_seeds", "best_lr"),
+    *("scale", "method", "combination", "best_loss", "best_std", "best_seeds", "best_lr"),
     *("lower_where_diverged", "basin_decades", "basin_lower_bound"),
-    *("basin_low", "basin_high", "basin_low_end", "basin_high_end"),
+    *("basin_low", "basin_high", "basin_low_end", "basin_high_end", "at_base"),
 )
-_TRANSFER = ("scale", "method", "from_scale", "lr", "loss", "best_loss", "regret", "outcome")
 _NUMBERS = (
     *("best_loss", "best_std", "best_lr", "basin_decades", "basin_low", "basin_high"),
-    *("lr", "loss", "regret", "gap", "noise"),
+    *("gap", "noise"),
 )
 _GAPS = ("scale", "method", "reference", "gap", "noise", "seeds", "reference_seeds", "verdict")
 
@@ -38,25 +41,36 @@ class Results:
     """Everything that the outputs show for one metric; losses are in nats per token.
 
     Attributes:
-        runs: from `collect`.
+        runs: from `collect`, with their combination.
+        members: the readable runs, those of a base scale once per method.
+        axes: name -> short name of the settings that differ between the runs of a method at a
+            scale; a combination is one value of each.
+        points: combination, as text -> the value of each axis, ordered by value; one combination,
+            "", without axes.
         cells: from `loss_table`.
-        methods: one row per scale and method: best loss, its standard deviation over seeds, the
-            number of seeds, its lr; whether a mean is lower at an lr where a seed diverged; basin.
-        transfer: one row per method and scale, for scales above the smallest at which the method
-            has a best: the loss here at that smallest scale's best lr, and the regret, that loss
-            minus the best loss here. outcome: "measured", "diverged" (a seed diverged) or "missing"
-            (no finished run at that lr).
+        methods: one row per scale and method, at its best combination: best loss, its standard
+            deviation over seeds, the number of seeds, its lr; whether a mean is lower at an lr
+            where a seed diverged; basin; whether the scale is its own base.
+        transfer: one row per method and scale to which it is carried: the loss here at the best lr
+            and combination of the scale's base, or else of the smallest scale at which the method
+            has a best; and the regret, the loss minus the best loss here. The regret is a mean
+            over the seeds that both have, and low and high are the ends of its 95% interval, NaN
+            for fewer than two seeds. outcome: "measured", "diverged" (a seed diverged) or
+            "missing" (no finished run there).
         gaps: one row per scale and method other than the reference: its best loss minus the
             reference's, the noise (the larger of their two standard deviations over seeds), and
             the verdict: "lower", "higher", "within noise" or "noise unknown" (fewer than two seeds
-            for one of them).
+            for one of them). There is none at a base scale.
         scales: smallest first.
         methods_order: the order of the columns.
         reference: the method to compare with; None if none of `REFERENCES` was run.
     """
 
     runs: pd.DataFrame
+    members: pd.DataFrame
     metric: Metric
+    axes: dict[str, str]
+    points: dict[str, dict[str, Any]]
     cells: pd.DataFrame
     methods: pd.DataFrame
     transfer: pd.DataFrame
@@ -66,30 +80,76 @@ class Results:
     reference: str | None
 
     @classmethod
-    def of(cls, runs: pd.DataFrame, metric: Metric) -> Results:
-        cells = loss_table(runs, metric)
-        scales = scales_in_order(runs[runs["state"] != UNREADABLE])
+    def of(cls, runs: pd.DataFrame, metric: Metric, methods: Collection[str] = ()) -> Results:
+        """The results of ``runs``, a table from `collect.collect`.
+
+        Args:
+            methods: methods without runs for which those at a base scale count as well.
+        """
+        readable = runs[runs["state"] != UNREADABLE]
+        axes = axes_of(readable)
+        points = points_of(readable, axes) or {"": {}}
+        runs = runs.assign(combination=[label(point, axes) for point in runs["axes"]])
+        members = with_shared(runs[runs["state"] != UNREADABLE], methods)
+        return cls._of(runs, members, metric, axes, points)
+
+    @classmethod
+    def _of(
+        cls,
+        runs: pd.DataFrame,
+        members: pd.DataFrame,
+        metric: Metric,
+        axes: dict[str, str],
+        points: dict[str, dict[str, Any]],
+    ) -> Results:
+        cells = _cells(members, metric)
+        scales = scales_in_order(members)
         order = in_order(map(str, cells["method"].unique()))
         reference = next((name for name in REFERENCES if name in order), None)
-        methods = _methods(cells, scales, order)
-        transfer = _transfer(cells, methods, scales, order)
-        gaps = _gaps(methods, reference)
-        return cls(runs, metric, cells, methods, transfer, gaps, scales, order, reference)
+        each = [_methods(group, scales, order) for _, group in cells.groupby("combination")]
+        methods = _best_of(pd.concat(each or [_frame([], _METHODS)]), scales, order)
+        return cls(
+            *(runs, members, metric, axes, points, cells, methods),
+            transfer=transfer(members, cells, metric, scales, order),
+            gaps=_gaps(methods, reference),
+            scales=scales,
+            methods_order=order,
+            reference=reference,
+        )
+
+    @cached_property
+    def parts(self) -> dict[str, Results]:
+        """Combination -> the results of its runs alone, without axes."""
+        if not self.axes:
+            return {"": self}
+        runs, members = (
+            dict(list(table.groupby("combination"))) for table in (self.runs, self.members)
+        )
+        return {
+            name: Results._of(runs[name], members[name], self.metric, {}, {name: {}})
+            for name in self.points
+        }
 
 
 def loss_table(runs: pd.DataFrame, metric: Metric) -> pd.DataFrame:
-    """The cells of the loss tables: one row per scale, lr and method that has runs.
+    """The cells of the loss tables: one row per scale, combination, lr and method that has runs.
 
-    Columns: scale, lr, method; mean and std of ``metric`` in nats per token (the sample standard
-    deviation over seeds, NaN for one seed); finished, the number of runs in the mean; seeds, the
-    number of different seeds among those; diverged and runs, numbers of runs; best, True at the
-    lowest mean of a scale and method. An lr at which a seed diverged is never best.
+    Columns: scale, lr, method; combination of values of the axes, as text; mean and std of
+    ``metric`` in nats per token (the sample standard deviation over seeds, NaN for one seed);
+    finished, the number of runs in the mean; seeds, the number of different seeds among those;
+    diverged and runs, numbers of runs; at_base, whether the scale is its own base, where all
+    methods are the same run; run_as, the method that was run there for this one, else ""; best,
+    True at the lowest mean of a scale, combination and method; best_of_all, True at the lowest of
+    a scale and method. An lr at which a seed diverged is never best.
     """
-    readable = runs[runs["state"] != UNREADABLE]
-    counted = readable["seed"].astype(str).where(readable[metric].notna())
+    return Results.of(runs, metric).cells
+
+
+def _cells(members: pd.DataFrame, metric: Metric) -> pd.DataFrame:
+    counted = members["seed"].astype(str).where(members[metric].notna())
     cells = (
-        readable.assign(diverged=readable["state"] == "diverged", counted=counted)
-        .groupby(["scale", "lr", "method"], as_index=False)
+        members.assign(diverged=members["state"] == "diverged", counted=counted)
+        .groupby(["scale", "lr", "method", "combination"], as_index=False)
         .agg(
             mean=(metric, "mean"),
             std=(metric, "std"),
@@ -97,11 +157,14 @@ def loss_table(runs: pd.DataFrame, metric: Metric) -> pd.DataFrame:
             seeds=("counted", "nunique"),
             diverged=("diverged", "sum"),
             runs=("diverged", "size"),
+            at_base=("at_base", "all"),
+            run_as=("run_as", "max"),
         )
     )
     candidates = cells[(cells["diverged"] == 0) & cells["mean"].notna()]
-    best = candidates.groupby(["scale", "method"])["mean"].idxmin()
-    return cells.assign(best=cells.index.isin(best))
+    best = candidates.groupby(["scale", "method", "combination"])["mean"].idxmin()
+    of_all = candidates.groupby(["scale", "method"])["mean"].idxmin()
+    return cells.assign(best=cells.index.isin(best), best_of_all=cells.index.isin(of_all))
 
 
 def _frame(rows: list[Any], columns: tuple[str, ...]) -> pd.DataFrame:
@@ -121,11 +184,21 @@ def _methods(cells: pd.DataFrame, scales: list[str], order: list[str]) -> pd.Dat
     return _frame(rows, _METHODS)
 
 
+def _best_of(methods: pd.DataFrame, scales: list[str], order: list[str]) -> pd.DataFrame:
+    """The row of the best combination for each scale and method."""
+    methods = methods.reset_index(drop=True)
+    losses = methods["best_loss"].fillna(math.inf)
+    best = methods.loc[losses.groupby([methods["scale"], methods["method"]]).idxmin()]
+    place = best["scale"].map(scales.index) * len(order) + best["method"].map(order.index)
+    return best.loc[place.sort_values().index].reset_index(drop=True)
+
+
 def _method(column: pd.DataFrame, scale: str, method: str) -> dict[str, Any]:
     column = column.sort_values("lr").reset_index(drop=True)
     row: dict[str, Any] = dict.fromkeys(_METHODS, math.nan) | {"scale": scale, "method": method}
     row |= {"best_seeds": 0, "basin_lower_bound": False, "basin_low_end": "", "basin_high_end": ""}
     row["lower_where_diverged"] = bool(column["finished"].any())
+    row |= {"combination": column["combination"].iloc[0], "at_base": column["at_base"].all()}
     best = column.index[column["best"]]
     if best.empty:
         return row
@@ -146,32 +219,6 @@ def _method(column: pd.DataFrame, scale: str, method: str) -> dict[str, Any]:
     }
 
 
-def _transfer(
-    cells: pd.DataFrame, methods: pd.DataFrame, scales: list[str], order: list[str]
-) -> pd.DataFrame:
-    bests = methods.set_index(["scale", "method"])[["best_loss", "best_lr"]].to_dict("index")
-    at = cells.set_index(["scale", "method", "lr"])[["mean", "diverged"]].to_dict("index")
-    rows = []
-    for method in order:
-        known = [s for s in scales if not math.isnan(_best(bests, s, method))]
-        for scale in scales[scales.index(known[0]) + 1 :] if known else []:
-            lr = bests[known[0], method]["best_lr"]
-            cell = at.get((scale, method, lr), {"mean": math.nan, "diverged": 0})
-            best = _best(bests, scale, method)
-            loss, outcome = cell["mean"], "measured"
-            if cell["diverged"]:
-                loss, outcome = math.inf, "diverged"
-            elif math.isnan(loss):
-                outcome = "missing"
-            regret = math.nan if math.isnan(best) else loss - best
-            rows.append((scale, method, known[0], lr, loss, best, regret, outcome))
-    return _frame(rows, _TRANSFER)
-
-
-def _best(bests: dict[Any, Any], scale: str, method: str) -> float:
-    return float(bests.get((scale, method), {"best_loss": math.nan})["best_loss"])
-
-
 def _gaps(methods: pd.DataFrame, reference: str | None) -> pd.DataFrame:
     rows = []
     for scale, here in methods.groupby("scale", sort=False):
@@ -179,7 +226,8 @@ def _gaps(methods: pd.DataFrame, reference: str | None) -> pd.DataFrame:
         if standard.empty or math.isnan(standard["best_loss"].iloc[0]):
             continue
         other = standard.iloc[0]
-        for _, row in here[(here["method"] != reference) & here["best_loss"].notna()].iterrows():
+        others = here[(here["method"] != reference) & here["best_loss"].notna()]
+        for _, row in others[~(others["at_base"] & other["at_base"])].iterrows():
             gap = row["best_loss"] - other["best_loss"]
             seeds = (row["best_seeds"], other["best_seeds"])
             known = min(seeds) > 1

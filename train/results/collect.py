@@ -12,6 +12,7 @@ from typing import Any
 import pandas as pd
 from tqdm import tqdm
 
+from train.results.axes import Varying, base_scale
 from train.run import tail
 from train.run.folder import (
     CONFIG,
@@ -35,18 +36,32 @@ _NUMBERS = (
     *("tokens", "tokens_per_second", *COUNTS),
 )
 COLUMNS = (
-    *("path", *COORDINATES, "parameters", "state", "description", "validation", "train", "loss"),
+    *(
+        "path",
+        *COORDINATES,
+        "base_scale",
+        "axes",
+        "parameters",
+        "state",
+        "description",
+        "validation",
+        "train",
+        "loss",
+    ),
     *("step", "tokens", "tokens_per_second", "skipped_lines", "bad_summary", "updated"),
     *COUNTS,
 )
 
 
-def collect(folder: str | os.PathLike[str]) -> pd.DataFrame:
-    """One row per run below ``folder``, whatever its state.
+def collect(*folders: str | os.PathLike[str]) -> pd.DataFrame:
+    """One row per run below the folders, whatever its state.
 
     Columns:
         path: the run's folder.
         scale, method, lr, seed, steps: from its configuration.
+        base_scale: from its configuration; "none" if it has no base model.
+        axes: the settings that tell its runs apart from others of the same scale, method and
+            steps, by name; see `axes.Varying`.
         parameters: number of parameters; NaN if the run has no summary.
         state: as in status.json; "no status" if there is none, and "unreadable" if config.json or
             status.json is corrupt.
@@ -58,9 +73,12 @@ def collect(folder: str | os.PathLike[str]) -> pd.DataFrame:
         updated: time of its status, ISO 8601, UTC.
         refused, zero_terms, bounded, infeasible: the counts of `tail.COUNTS`; NaN for none.
     """
-    runs = list(_runs_below(folder))
+    runs = [run for folder in folders for run in _runs_below(folder)]
     progress = tqdm(runs, desc="runs", unit="run", delay=1, leave=False, disable=None)
-    rows = [read_run(Path(path)) | {"path": path} for path in progress]
+    varying = Varying()
+    rows = [read_run(Path(path), varying) | {"path": path} for path in progress]
+    points = iter(varying.points())
+    rows = [row | {"axes": {} if row["state"] == UNREADABLE else next(points)} for row in rows]
     types: dict[str, type] = dict.fromkeys(_NUMBERS, float) | {"skipped_lines": int}
     return pd.DataFrame(rows, columns=list(COLUMNS)).astype(types)
 
@@ -81,8 +99,11 @@ def _runs_below(folder: str | os.PathLike[str]) -> Iterator[str]:
                 folders.clear()
 
 
-def read_run(folder: Path) -> dict[str, Any]:
-    """The row of one run: all of `COLUMNS` but its path, None for a number that does not exist."""
+def read_run(folder: Path, varying: Varying) -> dict[str, Any]:
+    """The row of one run, None for a number that does not exist; without its path and axes.
+
+    Adds the configuration of a readable run to ``varying``.
+    """
     row: dict[str, Any] = dict.fromkeys(COLUMNS) | {"skipped_lines": 0, "bad_summary": ""}
     try:
         run = load_run(folder, metrics=False)
@@ -92,7 +113,7 @@ def read_run(folder: Path) -> dict[str, Any]:
             raise ValueError
         state = run.status.get("state", "no status")
         row |= {"state": state, "description": describe_status(run.status)}
-        row["updated"] = run.status.get("updated")
+        row |= {"updated": run.status.get("updated"), "base_scale": base_scale(run.config)}
         numbers, parameters, row["bad_summary"] = _numbers(folder, state)
     except (RunFolderError, OSError) as error:
         return row | {"state": UNREADABLE, "lr": None, "description": str(error)}
@@ -100,6 +121,7 @@ def read_run(folder: Path) -> dict[str, Any]:
         keys = ", ".join(COORDINATES)
         reason = f"{folder / CONFIG} lacks one of {keys}, or its lr is not a positive number"
         return row | {"state": UNREADABLE, "lr": None, "description": reason}
+    varying.add(run.config)
     row |= vars(numbers) | {"parameters": parameters}
     if state != "completed":
         row |= {"validation": None, "train": None}

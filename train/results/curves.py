@@ -25,12 +25,14 @@ Records = list[dict[str, Any]]
 def best_runs(results: Results) -> dict[tuple[str, str], Records]:
     """(scale, method) -> the metrics of the run with the lowest loss at the method's best lr."""
     records: dict[tuple[str, str], Records] = {}
-    cell = ["scale", "method", "lr"]
+    cell = ["scale", "method", "combination", "lr"]
     runs = results.runs.dropna(subset=[results.metric]).sort_values(results.metric)
     paths = runs.drop_duplicates(cell).set_index(cell)["path"].to_dict()
     for _, row in results.methods.dropna(subset=["best_loss"]).iterrows():
         scale, method = row["scale"], row["method"]
-        path = paths[scale, method, row["best_lr"]]
+        path = paths.get((scale, method, row["combination"], row["best_lr"]))
+        if path is None:  # at a base scale, the run of another method
+            continue
         try:
             records[scale, method] = [
                 r for r in load_run(path).metrics if isinstance(r.get("step"), int)

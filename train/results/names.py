@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:  # slow to import, and not needed for the names alone
     import pandas as pd
@@ -54,3 +55,21 @@ def named(texts: pd.Series[str]) -> str:
     """Their number and the first few, for example "4 (a; b; c; ...)"."""
     shown = "; ".join(texts.iloc[:_SHOWN])
     return f"{len(texts)} ({shown}{'; ...' if len(texts) > _SHOWN else ''})"
+
+
+def short_names(settings: Iterable[str]) -> dict[str, str]:
+    """Dotted name -> its last part, or the whole name where two of ``settings`` end alike."""
+    names = list(settings)
+    counts = Counter(name.rpartition(".")[2] for name in names)
+    return {name: last if counts[last := name.rpartition(".")[2]] == 1 else name for name in names}
+
+
+def value_text(value: Any) -> str:
+    """A setting's value as text: 3.0 -> "3", True -> "true", None -> "none"."""
+    if value is None or isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, int | float):
+        return short if float(short := f"{value:g}") == value else repr(value)
+    if isinstance(value, list | tuple):
+        return ",".join(map(value_text, value))
+    return str(value)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from typing import Any
 
 import pandas as pd
 
@@ -13,17 +15,34 @@ from train.results.names import Metric, lr_text, named
 from train.run.folder import FINISHED
 from train.run.tail import COUNTS
 
+Row = pd.Series | Mapping[Any, Any]
+
+
+def legend(results: Results, scale: str) -> str:
+    """What the marks in the table of a scale mean."""
+    cells = results.cells[results.cells["scale"] == scale]
+    parts = ["* best lr", seeds_legend(cells)]
+    if cells["combination"].nunique() > 1:
+        names = " and ".join(results.axes.values())
+        parts = [f"* best lr of a group, ** best lr and {names}", parts[1]]
+    if run_as := sorted({*cells["run_as"]} - {""}):
+        parts.append(f"= the run of {' and '.join(run_as)}: at its base scale one for all methods")
+    return ", ".join(parts)
+
 
 def best_lines(results: Results, scale: str) -> list[str]:
     """One line per method with its best loss and lr, then one per method with its basin."""
     here = results.methods[results.methods["scale"] == scale]
+    if here["at_base"].all():  # one run
+        here = here.head(1).assign(method="of every method" if len(here) > 1 else here["method"])
     width = here["method"].str.len().max()
     bests, basins = [], []
     for _, row in here.iterrows():
         method = row["method"].ljust(width)
         best = "none"
         if not math.isnan(row["best_loss"]):
-            best = f"{row['best_loss']:.4f} at lr {lr_text(row['best_lr'])}"
+            constants = f", {row['combination']}" if row["combination"] else ""
+            best = f"{row['best_loss']:.4f} at lr {lr_text(row['best_lr'])}{constants}"
             basins.append(f"basin {method}   {basin_text(row)}")
         if row["lower_where_diverged"]:
             best += " (lower only where a seed diverged)"
@@ -60,19 +79,36 @@ def verdict_text(row: pd.Series) -> str:
     return f"{side} one standard deviation over seeds ({row['noise']:.4f}, {count})"
 
 
+def origin(results: Results) -> str:
+    """Where the carried lr is from: "learning rate of the smallest scale"."""
+    what = "learning rate and constants" if results.axes else "learning rate"
+    return f"{what} of the {'base' if _have_base(results) else 'smallest'} scale"
+
+
+def transfer_title(results: Results) -> str:
+    scale = "base" if _have_base(results) else "smallest"
+    what = "lr and constants" if results.axes else "lr"
+    return f"transfer: loss at the {scale} scale's best {what} - best loss"
+
+
+def _have_base(results: Results) -> bool:
+    return bool(results.cells["at_base"].any())
+
+
 def transfer_lines(results: Results) -> list[str]:
-    """One line per method and scale above its smallest."""
+    """One line per method and scale that something is carried to."""
     rows = results.transfer
     method = rows["method"].str.len().max() if len(rows) else 0
     scale = rows["scale"].str.len().max() if len(rows) else 0
     return [
         f"{row['method'].ljust(method)}   {row['from_scale']} -> {row['scale'].ljust(scale)}   "
-        f"lr {lr_text(row['lr'])}   {regret_text(row)}"
+        f"lr {lr_text(row['lr'])}{', ' * bool(row['combination'])}{row['combination']}   "
+        f"{regret_text(row)}"
         for _, row in rows.iterrows()
     ]
 
 
-def regret_text(row: pd.Series) -> str:
+def regret_text(row: Row) -> str:
     """The regret in a row of `Results.transfer`, or why there is none."""
     if row["outcome"] == "diverged":
         return "diverged at that lr"
@@ -80,7 +116,15 @@ def regret_text(row: pd.Series) -> str:
         return "no finished run at that lr"
     if math.isnan(row["regret"]):
         return "no best to compare with"
-    return f"regret {row['regret']:.4f}"
+    interval = "" if math.isnan(row["low"]) else f" ({interval_text(row)})"
+    return f"regret {row['regret']:.4f}{interval}"
+
+
+def interval_text(row: Row) -> str:
+    """The 95% interval of a regret, or "" if there is none."""
+    if math.isnan(row["low"]):
+        return ""
+    return f"95% {row['low']:.4f} to {row['high']:.4f}, n = {row['seeds']}"
 
 
 def run_notes(runs: pd.DataFrame, metric: Metric) -> list[str]:
@@ -106,7 +150,8 @@ def run_notes(runs: pd.DataFrame, metric: Metric) -> list[str]:
         if len(affected):
             notes.append(f"{words}: {affected[column].sum():.0f}, in {named(affected['path'])}")
     averaged = completed[completed[metric].notna()]
-    again = averaged[averaged.duplicated(["method", "lr", "seed"], keep=False)]
+    same = ["method", "combination", "lr", "seed"]
+    again = averaged[averaged.duplicated(same, keep=False)]
     if len(again):
         notes.append(f"several runs with the same seed, all in the mean: {named(again['path'])}")
     steps = sorted(averaged["steps"].unique())

@@ -31,6 +31,7 @@ th[aria-sort=ascending] button::after { content: "\\2191"; opacity: 1; }
 th[aria-sort=descending] button::after { content: "\\2193"; opacity: 1; }
 .text { text-align: left; } tbody tr:hover td { background: var(--panel); }
 td.best, tbody tr:hover td.best { background: var(--best); font-weight: 650; }
+td.of-all { text-decoration: underline; }
 td small { color: var(--soft); font-weight: 400; } .bad, td .bad { color: var(--bad); }
 td.long { white-space: normal; min-width: 16rem; overflow-wrap: anywhere; }
 figure { margin: 1.2rem 0; } figure svg { max-width: 100%; height: auto; }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -150,12 +150,21 @@ def figures(results: Results) -> dict[str, Figure]:
     return {name: figure for name, figure in made.items() if figure is not None}
 
 
+def each_figure(results: Results) -> Iterator[tuple[str, str, Figure]]:
+    """File name, name and plot, for each plot of each combination of the axes' values."""
+    for number, (combination, part) in enumerate(results.parts.items(), start=1):
+        for name, figure in figures(part).items():
+            if combination:
+                figure.suptitle(combination, fontsize=9)
+            yield f"{name}_{number}" if combination else name, name, figure
+
+
 def write_plots(results: Results, folder: str | os.PathLike[str]) -> list[Path]:
     """Write every plot as PNG and SVG into ``folder``, created if needed; returns the files."""
     target = Path(folder)
     target.mkdir(parents=True, exist_ok=True)
     written = []
-    for name, figure in figures(results).items():
+    for name, _, figure in each_figure(results):
         for kind in ("png", "svg"):
             file = target / f"{name}.{kind}"
             write_whole(file, style.to_bytes(figure, kind))

@@ -22,17 +22,19 @@ from tyro.conf import Positional, arg
 
 from train.results import curves, notes, page, plots, style
 from train.results.analysis import TITLES, Results
+from train.results.axes import axes_of
 from train.results.basin import TOLERANCE
 from train.results.collect import UNREADABLE, collect
-from train.results.names import Metric, in_order, lr_text
+from train.results.names import Metric, in_order, lr_text, value_text
 from train.run.files import write_whole
 
 _LEGEND = (
     f"Losses are in nats per token. Basin: decades of learning rate within {TOLERANCE:g} of the "
     "best loss, with the mean loss interpolated linearly in log lr. It ends at an lr at which a "
     "seed diverged; ≥ means that the grid, or the finished runs, end before the basin does. "
-    "Regret: loss at the best lr of the method's smallest scale, minus the best loss at this "
-    "scale. A gap within one standard deviation over seeds is not significant."
+    "Regret: loss at the best lr of the base scale, or else of the method's smallest, minus the "
+    "best loss at this scale, with the 95% interval over seeds. A gap within one "
+    "standard deviation over seeds is not significant."
 )
 _CAPTIONS = {
     "loss_against_lr": "Mean over seeds; the band is one standard deviation. A ring marks the best "
@@ -98,15 +100,15 @@ def report(runs: pd.DataFrame, title: str) -> str:
 
 def _section(results: Results, *, explained: bool) -> dict[str, Any]:
     title = TITLES[results.metric]
-    drawn = plots.figures(results)
+    drawn = plots.each_figure(results)
     return {
         "id": results.metric,
         "title": title[0].upper() + title[1:],
         "legend": _LEGEND if explained else "",
         "summary": summary_grid(results),
         "pictures": [
-            _picture(figure, f"{results.metric}-{name}", _CAPTIONS[name])
-            for name, figure in drawn.items()
+            _picture(figure, f"{results.metric}-{file}", _CAPTIONS[name])
+            for file, name, figure in drawn
         ],
         "scales": [_scale(results, scale) for scale in results.scales],
     }
@@ -115,9 +117,10 @@ def _section(results: Results, *, explained: bool) -> dict[str, Any]:
 def _scale(results: Results, scale: str) -> dict[str, Any]:
     cells = results.cells[results.cells["scale"] == scale]
     runs = results.runs[results.runs["scale"] == scale]
-    table: Table = loss_grid(cells)
+    table: Table = loss_grid(cells, results)
+    shared = ", one run for all methods" if cells["at_base"].all() else ""
     return {
-        "title": f"{scale} ({notes.seeds_legend(cells)})",
+        "title": f"{scale} ({notes.seeds_legend(cells)}{shared})",
         "table": table,
         "notes": notes.run_notes(runs, results.metric),
     }
@@ -160,7 +163,7 @@ def summary_grid(results: Results) -> Table:
             spread = "" if math.isnan(row["best_std"]) else f"± {row['best_std']:.4f}, "
             count = f"{spread}n = {row['best_seeds']}"
             cells.append(Cell(f"{row['best_loss']:.4f}", row["best_loss"], best, count))
-            cells.append(Cell(lr_text(row["best_lr"]), row["best_lr"]))
+            cells.append(Cell(lr_text(row["best_lr"]), row["best_lr"], remark=row["combination"]))
             bound = "≥ " if row["basin_lower_bound"] else ""
             cells.append(Cell(f"{bound}{row['basin_decades']:.2f}", row["basin_decades"]))
         key = (row["scale"], row["method"])
@@ -172,19 +175,21 @@ def summary_grid(results: Results) -> Table:
     return Table(heads, rows)
 
 
-def loss_grid(cells: pd.DataFrame) -> Table:
-    """The loss table of one scale."""
+def loss_grid(cells: pd.DataFrame, results: Results) -> Table:
+    """The loss table of one scale: a column per axis, lr, and a column per method."""
     methods = in_order(cells["method"].unique())
-    grid = cells.set_index(["lr", "method"])
+    grid: Any = cells.set_index(["combination", "lr", "method"])
     most = cells["seeds"].max()
     rows = []
-    for lr in sorted(cells["lr"].unique()):
-        row = [Cell(lr_text(lr), lr)]
-        for method in methods:
-            known = (lr, method) in grid.index
-            row.append(_loss(grid.loc[(lr, method)], most) if known else _NONE)
-        rows.append(row)
-    return Table(["lr", *methods], rows)
+    for combination, point in results.points.items():
+        values = [Cell(value_text(value)) for value in point.values()]
+        for lr in sorted(cells.loc[cells["combination"] == combination, "lr"].unique()):
+            row = [*values, Cell(lr_text(lr), lr)]
+            for method in methods:
+                key = (combination, lr, method)
+                row.append(_loss(grid.loc[key], most) if key in grid.index else _NONE)
+            rows.append(row)
+    return Table([*results.axes.values(), "lr", *methods], rows)
 
 
 def problem_grid(runs: pd.DataFrame) -> Table | None:
@@ -207,8 +212,9 @@ def problem_grid(runs: pd.DataFrame) -> Table | None:
 
 def run_grid(runs: pd.DataFrame) -> Table:
     """State and numbers of every run."""
+    axes = axes_of(runs[runs["state"] != UNREADABLE])
     heads = ["run", "scale", "method", "lr", "seed", "state", "step", "loss", "validation", "train"]
-    heads += ["tokens", "tokens/s", "reason"]
+    heads += ["tokens", "tokens/s", *axes.values(), "reason"]
     rows = []
     for run in runs.to_dict("records"):
         unread = run["state"] == UNREADABLE
@@ -226,6 +232,7 @@ def run_grid(runs: pd.DataFrame) -> Table:
                 *(_number(run[name], ".4f") for name in ("loss", "validation", "train")),
                 _number(run["tokens"], ",.0f"),
                 _number(run["tokens_per_second"], ",.0f"),
+                *(_words(value_text(run["axes"].get(name))) for name in axes),
                 Cell(run["description"], kind="text long") if wrong else _words(""),
             ]
         )
@@ -239,7 +246,8 @@ def _loss(cell: pd.Series, most: int) -> Cell:
     remarks = [] if math.isnan(cell["std"]) else [f"± {cell['std']:.4f}"]
     remarks += [f"n = {cell['seeds']}"] if cell["seeds"] != most else []
     remarks += [diverged] if diverged else []
-    kind = "best" if cell["best"] else ""
+    remarks += [f"= {cell['run_as']}"] if cell["run_as"] else []
+    kind = "best" * bool(cell["best"]) + " of-all" * bool(cell["best_of_all"])
     return Cell(f"{cell['mean']:.4f}", cell["mean"], kind, ", ".join(remarks), bool(diverged))
 
 
@@ -255,7 +263,9 @@ def _regret(row: pd.Series | None) -> Cell:
     if row is None:
         return _NONE
     if row["outcome"] == "measured" and not math.isnan(row["regret"]):
-        return Cell(f"{row['regret']:.4f}", row["regret"], remark=f"lr {lr_text(row['lr'])}")
+        interval = f", {text}" if (text := notes.interval_text(row)) else ""
+        remark = f"lr {lr_text(row['lr'])}{interval}"
+        return Cell(f"{row['regret']:.4f}", row["regret"], remark=remark)
     bad = row["outcome"] == "diverged"
     return Cell("", "", remark=f"{notes.regret_text(row)}, {lr_text(row['lr'])}", bad=bad)
 

@@ -1,0 +1,141 @@
+"""The settings in which runs differ beyond scale, method, lr, seed and steps.
+
+Runs of one scale, method and lr are seeds of one experiment only if all their other defining
+settings are equal. A setting that differs is an axis of the tables: each combination of values has
+its own cells.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+import pandas as pd
+
+from train.results.names import short_names, value_text
+from train.run.identity import NOT_IDENTITY
+
+Path = tuple[str, ...]
+
+NO_BASE = "none"
+"""Base scale of a run whose exponents act on its widths themselves."""
+
+_BASE: Path = ("maxp", "base_scale")
+_PLACED = NOT_IDENTITY | {"scale", "method", "lr", "seed", "steps"}
+
+
+def base_scale(config: Mapping[str, Any]) -> str:
+    """The base scale in a run's configuration; earlier versions had none."""
+    return str(_value(config, _BASE))
+
+
+class Varying:
+    """Finds the settings in which the configurations of many runs differ.
+
+    It keeps one configuration per scale, method and steps, and of the others only what differs.
+    """
+
+    def __init__(self) -> None:
+        self._first: dict[Path, Mapping[str, Any]] = {}
+        self._runs: list[tuple[Path, dict[Path, Any]]] = []
+
+    def add(self, config: Mapping[str, Any]) -> None:
+        group = tuple(str(config[key]) for key in ("scale", "method", "steps"))
+        first = self._first.setdefault(group, config)
+        self._runs.append((group, dict(_changes(first, config))))
+
+    def points(self) -> list[dict[str, Any]]:
+        """The axes and their values for each configuration, in the order of `add`.
+
+        An axis is a setting that differs between runs of the same scale, method and steps. A
+        setting that follows from the axes before it is left out; those of ``maxp`` come first.
+        """
+        paths = {path for _, changes in self._runs for path in changes}
+        points: list[dict[str, Any]] = [{} for _ in self._runs]
+        keys: list[tuple[str, ...]] = [group for group, _ in self._runs]
+        for path in sorted(paths, key=lambda path: (path[0] != "maxp", path)):
+            default = {group: _value(config, path) for group, config in self._first.items()}
+            values = [changes.get(path, default[group]) for group, changes in self._runs]
+            texts = list(map(value_text, values))
+            if len({*zip(keys, texts, strict=True)}) == len({*keys}):
+                continue
+            keys = [(*key, text) for key, text in zip(keys, texts, strict=True)]
+            for point, value in zip(points, values, strict=True):
+                point[".".join(path)] = value
+        return points
+
+
+def _changes(first: Any, other: Any, path: Path = ()) -> Iterator[tuple[Path, Any]]:
+    """Path and value of each setting of ``other`` that differs from ``first``."""
+    if first == other and type(first) is type(other):
+        return
+    if isinstance(first, Mapping) and other is None:
+        other = {}
+    if isinstance(other, Mapping) and first is None:
+        first = {}
+    if isinstance(first, Mapping) and isinstance(other, Mapping):
+        for key in first.keys() | other.keys():
+            if _PLACED.isdisjoint(str(key).split(".")):
+                yield from _changes(first.get(key), other.get(key), (*path, str(key)))
+    elif isinstance(first, list) and isinstance(other, list) and len(first) == len(other):
+        for index, pair in enumerate(zip(first, other, strict=True)):
+            yield from _changes(*pair, (*path, str(index)))
+    else:
+        yield path, NO_BASE if path == _BASE and other is None else other
+
+
+def _value(config: Any, path: Path) -> Any:
+    """The setting at ``path``; None if there is none."""
+    for part in path:
+        if isinstance(config, Mapping):
+            config = config.get(part)
+        elif isinstance(config, list) and part.isdecimal() and int(part) < len(config):
+            config = config[int(part)]
+        else:
+            config = None
+    return NO_BASE if path == _BASE and config is None else config
+
+
+def axes_of(runs: pd.DataFrame) -> dict[str, str]:
+    """Name -> short name of the axes that have several values among ``runs``."""
+    texts: dict[str, set[str]] = {}
+    for point in runs["axes"]:
+        for name, value in point.items():
+            texts.setdefault(name, set()).add(value_text(value))
+    return short_names(name for name, values in texts.items() if len(values) > 1)
+
+
+def label(point: Mapping[str, Any], axes: Mapping[str, str]) -> str:
+    """A combination as text, "embedding 0.3, max_norm 1"; empty without axes."""
+    return ", ".join(f"{short} {value_text(point.get(name))}" for name, short in axes.items())
+
+
+def points_of(runs: pd.DataFrame, axes: Mapping[str, str]) -> dict[str, dict[str, Any]]:
+    """Label -> value of each axis, ordered by value, for the combinations among ``runs``."""
+    points = {label(p, axes): {name: p.get(name) for name in axes} for p in runs["axes"]}
+    return dict(sorted(points.items(), key=lambda item: [*map(_order, item[1].values())]))
+
+
+def _order(value: Any) -> tuple[int, float, str]:
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    return (0, float(value), "") if number else (1, 0.0, value_text(value))
+
+
+def with_shared(runs: pd.DataFrame, methods: Iterable[str] = ()) -> pd.DataFrame:
+    """``runs`` with the runs of base scales repeated for every method of ``runs`` and ``methods``.
+
+    At a scale that is its own base all methods are the same run. A method that has no run of its
+    own there with the same combination, lr and seed gets a copy. Adds ``at_base``, whether the
+    scale is the run's base, and ``run_as``, the method that a copy was run as, else "".
+    """
+    runs = runs.assign(at_base=(runs["base_scale"] == runs["scale"]), run_as="")
+    place = ["scale", "combination", "lr", "seed", "steps"]
+    own = runs[runs["at_base"]].drop_duplicates([*place, "method"])
+    once = own.drop_duplicates(place)
+    copies = [
+        once.assign(run_as=once["method"], method=method)
+        for method in dict.fromkeys([*runs["method"], *methods])
+        if len(once)
+    ]
+    every = pd.concat([own, *copies]).drop_duplicates([*place, "method"])
+    return pd.concat([runs, every[every["run_as"] != ""]], ignore_index=True)
