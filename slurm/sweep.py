@@ -49,7 +49,7 @@ from slurm.config_file import (
 from slurm.flags import Flag, Flags, arguments, parse_setting, read_flags, settings
 from slurm.resources import Resources
 from train.method.methods import METHODS
-from train.model.scales import SCALES, compute_steps
+from train.model.scales import SCALES, base_of, compute_steps
 from train.run.identity import identity, run_name
 
 _TABLE = frozenset({"alignment_table", "maxp.alignment_table"})
@@ -194,10 +194,6 @@ class _File:
             )
 
 
-def _no_base(scale: str) -> None:
-    """No scale has a base unless a flag sets one."""
-
-
 def load_sweep(path: str | Path, overrides: Overrides | Sequence[str] = ()) -> Sweep:
     """Read and validate a sweep file.
 
@@ -222,7 +218,7 @@ def load_sweep(path: str | Path, overrides: Overrides | Sequence[str] = ()) -> S
     return _resolve(file, overrides, str(path))
 
 
-def expand(sweep: Sweep, base_of: BaseOf = _no_base) -> list[RunSpec]:
+def expand(sweep: Sweep, base_of: BaseOf = base_of) -> list[RunSpec]:
     """All runs, ordered by scale, axes, learning rate, seed and method.
 
     Args:

@@ -22,13 +22,14 @@ def trainer(
     """A maxP trainer of the debug scale after a step, on a probe smaller than its sequence."""
     from harness import in_process
 
-    from train.config import Flags, make_config
+    from train.config import Flags, complete, make_config
     from train.faults import single_process_environment
 
     with in_process():
         single_process_environment()
         folder = str(tmp_path_factory.mktemp("run"))
         config = make_config(Flags("debug", output_dir=folder, steps=10))
+        complete(config)
         config.maxp.probe_tokens, config.maxp.probe_sequences = 40, 2
         config.maxp.probe = request.param
         config.validator.enable = False

@@ -21,7 +21,7 @@ from slurm.config_file import ConfigError
 from slurm.resources import Resources
 from slurm.sweep import expand, load_sweep
 from train.method.methods import METHODS
-from train.model.scales import SCALES
+from train.model.scales import SCALES, base_of
 
 TEXT = st.text(st.characters(codec="utf-8"), max_size=8)
 KEYS = TEXT | st.sampled_from(["str", "int", "list[int]", "a.b", "__proto__", "a\nb", "\0"])
@@ -167,7 +167,10 @@ CLUSTER_FILES = files(CLUSTER, CLUSTER_KEYS)
 def check_sweep(path: Path) -> None:
     sweep = load_sweep(path)
     runs = expand(sweep)
-    count = len(sweep.scales) * len(sweep.methods) * len(sweep.lrs) * len(sweep.seeds)
+    at = {s: sweep.flags[s].get("maxp.base_scale", base_of(s)) for s in sweep.scales}
+    # At its own base scale, all methods are one run.
+    methods = sum(1 if base == scale else len(sweep.methods) for scale, base in at.items())
+    count = methods * len(sweep.lrs) * len(sweep.seeds)
     assert len(runs) == len({run.name for run in runs}) == len({run.identity for run in runs})
     assert len(runs) == count > 0
     assert len(os.fsencode(sweep.name)) < 255

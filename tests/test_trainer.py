@@ -15,6 +15,7 @@ from torchtitan.components.tokenizer import HuggingFaceTokenizer
 from train.data.corpus import prepare_embedded
 from train.data.loader import TextDataLoader
 from train.method.probe import FreshText, TrainerParametrization, draw_probe
+from train.results.analysis import Results
 from train.results.collect import collect
 from train.results.notes import run_notes
 
@@ -241,7 +242,8 @@ def test_refused_measurements_are_counted_in_metrics_status_summary_and_notes(
     words = f"measured alignments refused (NaN or infinite), previous ones kept: {2 * each}"
     assert done.record.status["reason"] == words
     assert json.loads((done.folder / "summary.json").read_text())["refused"] == 2 * each
-    assert run_notes(collect(tmp_path / "runs"), "validation") == [f"{words}, in 1 ({done.folder})"]
+    runs = Results.of(collect(tmp_path / "runs"), "validation").runs
+    assert run_notes(runs, "validation") == [f"{words}, in 1 ({done.folder})"]
 
 
 def test_a_run_without_refusals_counts_only_what_a_bound_moved(maxp_run: Run) -> None:
