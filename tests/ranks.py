@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 import multiprocessing
 import os
+import signal
 import sys
 import tempfile
 from collections.abc import Callable
@@ -90,6 +91,7 @@ def _run(module: str, arguments: tuple[str, ...], environment: dict[str, str], f
     os.environ.clear()
     os.environ.update(environment)
     os.chdir(ROOT)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # the tests may run in the background
     for number, name in ((1, "stdout"), (2, "stderr")):
         os.dup2(os.open(f"{folder}/{name}", os.O_WRONLY | os.O_CREAT | os.O_APPEND), number)
     sys.argv = [module, *arguments]

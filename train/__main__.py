@@ -1,7 +1,7 @@
 """``python -m train --scale debug --method maxP --lr 1e-2`` trains one model.
 
-Exit status: 0 completed or diverged (both count as results), 2 bad input, 75 preempted by SIGUSR2,
-SIGTERM or SIGHUP (the same command resumes the run), 1 anything else.
+Exit status: 0 completed or diverged (both count as results), 2 bad input, 75 stopped by SIGUSR2,
+SIGTERM or SIGHUP, 130 by SIGINT (Ctrl-C), 1 anything else. The same command resumes the run.
 """
 
 import contextlib
@@ -124,7 +124,7 @@ def _run(config: MaxPTrainer.Config, folder: RunFolder) -> int:
     except PreemptedError as error:
         status("preempted", step=error.step)
         logger.warning("%s", error)
-        return PREEMPTED
+        return INTERRUPTED if error.by_hand else PREEMPTED
     except SaveError as error:
         status("failed", step=trainer.step if trainer else None, reason=str(error))
         _refuse(error)
@@ -235,7 +235,10 @@ def _leave_at_once(status: int) -> NoReturn:
 
 
 if __name__ == "__main__":
-    code = main()
+    try:
+        code = main()
+    except KeyboardInterrupt:  # before the run began
+        code = INTERRUPTED
     if dist.is_initialized():  # not shut down, since another process is gone
         _leave_at_once(code)
     sys.exit(code)
