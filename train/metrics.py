@@ -13,6 +13,7 @@ from torchtitan.components.metrics import BaseLogger, LoggerContainer, MetricsPr
 from torchtitan.components.validate import Validator
 
 from train.data.loader import TextDataLoader
+from train.run.files import naming
 from train.run.folder import RunFolder
 from train.run.metrics_log import MetricsLog
 
@@ -68,6 +69,24 @@ class JsonLinesLogger(BaseLogger):
         self._log.append(record)
 
 
+class Charts(BaseLogger):
+    """torchtitan's TensorBoard and W&B.
+
+    Args:
+        folder: named in the error of a full disk.
+    """
+
+    def __init__(self, built: BaseLogger, folder: Path) -> None:
+        self._built, self._folder = built, folder
+
+    def log(self, metrics: dict[str, Any], step: int) -> None:
+        with naming(self._folder):
+            self._built.log(metrics, step)
+
+    def close(self) -> None:
+        self._built.close()
+
+
 class RunMetrics(MetricsProcessor):
     """Adds the values of `site_metrics` to every logged step, and writes ``metrics.jsonl``."""
 
@@ -85,11 +104,11 @@ class RunMetrics(MetricsProcessor):
         return step == self.last_step or bool(super().should_log(step))
 
     def _build_metric_logger(self, **kwargs: Any) -> BaseLogger:
-        built = super()._build_metric_logger(**kwargs)
+        built, folder = super()._build_metric_logger(**kwargs), Path(kwargs["dump_folder"])
         container = LoggerContainer()
-        container.add_logger(built)
+        container.add_logger(Charts(built, folder / kwargs["config"].save_tb_folder))
         if dist.get_rank() == 0:
-            container.add_logger(JsonLinesLogger(RunFolder(Path(kwargs["dump_folder"])).metrics()))
+            container.add_logger(JsonLinesLogger(RunFolder(folder).metrics()))
         return container
 
     def log(
