@@ -2,9 +2,10 @@
 
 import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch.distributed as dist
@@ -12,14 +13,13 @@ from torch import nn
 from torchtitan.components.metrics import BaseLogger, LoggerContainer, MetricsProcessor
 from torchtitan.components.validate import Validator
 
+from train.charts import SITE_PREFIX, Charts, name_wandb_run
 from train.data.loader import TextDataLoader
-from train.run.files import naming
 from train.run.folder import RunFolder
 from train.run.metrics_log import MetricsLog
 
 logger = logging.getLogger(__name__)
 
-SITE_PREFIX = "sites/"
 COUNT_PREFIX = "counts/"
 
 
@@ -69,33 +69,19 @@ class JsonLinesLogger(BaseLogger):
         self._log.append(record)
 
 
-class Charts(BaseLogger):
-    """torchtitan's TensorBoard and W&B.
-
-    Args:
-        folder: named in the error of a full disk.
-    """
-
-    def __init__(self, built: BaseLogger, folder: Path) -> None:
-        self._built, self._folder = built, folder
-
-    def log(self, metrics: dict[str, Any], step: int) -> None:
-        with naming(self._folder):
-            self._built.log(metrics, step)
-
-    def close(self) -> None:
-        self._built.close()
-
-
 class RunMetrics(MetricsProcessor):
     """Adds the values of `site_metrics` to every logged step, and writes ``metrics.jsonl``."""
 
     @dataclass(kw_only=True, slots=True)
     class Config(MetricsProcessor.Config):
-        pass
+        all_sites: bool = False
+        """Draw every site in TensorBoard and W&B, instead of the minimum, median and maximum by
+        layer type. metrics.jsonl always has every site."""
 
     # Set by the trainer; the tags are ``sites/NAME/lr`` and so on.
     site_metrics: Callable[[], dict[str, float]] | None = None
+    layer_types: Mapping[str, str] = MappingProxyType({})
+    """By site, as from `train.charts.layer_types`; set by the trainer."""
     last_step: int = -1
 
     def should_log(self, step: int) -> bool:
@@ -104,9 +90,19 @@ class RunMetrics(MetricsProcessor):
         return step == self.last_step or bool(super().should_log(step))
 
     def _build_metric_logger(self, **kwargs: Any) -> BaseLogger:
-        built, folder = super()._build_metric_logger(**kwargs), Path(kwargs["dump_folder"])
+        config, folder = kwargs["config"], Path(kwargs["dump_folder"])
+        if config.enable_wandb:
+            name_wandb_run(folder, dist.get_rank() if config.save_for_all_ranks else None)
+        built = super()._build_metric_logger(**kwargs)
         container = LoggerContainer()
-        container.add_logger(Charts(built, folder / kwargs["config"].save_tb_folder))
+        container.add_logger(
+            Charts(
+                built,
+                folder / config.save_tb_folder,
+                lambda: self.layer_types,
+                all_sites=config.all_sites,
+            )
+        )
         if dist.get_rank() == 0:
             container.add_logger(JsonLinesLogger(RunFolder(folder).metrics()))
         return container
