@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 from harness import Run, run, tiny
-from ranks import run_ranks
 
+from scripts.torture.ranks import run_ranks
 from train.run.folder import RunFolder
 from train.trainer import MaxPTrainer
 

@@ -12,9 +12,9 @@ from pathlib import Path
 import psutil
 import pytest
 from harness import ROOT, Run, tiny
-from ranks import Ranks, run_ranks
 from waiting import ended, wait_until
 
+from scripts.torture.ranks import Ranks, run_ranks
 from train.run.exit_status import INTERRUPTED, PREEMPTED
 
 pytestmark = pytest.mark.slow
