@@ -112,10 +112,15 @@ def stop(case: Case) -> str:
     with contextlib.suppress(ProcessLookupError):
         os.kill(case.draw.choice(ranks.processes).pid or 0, number)
     ended(ranks, INTERRUPTED if number == signal.SIGINT else PREEMPTED)
-    return _saved(case)
+    return saved(case)
 
 
-def _saved(case: Case) -> str:
+def saved(case: Case) -> str:
+    """Check that the status of a stopped run is true.
+
+    Raises:
+        TortureError: it is not.
+    """
     status = case.run.status
     if status["state"] == "completed":
         return "had ended"
@@ -162,7 +167,7 @@ def agent(case: Case) -> str:
                 member.kill()
         log.unlink(missing_ok=True)
     # torchrun passes SIGQUIT on, which no rank handles.
-    return "killed" if number == signal.SIGQUIT else _saved(case)
+    return "killed" if number == signal.SIGQUIT else saved(case)
 
 
 def second_trainer(case: Case) -> str:

@@ -56,11 +56,13 @@ class Tiny:
         folder: the run's folder.
         processes: 1 or 2.
         mode: "disabled" or "async", how it saves checkpoints.
+        more: flags that replace those of the same name.
     """
 
     folder: Path
     processes: int = 1
     mode: str = "disabled"
+    more: tuple[str, ...] = ()
 
     @property
     def arguments(self) -> list[str]:
@@ -71,7 +73,7 @@ class Tiny:
             "output-dir": self.folder,
         }
         words = [(f"--{name}", str(value)) for name, value in flags.items()]
-        return [*(word for pair in words for word in pair), "--checkpoint.enable"]
+        return [*(word for pair in words for word in pair), "--checkpoint.enable", *self.more]
 
     def start(self) -> Ranks:
         return Ranks("train.__main__", *self.arguments, processes=self.processes)
