@@ -12,6 +12,7 @@ import pytest
 from harness import Run, run, tiny
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from train import checks
 from train.charts import Charts, layer_types
 from train.metrics import BaseLogger
 from train.model.llama3 import llama3_graph
@@ -98,6 +99,7 @@ def wandb(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, str | None]]:
 
     fake = SimpleNamespace(init=init, log=lambda *_, **__: None, run=None)
     monkeypatch.setitem(sys.modules, "wandb", fake)
+    monkeypatch.setattr(checks, "find_spec", lambda name: name)
     for name in ("WANDB_RUN_ID", "WANDB_RESUME"):
         monkeypatch.delenv(name, raising=False)
     return starts
@@ -116,6 +118,17 @@ def test_a_run_that_is_resumed_is_one_run_of_wandb(
     assert run(arguments).code == 0
     number = read_config_file(tmp_path / "run")["id"]
     assert wandb == [{"id": number, "resume": "allow"}] * 2
+
+
+def test_wandb_without_its_package_is_refused(
+    corpus_cache: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    assert run(tiny(tmp_path / "run", "mup-no", "--metrics.enable-wandb")).code == 2
+    assert "--metrics.enable_wandb: the package wandb is not installed" in capsys.readouterr().err
 
 
 def test_an_id_for_wandb_in_the_environment_is_kept(

@@ -6,6 +6,7 @@ A sweep makes them as well, before it submits anything.
 import copy
 import math
 import os
+from importlib.util import find_spec
 from operator import attrgetter
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,11 @@ def check(config: Any) -> None:
     _check_compile(config.compile)
     _check_vocabulary(config)
     _check_names(config)
+    if config.metrics.enable_wandb and find_spec("wandb") is None:
+        raise ValueError(
+            "--metrics.enable_wandb: the package wandb is not installed; pip install wandb, or "
+            "leave the flag out"
+        )
     _check_data("dataloader", config.dataloader, "train")
     if config.validator.enable:
         _check_data("validator.dataloader", config.validator.dataloader, "validation")
