@@ -18,12 +18,12 @@ import psutil
 from filelock import FileLock, Timeout
 
 from slurm.flags import settings
-from slurm.processes import Process
 from slurm.resources import Resources
 from slurm.sweep import RunSpec
 from train.run.files import write_whole
 from train.run.folder import CONFIG, JOB, STATUS, RunFolderError, read_status
 from train.run.identity import differences
+from train.run.process import Process
 
 SWEEP = "sweep.json"
 _OWN = ".sweep"

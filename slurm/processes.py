@@ -3,11 +3,9 @@
 import contextlib
 import os
 import signal
-import socket
 import subprocess
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import IO
 
 import psutil
@@ -16,46 +14,10 @@ STOP = signal.SIGUSR2
 """The trainer saves a checkpoint after its current step and stops (train/preemption.py)."""
 
 _AGAIN_SECONDS = 5.0
-# Start times are derived from the boot time, which Linux gives in whole seconds.
-_CLOCK_SECONDS = 2.0
 
 # torchrun would kill its ranks 30 s after a SIGTERM, in the middle of a large checkpoint. Slurm
 # signals the ranks as well; they stop on their own, and torchrun ends when they have.
 _TORCHRUN_SIGNALS = "SIGINT,SIGHUP,SIGQUIT"
-
-
-@dataclass(frozen=True)
-class Process:
-    """A process as a file describes it; its id may belong to another process by now.
-
-    Attributes:
-        started: when it started, in seconds since the epoch; None in files of earlier versions.
-        noted: when it was known to run, in seconds since the epoch.
-    """
-
-    host: str
-    pid: int
-    started: float | None
-    noted: float
-
-    @property
-    def here(self) -> bool:
-        """Whether it is a process of this machine."""
-        return self.host == socket.gethostname()
-
-    def find(self) -> psutil.Process | None:
-        """The process itself, if it still runs on this machine; a zombie does not run."""
-        if not self.here:
-            return None
-        with contextlib.suppress(psutil.NoSuchProcess):
-            process = psutil.Process(self.pid)
-            begun = process.create_time()
-            # A process that began after `noted` was given the id later.
-            earliest, latest = (self.started or 0.0), (self.started or self.noted)
-            same = earliest - _CLOCK_SECONDS <= begun <= latest + _CLOCK_SECONDS
-            if same and process.status() != psutil.STATUS_ZOMBIE:
-                return process
-        return None
 
 
 class Child:

@@ -4,17 +4,16 @@ import os
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from datetime import datetime
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
 from slurm import squeue
 from slurm.ledger import JobRecord, SweepFolder
-from slurm.processes import Process
 from slurm.squeue import QueueEntry
 from slurm.sweep import RunSpec
 from train.run.folder import STATUS, RunFolderError, read_status
+from train.run.process import Process, process_of
 
 _TAIL_BYTES = 64 << 10
 # The last line of a traceback, also with the rank that torch puts before it.
@@ -130,12 +129,7 @@ def judge(
 
 def owner_of(status: dict[str, Any], record: JobRecord | None) -> Process | None:
     """The process of a run that a local sweep, or somebody by hand, started; else None."""
-    if record is not None:
-        return record.process
-    if status.get("state") != "running" or status.get("pid") is None:
-        return None
-    noted = datetime.fromisoformat(status["updated"]).timestamp()
-    return Process(str(status.get("host")), int(status["pid"]), status.get("started"), noted)
+    return process_of(status) if record is None else record.process
 
 
 def _entry(

@@ -5,7 +5,7 @@
 Writes FOLDER/rank0.json and so on: c and lr by site at the end, how often a rank's alignment was
 not the first one's, the placements and rows of the weights, what the last measurement sent, and
 the time limits of the process groups. With TAMPER set, the last rank measures something else; with
-STOP set, the last rank gets a SIGUSR2 in that step.
+STOP set, the last rank gets the signal STOP_SIGNAL, or SIGUSR2, in that step.
 """
 
 import json
@@ -119,7 +119,7 @@ def main() -> int:
 
         def signalled(self: MaxPTrainer, data: Any) -> None:
             if self.step == int(os.environ["STOP"]):
-                os.kill(os.getpid(), signal.SIGUSR2)
+                os.kill(os.getpid(), signal.Signals[os.environ.get("STOP_SIGNAL", "SIGUSR2")])
             train_step(self, data)
 
         MaxPTrainer.train_step = signalled  # type: ignore[method-assign]

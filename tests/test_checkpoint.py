@@ -289,6 +289,8 @@ def test_a_checkpoint_that_cannot_be_written_ends_the_run_with_one_line(
             "--checkpoint.initial_load_in_hf: ",
         ),
         ("maxP", ("--checkpoint.initial_load_path", "/nope"), "measured against the initial"),
+        ("sp", ("--checkpoint.exclude_from_loading", "train_state"), "the step and the learning"),
+        ("sp", ("--checkpoint.create_seed_checkpoint",), "each run draws its weights from --seed"),
         ("sp", ("--checkpoint.initial_load_path", "/nope"), "initial_load_model_only as well"),
     ],
 )

@@ -12,8 +12,10 @@ from pathlib import Path
 import psutil
 import pytest
 from harness import ROOT, Run, tiny
-from ranks import Ranks, run_ranks
 from waiting import ended, wait_until
+
+from scripts.torture.ranks import Ranks, run_ranks
+from train.run.exit_status import INTERRUPTED, PREEMPTED
 
 pytestmark = pytest.mark.slow
 
@@ -100,13 +102,20 @@ def test_a_run_goes_on_with_another_number_of_processes(
             assert seen.steps[step]["sites"][site] == pytest.approx(values, rel=1e-4, abs=1e-4)
 
 
+@pytest.mark.parametrize("number", ["SIGUSR2", "SIGINT"])
 def test_a_signal_leaves_a_complete_asynchronous_checkpoint(
-    uninterrupted: Run, corpus_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    number: str,
+    uninterrupted: Run,
+    corpus_cache: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     folder = tmp_path / "run"
     command = (*arguments(folder), "--checkpoint.async_mode", "async")
     monkeypatch.setenv("STOP", "7")
-    run_ranks("rank_worker", str(tmp_path), *command)
+    monkeypatch.setenv("STOP_SIGNAL", number)
+    stopped = run_ranks("rank_worker", str(tmp_path), *command)
+    assert stopped.returncode == (INTERRUPTED if number == "SIGINT" else PREEMPTED)
     status = Run(folder).record.status
     assert (status["state"], status["step"]) == ("preempted", 7)
     names = {path.name for path in (folder / "checkpoint" / "step-7").iterdir()}

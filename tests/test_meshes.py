@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 from harness import Run, tiny
-from ranks import run_ranks
 
+from scripts.torture.ranks import run_ranks
 from train.alignment_table import ALIGNMENTS
 
 pytestmark = pytest.mark.slow

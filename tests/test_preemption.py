@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -15,7 +15,7 @@ from harness import STEPS, Run, run, tiny
 from torch.distributed.checkpoint import FileSystemWriter
 
 from train import preemption
-from train.run.exit_status import PREEMPTED
+from train.run.exit_status import INTERRUPTED, PREEMPTED
 from train.trainer import MaxPTrainer
 
 CHECKPOINTS = ("--checkpoint.enable", "--checkpoint.interval", "1000")
@@ -109,6 +109,49 @@ def test_under_nohup_a_lost_terminal_changes_nothing(corpus_cache: Path, tmp_pat
         seen = run(tiny(tmp_path / "run", "mup-no"), before_step=signal_at(2, signal.SIGHUP))
     finally:
         signal.signal(signal.SIGHUP, former)
+    assert seen.record.status["state"] == "completed"
+
+
+@pytest.fixture
+def ctrl_c() -> Iterator[None]:
+    """SIGINT as a terminal's process has it; the tests may run where it is ignored."""
+    former = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, former)
+
+
+def test_ctrl_c_stops_a_run_with_a_checkpoint_and_the_same_command_resumes_it(
+    ctrl_c: None, corpus_cache: Path, tmp_path: Path, mup_no_run: Run
+) -> None:
+    arguments = tiny(tmp_path / "run", "mup-no", *CHECKPOINTS)
+    seen = run(arguments, before_step=signal_at(3, signal.SIGINT))
+    assert seen.code == INTERRUPTED
+    assert (seen.record.status["state"], seen.record.status["step"]) == ("preempted", 3)
+    assert (seen.folder / "checkpoint" / "step-3" / "manifest.json").exists()
+    assert run(arguments).losses == mup_no_run.losses
+
+
+def test_a_second_ctrl_c_stops_a_run_at_once(
+    ctrl_c: None, corpus_cache: Path, tmp_path: Path
+) -> None:
+    def twice(trainer: MaxPTrainer) -> None:
+        if trainer.step == 3:
+            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), signal.SIGINT)
+
+    seen = run(tiny(tmp_path / "run", "mup-no", *CHECKPOINTS), before_step=twice)
+    assert seen.code == INTERRUPTED
+    assert (seen.record.status["state"], seen.record.status["reason"]) == ("failed", "interrupted")
+    assert list(seen.steps) == [1, 2]
+    assert not (seen.folder / "checkpoint").exists()
+
+
+def test_where_ctrl_c_is_ignored_it_stays_so(corpus_cache: Path, tmp_path: Path) -> None:
+    former = signal.signal(signal.SIGINT, signal.SIG_IGN)  # as in a shell script's background job
+    try:
+        seen = run(tiny(tmp_path / "run", "mup-no"), before_step=signal_at(2, signal.SIGINT))
+    finally:
+        signal.signal(signal.SIGINT, former)
     assert seen.record.status["state"] == "completed"
 
 

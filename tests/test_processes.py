@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 from harness import Run, tiny, torchrun
-from ranks import run_ranks
+
+from scripts.torture.ranks import run_ranks
 
 ROOT = Path(__file__).parents[1]
 pytestmark = pytest.mark.slow

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 from harness import Run, run, tiny
 from rank_worker import UNEVEN
-from ranks import run_ranks
 
+from scripts.torture.ranks import run_ranks
 from train.alignment_table import ALIGNMENTS
 from train.model.scales import SCALES
 

@@ -1,11 +1,10 @@
 """``python -m train --scale debug --method maxP --lr 1e-2`` trains one model.
 
-Exit status: 0 completed or diverged (both count as results), 2 bad input, 75 preempted by SIGUSR2,
-SIGTERM or SIGHUP (the same command resumes the run), 1 anything else.
+Exit status: 0 completed or diverged (both count as results), 2 bad input, 75 stopped by SIGUSR2,
+SIGTERM or SIGHUP, 130 by SIGINT (Ctrl-C), 1 anything else. The same command resumes the run.
 """
 
 import contextlib
-import errno
 import logging
 import os
 import sys
@@ -25,7 +24,9 @@ from train.faults import (
     lost_contact,
     meeting_within,
     port_taken,
+    quiet_threads,
     single_process_environment,
+    unwritable,
 )
 from train.metrics import DivergedError
 from train.preemption import PreemptedError
@@ -58,9 +59,10 @@ def main() -> int:
     try:
         return _resume(config, folder, hold)
     except OSError as error:
-        if (reason := _unwritable(error, folder)) is None:
+        if (reason := unwritable(error, folder.path)) is None:
             raise
-        return _refuse(ValueError(reason))
+        print(f"error: {reason}", file=sys.stderr)
+        return 1
 
 
 def _resume(
@@ -105,6 +107,7 @@ def _lock(folder: RunFolder) -> AbstractContextManager[Any]:
 
 def _run(config: MaxPTrainer.Config, folder: RunFolder) -> int:
     single_process_environment()
+    quiet_threads()
     first = _is_first()
     lost: str | None = None
     status: Any = partial(_set_status, folder) if first else lambda *args, **kwargs: None
@@ -115,16 +118,18 @@ def _run(config: MaxPTrainer.Config, folder: RunFolder) -> int:
         with _meeting(config, folder):
             trainer = config.build()
         trainer.train()
-        status("completed", step=trainer.step, reason=trainer.remarks())
+        remarks = trainer.remarks()
+        if first:
+            folder.set_status("completed", step=trainer.step, reason=remarks)
     except DivergedError as error:
         if first:
             folder.metrics().append({"step": error.step, "loss": None})
-        status("diverged", step=error.step)
+            folder.set_status("diverged", step=error.step)
         logger.warning("%s", error)
     except PreemptedError as error:
         status("preempted", step=error.step)
         logger.warning("%s", error)
-        return PREEMPTED
+        return INTERRUPTED if error.by_hand else PREEMPTED
     except SaveError as error:
         status("failed", step=trainer.step if trainer else None, reason=str(error))
         _refuse(error)
@@ -141,7 +146,10 @@ def _run(config: MaxPTrainer.Config, folder: RunFolder) -> int:
         if taken := port_taken(error):
             status("failed", reason=taken)
             return _refuse(ValueError(taken))
-        if full := _unwritable(error, folder):
+        if full := unwritable(error, folder.path):
+            if trainer is not None:
+                with contextlib.suppress(SaveError):  # deletes a checkpoint that is not complete
+                    trainer.checkpointer.maybe_wait_for_saving()
             _fail(folder, full)
             print(f"error: {full}", file=sys.stderr)
             return 1
@@ -190,22 +198,11 @@ def _fail(folder: RunFolder, reason: str) -> None:
 
 
 def _set_status(folder: RunFolder, state: State, **details: Any) -> None:
-    """Write the last status of a run, if the disk allows it."""
+    """Write the status of a run without a result, if the disk allows it."""
     try:
         folder.set_status(state, **details)
     except OSError as error:
         logger.error("%s: status %s cannot be written (%s)", folder.path, state, error.strerror)
-
-
-def _unwritable(error: BaseException, folder: RunFolder) -> str | None:
-    """The message for an error of a full, read-only or broken disk; None for any other."""
-    disk = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.EIO)
-    if not isinstance(error, OSError) or error.errno not in disk:
-        return None
-    return (
-        f"{error.filename or folder.path} cannot be written ({error.strerror}); make room, or make "
-        "it writable, then run the same command again to resume"
-    )
 
 
 def _tell_lost(folder: RunFolder, reason: str) -> None:
@@ -235,7 +232,10 @@ def _leave_at_once(status: int) -> NoReturn:
 
 
 if __name__ == "__main__":
-    code = main()
+    try:
+        code = main()
+    except KeyboardInterrupt:  # before the run began
+        code = INTERRUPTED
     if dist.is_initialized():  # not shut down, since another process is gone
         _leave_at_once(code)
     sys.exit(code)

@@ -22,6 +22,9 @@ from train.checkpoint_files import METADATA, CheckpointError, complete_steps, fa
 from train.integrity import MANIFEST, write_manifest
 from train.run.owner import checkpoint_folder, owner
 
+# What torch's zip writer says where the disk is full, or a file may not grow; the OSError is lost.
+_CUT_SHORT = "unexpected pos"
+
 
 class SaveError(Exception):
     """A checkpoint could not be written; the message is one line with the file and the remedy."""
@@ -111,6 +114,8 @@ class CheckedCheckpointManager(CheckpointManager):
         cause = _first_cause(error)
         file = getattr(cause, "filename", None) or folder
         reason = getattr(cause, "strerror", None) or f"{type(cause).__name__}: {cause}"
+        if _CUT_SHORT in reason:
+            reason = "a write was cut short, as on a full disk"
         if dist.get_rank() == 0 and not (folder / METADATA).exists():
             shutil.rmtree(folder, ignore_errors=True)  # frees space for the run's status
         return SaveError(

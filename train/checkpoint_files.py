@@ -46,6 +46,16 @@ def check_flags(config: CheckpointManager.Config, *, measures: bool) -> None:
             "multipliers; leave it out, or continue from a checkpoint of this trainer with "
             "--checkpoint.initial_load_path"
         )
+    if "train_state" in config.exclude_from_loading:
+        raise ValueError(
+            "--checkpoint.exclude_from_loading train_state: the step and the learning rates of a "
+            "run are in it; leave it out of the list"
+        )
+    if config.create_seed_checkpoint:
+        raise ValueError(
+            "--checkpoint.create_seed_checkpoint: each run draws its weights from --seed, on any "
+            "number of processes; leave it out"
+        )
     if config.initial_load_path is None:
         return
     flag = f"--checkpoint.initial_load_path {config.initial_load_path}"

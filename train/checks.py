@@ -6,6 +6,7 @@ A sweep makes them as well, before it submits anything.
 import copy
 import math
 import os
+from importlib.util import find_spec
 from operator import attrgetter
 from pathlib import Path
 from typing import Any
@@ -38,8 +39,12 @@ def check(config: Any) -> None:
     _check_rates(config)
     _check_compile(config.compile)
     _check_vocabulary(config)
-    if not config.dump_folder:
-        raise ValueError("--output-dir '': must not be empty; leave it out for the default folder")
+    _check_names(config)
+    if config.metrics.enable_wandb and find_spec("wandb") is None:
+        raise ValueError(
+            "--metrics.enable_wandb: the package wandb is not installed; pip install wandb, or "
+            "leave the flag out"
+        )
     _check_data("dataloader", config.dataloader, "train")
     if config.validator.enable:
         _check_data("validator.dataloader", config.validator.dataloader, "validation")
@@ -62,7 +67,9 @@ _RANGES: dict[str, tuple[tuple[float, float], str]] = {
     "metrics.log_freq": _AT_LEAST_1,
     "comm.init_timeout_seconds": _AT_LEAST_1,
     "comm.train_timeout_seconds": _AT_LEAST_1,
-    "debug.seed": ((0, math.inf), "must be a number that is not negative"),
+    "debug.seed": (
+        (0, 2**63 - 1), "must be a number that is not negative, and less than 2^63"
+    ),
     "lr_scheduler.warmup_steps": _NOT_NEGATIVE,
     "lr_scheduler.decay_ratio": _PART,
     "lr_scheduler.min_lr_factor": _PART,
@@ -132,6 +139,21 @@ def _check_vocabulary(config: Any) -> None:
             f"--loss.global_vocab_size {size}: smaller than the model's vocabulary of "
             f"{config.model_spec.model.vocab_size}; leave it out"
         )
+
+
+def _check_names(config: Any) -> None:
+    names = {
+        "output-dir": config.dump_folder,
+        "checkpoint.folder": config.checkpoint.folder,
+        "metrics.save_tb_folder": config.metrics.save_tb_folder,
+    }
+    for flag, name in names.items():
+        if not name.strip():
+            raise ValueError(f"--{flag} {name!r}: must not be empty; leave it out for the default")
+        if not name.isprintable():
+            raise ValueError(
+                f"--{flag} {name!a}: must not have control characters, or bytes that are not UTF-8"
+            )
 
 
 def _check_data(flag: str, data: Any, split: str) -> None:

@@ -45,7 +45,15 @@ def parse(arguments: Sequence[str] | None = None) -> MaxPTrainer.Config:
         ValueError: one line that names the flag and the remedy.
         SystemExit: help was asked for, or a flag does not exist or cannot be read.
     """
-    given = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        return _parse(list(sys.argv[1:] if arguments is None else arguments))
+    except ValueError as error:
+        if len(str(error).splitlines()) < 2:
+            raise
+        raise ValueError(" ".join(str(error).splitlines())) from error  # a value has two lines
+
+
+def _parse(given: list[str]) -> MaxPTrainer.Config:
     if any(flag.split("=")[0] == "--module" for flag in given):
         try:
             config = ConfigManager().parse_args([flag for flag in given if flag != "--check"])

@@ -1,4 +1,4 @@
-"""Processes that are gone, hang or cannot be reached: time limits and error messages.
+"""Processes that are gone, hang or cannot be reached, and disks: time limits and error messages.
 
 Over gloo, a collective raises on every waiting rank when a peer is gone or the group's time limit
 passes, so a run ends with a message and a status. Over NCCL, ranks wait for a peer that is gone
@@ -7,6 +7,7 @@ still says "running". `StopFlag` exchanges flags over gloo after every step, on 
 that waits there ends as on a CPU.
 """
 
+import errno
 import os
 import re
 import socket
@@ -14,6 +15,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
@@ -25,6 +27,8 @@ from train import torch_compat
 _GONE = re.compile(r"connection (was )?(likely )?(closed|reset)|broken pipe|socket closed", re.I)
 _LATE = re.compile(r"timed ?out|timeout", re.I)
 _WHERE = re.compile(r"^\[\S+:\d+\] ")
+
+_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.EIO)
 
 # Seconds beyond the limit, so that torch's own message, which says more, comes first.
 _GRACE = 10
@@ -85,6 +89,34 @@ def port_taken(error: BaseException) -> str | None:
         return None
     port = os.environ.get("MASTER_PORT")
     return f"MASTER_PORT {port} is in use on this machine: set another one on every process"
+
+
+def unwritable(error: BaseException, folder: Path) -> str | None:
+    """The message for an error of a full, read-only or broken disk; None for any other.
+
+    Args:
+        folder: named in the message where the error names no file.
+    """
+    if not isinstance(error, OSError) or error.errno not in _DISK:
+        return None
+    return (
+        f"{error.filename or folder} cannot be written ({error.strerror}); make room, or make it "
+        "writable, then run the same command again to resume"
+    )
+
+
+def quiet_threads() -> None:
+    """Leave out the traceback of a disk error in a thread; the main thread reports the error.
+
+    TensorBoard writes in a thread, and raises the thread's error at the next write.
+    """
+
+    def report(failure: threading.ExceptHookArgs) -> None:
+        error = failure.exc_value
+        if not isinstance(error, OSError) or error.errno not in _DISK:
+            threading.__excepthook__(failure)
+
+    threading.excepthook = report
 
 
 def lost_contact(error: BaseException) -> str | None:

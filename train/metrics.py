@@ -2,9 +2,10 @@
 
 import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch.distributed as dist
@@ -12,13 +13,13 @@ from torch import nn
 from torchtitan.components.metrics import BaseLogger, LoggerContainer, MetricsProcessor
 from torchtitan.components.validate import Validator
 
+from train.charts import SITE_PREFIX, Charts, name_wandb_run
 from train.data.loader import TextDataLoader
 from train.run.folder import RunFolder
 from train.run.metrics_log import MetricsLog
 
 logger = logging.getLogger(__name__)
 
-SITE_PREFIX = "sites/"
 COUNT_PREFIX = "counts/"
 
 
@@ -73,10 +74,14 @@ class RunMetrics(MetricsProcessor):
 
     @dataclass(kw_only=True, slots=True)
     class Config(MetricsProcessor.Config):
-        pass
+        all_sites: bool = False
+        """Draw every site in TensorBoard and W&B, instead of the minimum, median and maximum by
+        layer type. metrics.jsonl always has every site."""
 
     # Set by the trainer; the tags are ``sites/NAME/lr`` and so on.
     site_metrics: Callable[[], dict[str, float]] | None = None
+    layer_types: Mapping[str, str] = MappingProxyType({})
+    """By site, as from `train.charts.layer_types`; set by the trainer."""
     last_step: int = -1
 
     def should_log(self, step: int) -> bool:
@@ -85,11 +90,21 @@ class RunMetrics(MetricsProcessor):
         return step == self.last_step or bool(super().should_log(step))
 
     def _build_metric_logger(self, **kwargs: Any) -> BaseLogger:
+        config, folder = kwargs["config"], Path(kwargs["dump_folder"])
+        if config.enable_wandb:
+            name_wandb_run(folder, dist.get_rank() if config.save_for_all_ranks else None)
         built = super()._build_metric_logger(**kwargs)
         container = LoggerContainer()
-        container.add_logger(built)
+        container.add_logger(
+            Charts(
+                built,
+                folder / config.save_tb_folder,
+                lambda: self.layer_types,
+                all_sites=config.all_sites,
+            )
+        )
         if dist.get_rank() == 0:
-            container.add_logger(JsonLinesLogger(RunFolder(Path(kwargs["dump_folder"])).metrics()))
+            container.add_logger(JsonLinesLogger(RunFolder(folder).metrics()))
         return container
 
     def log(

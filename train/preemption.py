@@ -1,9 +1,9 @@
-"""Stopping on SIGUSR2, SIGTERM or SIGHUP, after a step that all ranks agree on, with a checkpoint.
+"""Stopping on a signal, after a step that all ranks agree on, with a checkpoint.
 
 Slurm sends a signal before the wall time and when it preempts a job, not always to every process.
 All ranks make a checkpoint together, so the signal only sets a flag, and the ranks exchange their
 flags after each step. A rank also stops if the torchrun that started it is gone: nothing else would
-end the ranks, or start them again.
+end the ranks, or start them again. A second SIGINT (Ctrl-C) stops without a checkpoint.
 """
 
 import os
@@ -15,7 +15,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-SIGNALS = (signal.SIGUSR2, signal.SIGTERM, signal.SIGHUP)
+SIGNALS = (signal.SIGUSR2, signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
 _ORPHANED = 1000  # larger than any signal
 
 
@@ -24,6 +24,7 @@ class PreemptedError(Exception):
 
     def __init__(self, step: int, name: str, *, saved: bool) -> None:
         self.step, self.saved = step, saved
+        self.by_hand = name == signal.SIGINT.name
         kept = "saved" if saved else "nothing saved: --checkpoint.enable is off"
         super().__init__(f"preempted by {name} at step {step}; {kept}")
 
@@ -40,9 +41,10 @@ class StopFlag:
         self._seen, self._limit = 0, limit
         self._former: dict[signal.Signals, Any] = {}
         if threading.current_thread() is threading.main_thread():
-            # nohup ignores SIGHUP so that a command outlives its terminal.
-            ignored = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
-            numbers = [n for n in SIGNALS if not (n == signal.SIGHUP and ignored)]
+            # nohup ignores SIGHUP, and a shell SIGINT for its background jobs, so that a command
+            # outlives its terminal.
+            ignored = [n for n in (signal.SIGHUP, signal.SIGINT) if _is_ignored(n)]
+            numbers = [n for n in SIGNALS if n not in ignored]
             self._former = {number: signal.signal(number, self._note) for number in numbers}
         self._torchrun = os.getppid() if "TORCHELASTIC_RUN_ID" in os.environ else None
         # On the CPU, so that the exchange does not wait for an accelerator.
@@ -51,6 +53,10 @@ class StopFlag:
 
     def _note(self, number: int, frame: Any) -> None:
         self._seen = number
+        if number == signal.SIGINT:
+            signal.signal(number, signal.default_int_handler)  # raises KeyboardInterrupt
+            # Not print, which the signal may have interrupted.
+            os.write(2, b"stopping after this step; Ctrl-C again stops without a checkpoint\n")
 
     def agreed(self) -> str | None:
         """The name of a signal that some rank has received; the same on every rank."""
@@ -71,3 +77,7 @@ class StopFlag:
         for number, handler in self._former.items():
             signal.signal(number, handler)
         self._former = {}
+
+
+def _is_ignored(number: signal.Signals) -> bool:
+    return signal.getsignal(number) is signal.SIG_IGN

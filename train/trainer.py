@@ -14,6 +14,7 @@ from torchtitan.trainer import Trainer
 from maxp import BOUNDS, Graph, bounded
 from train import cpu, torch_compat
 from train.alignment_table import ALIGNMENTS, Table, kind, read_table
+from train.charts import SITE_PREFIX, layer_types
 from train.checks import check, global_batch_size
 from train.data.loader import DataError, TextDataLoader
 from train.faults import limit_collectives
@@ -22,7 +23,7 @@ from train.method.learning_rates import SiteGroups
 from train.method.methods import get_method
 from train.method.probe import FreshText, TrainerParametrization, draw_probe
 from train.method.settings import MaxPSettings
-from train.metrics import COUNT_PREFIX, SITE_PREFIX, DivergedError, HeldOutValidator, RunMetrics
+from train.metrics import COUNT_PREFIX, DivergedError, HeldOutValidator, RunMetrics
 from train.model.llama3 import site_graph
 from train.preemption import PreemptedError, StopFlag
 from train.run.folder import RunFolder
@@ -109,6 +110,7 @@ class MaxPTrainer(Trainer):
             )
         if isinstance(self.metrics_processor, RunMetrics):
             self.metrics_processor.site_metrics = self.site_metrics
+            self.metrics_processor.layer_types = layer_types(self.parametrization.graph)
             self.metrics_processor.last_step = config.training.steps
         if isinstance(self.dataloader, TextDataLoader):
             self._check_length(self.dataloader)

@@ -73,6 +73,11 @@ def build_once(folder: Path, build: Callable[[Path], None]) -> None:
         try:
             build(partial)
             os.replace(partial, folder)
+        except OSError as error:
+            raise DataError(
+                f"cannot write the data cache {error.filename or folder} ({error.strerror}): make "
+                "room, or set MAXP_CACHE to a writable folder"
+            ) from error
         finally:
             shutil.rmtree(partial, ignore_errors=True)
     finally:

@@ -212,7 +212,7 @@ def train_tokenizer(
             "tokens; pass --dataset local"
         )
     folder.mkdir()
-    tokenizer.save(str(folder / "tokenizer.json"))
+    (folder / "tokenizer.json").write_text(tokenizer.to_str(pretty=True))
     (folder / "tokenizer_config.json").write_text(_TOKENIZER_CONFIG)
     return DocumentEncoder(tokenizer, bos=_BOS, eos=_EOS)
 

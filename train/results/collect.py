@@ -23,6 +23,7 @@ from train.run.folder import (
     describe_status,
     load_run,
 )
+from train.run.process import vanished
 from train.run.summary import COORDINATES, SUMMARY, SummaryError, read_summary
 from train.run.tail import COUNTS, Tail
 
@@ -30,6 +31,9 @@ log = logging.getLogger(__name__)
 
 UNREADABLE = "unreadable"
 """State of a folder with a config.json that is not a readable run."""
+
+VANISHED = "vanished"
+"""State of a run whose status.json says "running", but whose process on this machine is gone."""
 
 _NUMBERS = (
     *("lr", "parameters", "validation", "train", "loss", "step"),
@@ -63,8 +67,8 @@ def collect(*folders: str | os.PathLike[str]) -> pd.DataFrame:
         axes: the settings that tell its runs apart from others of the same scale, method and
             steps, by name; see `axes.Varying`.
         parameters: number of parameters; NaN if the run has no summary.
-        state: as in status.json; "no status" if there is none, and "unreadable" if config.json or
-            status.json is corrupt.
+        state: as in status.json; "no status" if there is none, "vanished" if its process is gone,
+            and "unreadable" if config.json or status.json is corrupt.
         description: the state in words, with its reason.
         validation, train: the two metrics, nats per token; NaN unless the run is completed.
         loss, step, tokens, tokens_per_second: as last logged, see `tail.Tail`.
@@ -112,6 +116,7 @@ def read_run(folder: Path, varying: Varying) -> dict[str, Any]:
         if not 0 < row["lr"] < math.inf:
             raise ValueError
         state = run.status.get("state", "no status")
+        state = VANISHED if vanished(run.status) else state
         row |= {"state": state, "description": describe_status(run.status)}
         row |= {"updated": run.status.get("updated"), "base_scale": base_scale(run.config)}
         numbers, parameters, row["bad_summary"] = _numbers(folder, state)

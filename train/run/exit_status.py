@@ -3,7 +3,7 @@
 BAD_INPUT = 2
 
 PREEMPTED = 75
-"""The run was stopped, and the next start continues it; EX_TEMPFAIL of sysexits.h."""
+"""The run was stopped by a scheduler, which is to start it again; EX_TEMPFAIL of sysexits.h."""
 
 INTERRUPTED = 130
-"""By Ctrl-C, as in a shell: 128 + SIGINT."""
+"""The run was stopped by Ctrl-C, so nothing is to start it again; 128 + SIGINT, as in a shell."""

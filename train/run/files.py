@@ -8,13 +8,27 @@ import operator
 import os
 import uuid
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 
+@contextmanager
+def naming(file: Path) -> Iterator[None]:
+    """Name ``file`` in an OSError: that of a full disk names none."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = os.fspath(file)
+        raise
+
+
 def write_whole(target: Path, content: str | bytes) -> None:
-    """Replace ``target`` in one step: no reader, and no crash, ever sees a part of ``content``."""
+    """Replace ``target`` in one step: no reader, and no crash, ever sees a part of ``content``.
+
+    Raises:
+        OSError: it cannot be written; the error names ``target``.
+    """
     with temporary(target, content) as file:
         os.replace(file, target)
 
@@ -25,13 +39,14 @@ def temporary(target: Path, content: str | bytes) -> Iterator[Path]:
     # Not mkstemp: its mode 0600 would hide a run from the colleagues who share the folder.
     path = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
     try:
-        with path.open("xb") as file:
+        with naming(target), path.open("xb") as file:
             file.write(content.encode() if isinstance(content, str) else content)
             file.flush()
             os.fsync(file.fileno())
         yield path
     finally:
-        path.unlink(missing_ok=True)
+        with suppress(OSError):  # missing, or the disk has become read-only
+            path.unlink()
 
 
 def to_json(value: Any, **layout: Any) -> str:

@@ -22,6 +22,7 @@ import psutil
 from train.run.files import parse_record, temporary, to_json, write_whole
 from train.run.identity import differences, identity
 from train.run.metrics_log import MetricsLog
+from train.run.process import vanished
 from train.run.provenance import git_commit, versions
 
 log = logging.getLogger(__name__)
@@ -179,12 +180,13 @@ def load_run(path: str | os.PathLike[str], *, metrics: bool = True) -> RunRecord
 
 def describe_status(status: Mapping[str, Any]) -> str:
     """The content of a status.json in words, e.g. "failed at step 12: out of memory"."""
-    words = str(status.get("state", "no status yet"))
+    gone = vanished(status)
+    words = "vanished" if gone else str(status.get("state", "no status yet"))
     if status.get("step") is not None:
         words += f" at step {status['step']}"
     if status.get("reason"):
         words += f": {' '.join(str(status['reason']).split())}"
-    return words
+    return f"{words}: its process is gone" if gone else words
 
 
 def read_config_file(folder: Path) -> dict[str, Any]:

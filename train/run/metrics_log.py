@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from train.run.files import parse_record, plain, to_json, write_whole
+from train.run.files import naming, parse_record, plain, to_json, write_whole
 from train.run.tail import lines_from_end
 
 log = logging.getLogger(__name__)
@@ -22,9 +22,13 @@ class MetricsLog:
         self.path = path
 
     def append(self, record: Mapping[str, Any]) -> None:
-        """Add one line. Non-finite numbers become null, NumPy and torch scalars plain numbers."""
+        """Add one line. Non-finite numbers become null, NumPy and torch scalars plain numbers.
+
+        Raises:
+            OSError: it cannot be written; the error names the file.
+        """
         line = to_json(plain(record)).encode() + b"\n"
-        with self.path.open("a+b") as file:
+        with naming(self.path), self.path.open("a+b") as file:
             if file.seek(0, os.SEEK_END):
                 file.seek(-1, os.SEEK_END)
                 if file.read(1) != b"\n":  # a writer was killed mid-line

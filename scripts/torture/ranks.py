@@ -1,7 +1,7 @@
 """Ranks of a run, as torchrun starts them, in processes that need not import torch first.
 
 They are forked from a server that has imported the trainer and done nothing else, so each starts at
-once, where a new process takes five seconds of a core. torchrun's own part is not under test here.
+once, where a new process takes five seconds of a core. torchrun's own part is not run.
 """
 
 from __future__ import annotations
@@ -9,14 +9,17 @@ from __future__ import annotations
 import importlib
 import multiprocessing
 import os
+import signal
 import sys
 import tempfile
+import time
 from collections.abc import Callable
 from pathlib import Path
 from subprocess import CompletedProcess
 
-from harness import ROOT
 from torch.distributed import TCPStore
+
+ROOT = Path(__file__).parents[2]
 
 _SERVER = multiprocessing.get_context("forkserver")
 _SERVER.set_forkserver_preload(["train.__main__", "torch._dynamo", "torch.utils.tensorboard"])
@@ -53,7 +56,7 @@ class Ranks:
                     {**environment, "RANK": str(rank), "LOCAL_RANK": str(rank)},
                     self._folder.name,
                 ),
-                daemon=True,  # it does not outlive the tests
+                daemon=True,  # it does not outlive this process
             )
             for rank in range(processes)
         ]
@@ -61,9 +64,14 @@ class Ranks:
             process.start()
 
     def ended(self) -> str | None:
-        """For `wait_until`: hopeless once a rank has ended."""
-        codes = [process.exitcode for process in self.processes]
+        """Why not all ranks run any more; None while they do."""
+        codes = self.codes
         return None if codes.count(None) == len(codes) else f"exit codes of the ranks: {codes}"
+
+    @property
+    def codes(self) -> list[int | None]:
+        """The exit status of each rank; None for one that runs, -9 for one killed by SIGKILL."""
+        return [process.exitcode for process in self.processes]
 
     def kill(self) -> None:
         """End all ranks with SIGKILL."""
@@ -72,11 +80,20 @@ class Ranks:
         for process in self.processes:
             process.join()
 
-    def wait(self) -> CompletedProcess[str]:
-        """Wait until all ranks have ended: where one fails, the others are to end by themselves."""
+    def wait(self, limit: float | None = None) -> CompletedProcess[str]:
+        """Wait until all ranks have ended: where one fails, the others are to end by themselves.
+
+        Raises:
+            TimeoutError: they have not after ``limit`` seconds; they are killed then.
+        """
+        deadline = None if limit is None else time.monotonic() + limit
         for process in self.processes:
-            process.join()
-        code = next((p.exitcode for p in self.processes if p.exitcode), 0)
+            process.join(None if deadline is None else max(0.0, deadline - time.monotonic()))
+        if None in self.codes:
+            codes = self.codes
+            self.kill()
+            raise TimeoutError(f"ranks did not end within {limit:g} s; exit codes: {codes}")
+        code = next((code for code in self.codes if code), 0)
         read = [(Path(self._folder.name) / name).read_text() for name in ("stdout", "stderr")]
         return CompletedProcess([], code, *read)
 
@@ -90,6 +107,9 @@ def _run(module: str, arguments: tuple[str, ...], environment: dict[str, str], f
     os.environ.clear()
     os.environ.update(environment)
     os.chdir(ROOT)
+    # Ignored where this was started in the background; ranks are to be as in a terminal.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
     for number, name in ((1, "stdout"), (2, "stderr")):
         os.dup2(os.open(f"{folder}/{name}", os.O_WRONLY | os.O_CREAT | os.O_APPEND), number)
     sys.argv = [module, *arguments]
