@@ -22,7 +22,7 @@ from train.run.folder import RunFolder
 ROOT = Path(__file__).parents[1]
 SHIPPED = sorted((ROOT / "configs" / "sweeps").glob("*.toml"))
 BASIC = """
-scales = ["debug", "cpu64"]
+scales = ["debug", "cpu128"]
 methods = ["maxP", "mup-no"]
 lrs = [1e-2, 0.025]
 seeds = [1, 2]
@@ -41,7 +41,7 @@ def value_of(arguments: tuple[str, ...], flag: str) -> str:
 
 def test_a_sweep_is_every_combination_once(tmp_path: Path) -> None:
     runs = expand(sweep(tmp_path, BASIC))
-    expected = itertools.product(["debug", "cpu64"], ["maxP", "mup-no"], [0.01, 0.025], [1, 2])
+    expected = itertools.product(["debug", "cpu128"], ["maxP", "mup-no"], [0.01, 0.025], [1, 2])
     loaded = [(run.scale, run.method, run.lr, run.seed) for run in runs]
     assert sorted(loaded) == sorted(expected)
     assert len({run.name for run in runs}) == len({run.identity for run in runs}) == 16
@@ -49,7 +49,7 @@ def test_a_sweep_is_every_combination_once(tmp_path: Path) -> None:
 
 def test_a_run_has_a_readable_name(tmp_path: Path) -> None:
     names = {run.name for run in expand(sweep(tmp_path, BASIC))}
-    assert {"debug_maxP_lr1e-02_seed1", "cpu64_mup-no_lr0.025_seed2"} <= names
+    assert {"debug_maxP_lr1e-02_seed1", "cpu128_mup-no_lr0.025_seed2"} <= names
 
 
 def test_the_command_line_is_one_that_the_trainer_reads(tmp_path: Path, corpus_cache: Path) -> None:
@@ -72,7 +72,7 @@ def test_the_command_line_is_one_that_the_trainer_reads(tmp_path: Path, corpus_c
 def test_steps_left_out_are_those_of_the_scale(tmp_path: Path) -> None:
     runs = expand(sweep(tmp_path, BASIC))
     assert {run.scale: run.steps for run in runs} == {
-        scale: compute_steps(SCALES[scale]) for scale in ("debug", "cpu64")
+        scale: compute_steps(SCALES[scale]) for scale in ("debug", "cpu128")
     }
 
 
@@ -85,19 +85,19 @@ def test_a_scale_has_its_own_steps_flags_and_resources(tmp_path: Path) -> None:
     [resources]
     nodes = 2
     time = "01:00:00"
-    [scale.cpu64]
+    [scale.cpu128]
     steps = 50
     gpus_per_node = 3
-    [scale.cpu64.flags]
+    [scale.cpu128.flags]
     training.local_batch_size = 2
     """
     loaded = sweep(tmp_path, text)
-    assert loaded.steps == {"debug": 100, "cpu64": 50}
+    assert loaded.steps == {"debug": 100, "cpu128": 50}
     assert loaded.flags["debug"]["training.local_batch_size"] == 4
-    assert loaded.flags["cpu64"] == {"training.seq_len": 64, "training.local_batch_size": 2}
+    assert loaded.flags["cpu128"] == {"training.seq_len": 64, "training.local_batch_size": 2}
     assert loaded.resources == {
         "debug": Resources(2, None, "01:00:00"),
-        "cpu64": Resources(2, 3, "01:00:00"),
+        "cpu128": Resources(2, 3, "01:00:00"),
     }
 
 
@@ -300,7 +300,7 @@ GPUS = Cluster(name="big", kind="slurm", gpus_per_node=8, peak_flops=1e15, mfu=0
 
 
 def test_the_prediction_is_the_flops_over_what_the_gpus_do(tmp_path: Path) -> None:
-    text = BASIC.replace('"debug", "cpu64"', '"s1"').replace('"maxP", ', "")
+    text = BASIC.replace('"debug", "cpu128"', '"s1"').replace('"maxP", ', "")
     loaded = sweep(tmp_path, text, "--steps", "10")
     [only] = estimate(loaded, expand(loaded), GPUS, {})
     hours = costs.training_flops(SCALES["s1"], 10) / (8 * 1e15 * 0.5) / 3600
@@ -310,14 +310,14 @@ def test_the_prediction_is_the_flops_over_what_the_gpus_do(tmp_path: Path) -> No
 
 
 def test_a_measured_speed_goes_before_the_prediction(tmp_path: Path) -> None:
-    loaded = sweep(tmp_path, BASIC.replace('"debug", "cpu64"', '"s1"'), "--steps", "10")
+    loaded = sweep(tmp_path, BASIC.replace('"debug", "cpu128"', '"s1"'), "--steps", "10")
     [only] = estimate(loaded, expand(loaded), GPUS, {"s1": 1000.0})
     assert only.source == "measured"
     assert only.hours == pytest.approx(10 * 256 * 2048 / (8 * 1000) / 3600)
 
 
 def test_flags_that_change_the_batch_change_the_estimate(tmp_path: Path) -> None:
-    text = BASIC.replace('"debug", "cpu64"', '"s1"')
+    text = BASIC.replace('"debug", "cpu128"', '"s1"')
     loaded = sweep(tmp_path, text, "--steps", "10", "--set", "training.global_batch_size=64")
     [only] = estimate(loaded, expand(loaded), GPUS, {"s1": 1000.0})
     assert only.hours == pytest.approx(10 * 64 * 2048 / (8 * 1000) / 3600)
@@ -330,7 +330,7 @@ def test_on_a_cpu_cluster_nothing_is_known_until_it_is_measured(tmp_path: Path) 
 
 
 def test_a_run_longer_than_its_wall_time_is_warned_of(tmp_path: Path) -> None:
-    text = BASIC.replace('"debug", "cpu64"', '"s1"') + "[resources]\ntime = '01:00:00'"
+    text = BASIC.replace('"debug", "cpu128"', '"s1"') + "[resources]\ntime = '01:00:00'"
     loaded = sweep(tmp_path, text, "--steps", "1000")
     just = 1000 * 256 * 2048 / 8 / 3600
     [slow] = estimate(loaded, expand(loaded), GPUS, {"s1": just * 0.99})

@@ -29,7 +29,7 @@ maxp.solve_interval = [1, 10]
 def test_axes_form_the_product_with_everything_else(tmp_path: Path) -> None:
     runs = expand(sweep(tmp_path, BASIC + AXES))
     got = [(r.scale, r.method, r.lr, r.seed, *r.axes.values()) for r in runs]
-    scales, methods = ("debug", "cpu64"), ("maxP", "mup-no")
+    scales, methods = ("debug", "cpu128"), ("maxP", "mup-no")
     expected = itertools.product(scales, methods, (0.01, 0.025), (1, 2), (1, 10), (0.5, 1, 2.0))
     assert sorted(got) == sorted(expected)
     assert len({r.name for r in runs}) == len({r.identity for r in runs}) == 96
@@ -47,7 +47,7 @@ def test_the_command_line_has_the_flag_of_each_axis(tmp_path: Path) -> None:
 def test_a_name_ends_with_the_last_part_of_each_flag_and_its_value(tmp_path: Path) -> None:
     names = [run.name for run in expand(sweep(tmp_path, BASIC + AXES))]
     assert names[0] == "debug_maxP_lr1e-02_seed1_solve_interval1_max_norm0.5"
-    assert names[-1] == "cpu64_mup-no_lr0.025_seed2_solve_interval10_max_norm2"
+    assert names[-1] == "cpu128_mup-no_lr0.025_seed2_solve_interval10_max_norm2"
 
 
 def test_axes_that_end_alike_have_their_whole_flag_in_the_name(tmp_path: Path) -> None:
@@ -181,16 +181,16 @@ def test_a_folder_of_an_earlier_version_has_no_axes(tmp_path: Path) -> None:
 
 
 def test_the_estimate_is_the_mean_over_the_axes(tmp_path: Path) -> None:
-    text = BASIC.replace('"debug", "cpu64"', '"s1"')
+    text = BASIC.replace('"debug", "cpu128"', '"s2"')
     text += "[axes]\ntraining.global_batch_size = [64, 192]"
     loaded = sweep(tmp_path, text, "--steps", "10")
-    [only] = estimate(loaded, expand(loaded), GPUS, {"s1": 1000.0})
+    [only] = estimate(loaded, expand(loaded), GPUS, {"s2": 1000.0})
     assert only.hours == pytest.approx(10 * 128 * 2048 / (8 * 1000) / 3600)
     assert only.runs == 16
 
 
 def test_predicted_hours_know_how_often_each_run_solves(tmp_path: Path) -> None:
-    text = BASIC.replace('"debug", "cpu64"', '"s1"').replace(', "mup-no"', "")
+    text = BASIC.replace('"debug", "cpu128"', '"s2"').replace(', "mup-no"', "")
     both = sweep(tmp_path, text + "[axes]\nmaxp.solve_interval = [1, 100]", "--steps", "1000")
     [mean] = estimate(both, expand(both), GPUS, {})
     each = []
@@ -208,15 +208,15 @@ def methods_at(
     tmp_path: Path, text: str, scale: str, methods: str = '"maxP", "mup-no"'
 ) -> set[str]:
     loaded = sweep(tmp_path, BASIC.replace('"maxP", "mup-no"', methods) + text)
-    bases = {"debug": "cpu64", "cpu64": "cpu64"}
+    bases = {"debug": "cpu128", "cpu128": "cpu128"}
     return {run.method for run in expand(loaded, bases.get) if run.scale == scale}
 
 
 def test_where_a_scale_is_its_own_base_a_sweep_runs_one_method(tmp_path: Path) -> None:
-    assert methods_at(tmp_path, "", "cpu64") == {"mup-no"}
+    assert methods_at(tmp_path, "", "cpu128") == {"mup-no"}
     assert methods_at(tmp_path, "", "debug") == {"maxP", "mup-no"}
     whole = {run.name: run for run in expand(sweep(tmp_path, BASIC))}
-    once = expand(sweep(tmp_path, BASIC), {"cpu64": "cpu64"}.get)
+    once = expand(sweep(tmp_path, BASIC), {"cpu128": "cpu128"}.get)
     assert len(once) == 12
     assert all(whole[run.name] == run for run in once)
 
@@ -234,13 +234,13 @@ def test_the_method_at_the_base_is_static_and_needs_no_table_if_possible(
     tmp_path: Path, methods: str, chosen: str
 ) -> None:
     table = "[flags]\nalignment_table = 't.json'" if "frozen" in methods else ""
-    assert methods_at(tmp_path, table, "cpu64", methods) == {chosen}
+    assert methods_at(tmp_path, table, "cpu128", methods) == {chosen}
 
 
 def test_the_flag_for_the_base_scale_wins_over_the_scales_default(tmp_path: Path) -> None:
     both = {"maxP", "mup-no"}
-    assert methods_at(tmp_path, '[flags]\nmaxp.base_scale = "none"', "cpu64") == both
-    assert methods_at(tmp_path, '[flags]\nmaxp.base_scale = "debug"', "cpu64") == both
+    assert methods_at(tmp_path, '[flags]\nmaxp.base_scale = "none"', "cpu128") == both
+    assert methods_at(tmp_path, '[flags]\nmaxp.base_scale = "debug"', "cpu128") == both
     assert methods_at(tmp_path, '[flags]\nmaxp.base_scale = "debug"', "debug") == {"mup-no"}
     own = '[scale.debug.flags]\n"maxp.base-scale" = "debug"'
     assert methods_at(tmp_path, own, "debug") == {"mup-no"}
