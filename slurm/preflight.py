@@ -33,10 +33,10 @@ def check(runs: Iterable[RunSpec], cluster: Cluster) -> None:
             processes = run.resources.nodes * cluster.processes(run.resources)
             os.environ["WORLD_SIZE"] = str(processes)
             words = [_mounted_from(word, cluster.container) for word in run.arguments]
-            if (printed := _refusal(words)) is None:
+            if (printed := _refusal(words, capture=bool(run.axes))) is None:
                 continue
             for name, value in run.axes.items():
-                if _refusal(_without(words, name)) is None:
+                if _refusal(_without(words, name), capture=True) is None:
                     raise ConfigError(f"axes.{name}: {_reason(name, value_text(value), printed)}")
             print(printed, file=sys.stderr, end="")
             raise ConfigError(
@@ -53,13 +53,20 @@ def check(runs: Iterable[RunSpec], cluster: Cluster) -> None:
             os.environ["WORLD_SIZE"] = former
 
 
-def _refusal(words: list[str]) -> str | None:
-    """What the trainer prints about flags that it cannot read; None if it takes them."""
+def _refusal(words: list[str], *, capture: bool) -> str | None:
+    """What the trainer prints about flags that it cannot read; None if it takes them.
+
+    Args:
+        capture: keep the text from the terminal; else it is printed, and the result is empty.
+    """
     from train.cli import parse
 
     printed = io.StringIO()
     try:
-        with contextlib.redirect_stderr(printed), contextlib.redirect_stdout(printed):
+        with contextlib.ExitStack() as stack:
+            if capture:
+                stack.enter_context(contextlib.redirect_stderr(printed))
+                stack.enter_context(contextlib.redirect_stdout(printed))
             parse(words)
     except SystemExit:
         return printed.getvalue()

@@ -212,6 +212,9 @@ def test_runs_of_two_other_methods_are_refused(tmp_path: Path) -> None:
 def test_a_folder_in_which_nothing_is_completed_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no completed runs; pass a sweep's folder"):
         choose([tmp_path])
+    (write_run(tmp_path) / "config.json").write_text("{")
+    with pytest.raises(ValueError, match=r"no completed runs \(1 \(.*is corrupt"):
+        choose([tmp_path])
 
 
 def test_a_table_of_another_kind_of_model_is_refused_in_one_line(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ import pytest
 from fake_runs import write_run
 from test_results_report import rows
 
-from train.results import curves, plots
+from train.results import curves, plots, style
 from train.results.analysis import Results, loss_table
 from train.results.collect import collect
 from train.results.formats import render
@@ -221,6 +221,7 @@ def test_a_plot_shows_one_combination(tmp_path: Path) -> None:
     drawn = list(plots.each_figure(analysed(tmp_path)))
     losses = [figure for _, name, figure in drawn if name == "loss_against_lr"]
     assert [figure.get_suptitle() for figure in losses] == [f"embedding {v}" for v in GAMMAS]
+    assert {figure._suptitle.get_color() for figure in losses} == {style.INK}
     assert losses[2].axes[0].get_lines()[0].get_xydata().tolist() == [[1e-2, 3.5]]
     files = plots.write_plots(analysed(tmp_path), tmp_path / "plots")
     assert {file.stem for file in files} >= {f"loss_against_lr_{number}" for number in (1, 2, 3)}
@@ -312,6 +313,8 @@ def test_plots_and_report_of_a_shared_base_are_made(tmp_path: Path) -> None:
     assert [name for name, *_ in plots.each_figure(results)] == [
         *("loss_against_lr", "transfer", "gap")
     ]
+    losses, _ = plots.loss_against_lr(results).axes
+    assert losses.get_title(loc="left") == "cpu64, one run for all methods"
     page = report(collect(tmp_path), "t")
     assert page.count("= mup-no") == 3
     assert "one run for all methods" in page

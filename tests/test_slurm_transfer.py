@@ -185,7 +185,8 @@ def test_markdown_is_a_table(folder: SweepFolder, capsys: pytest.CaptureFixture[
 def test_without_a_base_each_method_carries_from_the_smallest_scale(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    text = SWEEP.split("[flags]")[0].replace('"cpu64", "cpu128", "cpu256"', '"cpu128", "cpu64"')
+    text = SWEEP.split("[axes]")[0].replace('"cpu64", "cpu128", "cpu256"', '"cpu128", "cpu64"')
+    text = text.replace('base_scale = "cpu64"', 'base_scale = "none"')
     (tmp_path / "s.toml").write_text(text)
     folder = SweepFolder(tmp_path / "s")
     with folder.lock():

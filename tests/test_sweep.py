@@ -260,14 +260,11 @@ def test_a_shipped_sweep_expands(path: Path) -> None:
     assert expand(load_sweep(path))
 
 
-@pytest.mark.parametrize("scale", ["s2", "s3", "s4", "s5"])
-def test_a_shipped_scale_is_42_jobs(scale: str) -> None:
-    assert len(expand(load_sweep(ROOT / f"configs/sweeps/{scale}.toml"))) == 42
-
-
-def test_the_base_of_the_shipped_scales_is_14_jobs_since_all_methods_are_one_run_there() -> None:
-    runs = expand(load_sweep(ROOT / "configs/sweeps/s1.toml"))
-    assert (len(runs), {run.method for run in runs}) == (14, {"mup-full"})
+@pytest.mark.parametrize(("scale", "jobs"), [("s1", 14), *((f"s{n}", 42) for n in (2, 3, 4, 5))])
+def test_a_shipped_scale_is_42_jobs_and_a_third_where_it_is_its_own_base(
+    scale: str, jobs: int
+) -> None:
+    assert len(expand(load_sweep(ROOT / f"configs/sweeps/{scale}.toml"))) == jobs
 
 
 def test_planning_ten_thousand_runs_imports_no_torch(tmp_path: Path) -> None:
@@ -305,26 +302,26 @@ GPUS = Cluster(name="big", kind="slurm", gpus_per_node=8, peak_flops=1e15, mfu=0
 
 
 def test_the_prediction_is_the_flops_over_what_the_gpus_do(tmp_path: Path) -> None:
-    text = BASIC.replace('"debug", "cpu128"', '"s2"').replace('"maxP", ', "")
+    text = BASIC.replace('"debug", "cpu128"', '"s1"').replace('"maxP", ', "")
     loaded = sweep(tmp_path, text, "--steps", "10")
     [only] = estimate(loaded, expand(loaded), GPUS, {})
-    hours = costs.training_flops(SCALES["s2"], 10) / (8 * 1e15 * 0.5) / 3600
+    hours = costs.training_flops(SCALES["s1"], 10) / (8 * 1e15 * 0.5) / 3600
     assert (only.source, only.devices, only.runs) == ("predicted", 8, 4)
     assert only.hours == pytest.approx(hours)
     assert only.device_hours == pytest.approx(hours * 8 * 4)
 
 
 def test_a_measured_speed_goes_before_the_prediction(tmp_path: Path) -> None:
-    loaded = sweep(tmp_path, BASIC.replace('"debug", "cpu128"', '"s2"'), "--steps", "10")
-    [only] = estimate(loaded, expand(loaded), GPUS, {"s2": 1000.0})
+    loaded = sweep(tmp_path, BASIC.replace('"debug", "cpu128"', '"s1"'), "--steps", "10")
+    [only] = estimate(loaded, expand(loaded), GPUS, {"s1": 1000.0})
     assert only.source == "measured"
     assert only.hours == pytest.approx(10 * 256 * 2048 / (8 * 1000) / 3600)
 
 
 def test_flags_that_change_the_batch_change_the_estimate(tmp_path: Path) -> None:
-    text = BASIC.replace('"debug", "cpu128"', '"s2"')
+    text = BASIC.replace('"debug", "cpu128"', '"s1"')
     loaded = sweep(tmp_path, text, "--steps", "10", "--set", "training.global_batch_size=64")
-    [only] = estimate(loaded, expand(loaded), GPUS, {"s2": 1000.0})
+    [only] = estimate(loaded, expand(loaded), GPUS, {"s1": 1000.0})
     assert only.hours == pytest.approx(10 * 64 * 2048 / (8 * 1000) / 3600)
 
 
@@ -335,20 +332,20 @@ def test_on_a_cpu_cluster_nothing_is_known_until_it_is_measured(tmp_path: Path) 
 
 
 def test_a_run_longer_than_its_wall_time_is_warned_of(tmp_path: Path) -> None:
-    text = BASIC.replace('"debug", "cpu128"', '"s2"') + "[resources]\ntime = '01:00:00'"
+    text = BASIC.replace('"debug", "cpu128"', '"s1"') + "[resources]\ntime = '01:00:00'"
     loaded = sweep(tmp_path, text, "--steps", "1000")
     just = 1000 * 256 * 2048 / 8 / 3600
-    [slow] = estimate(loaded, expand(loaded), GPUS, {"s2": just * 0.99})
-    [fast] = estimate(loaded, expand(loaded), GPUS, {"s2": just * 1.01})
+    [slow] = estimate(loaded, expand(loaded), GPUS, {"s1": just * 0.99})
+    [fast] = estimate(loaded, expand(loaded), GPUS, {"s1": just * 1.01})
     assert fast.warning is None
-    assert "scale.s2.time: a run takes about 1.0 h" in str(slow.warning)
+    assert "scale.s1.time: a run takes about 1.0 h" in str(slow.warning)
 
 
 def test_speeds_are_read_from_the_runs_in_the_folder(tmp_path: Path) -> None:
     for seed, speed in enumerate([100.0, 300.0, 200.0]):
         folder = RunFolder(tmp_path / f"run{seed}")
-        folder.claim({"scale": "s2", "method": "sp", "lr": 0.1, "seed": seed, "steps": 1})
+        folder.claim({"scale": "s1", "method": "sp", "lr": 0.1, "seed": seed, "steps": 1})
         folder.metrics().append({"step": 1, "loss": 1.0, "tokens_per_second": speed})
         folder.set_status("completed", step=1)
-    assert measured_speeds(tmp_path) == {"s2": 200.0}
+    assert measured_speeds(tmp_path) == {"s1": 200.0}
     assert measured_speeds(tmp_path / "none") == {}

@@ -140,15 +140,18 @@ def choose(paths: Collection[Path]) -> list[Path]:
     # Imported here: the trainer reads tables too, and needs no pandas.
     from train.results.analysis import Results
     from train.results.collect import UNREADABLE, collect
+    from train.results.names import named
 
     where = " ".join(map(str, paths))
     runs = collect(*paths)
+    unreadable = runs.loc[runs["state"] == UNREADABLE, "description"]
     runs = runs[runs["state"] != UNREADABLE]
     if len(runs) == 1:
         return [Path(runs["path"].iloc[0])]
     done = runs[runs["state"] == "completed"]
     if done.empty:
-        raise ValueError(f"RUNS {where}: no completed runs; pass a sweep's folder, or runs")
+        why = f" ({named(unreadable)} unreadable)" if len(unreadable) else ""
+        raise ValueError(f"RUNS {where}: no completed runs{why}; pass a sweep's folder, or runs")
     methods = sorted(done["method"].unique())
     method = _PASSIVE if _PASSIVE in methods else methods[0]
     if len(methods) > 1 and method != _PASSIVE:
@@ -186,7 +189,11 @@ def _last_part(run: RunRecord, first_step: int, last_fraction: float) -> list[di
 
 
 def export(
-    runs: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="RUNS")],
+    runs: Annotated[
+        tuple[Path, ...],
+        tyro.conf.Positional,
+        tyro.conf.arg(metavar="RUNS [RUNS ...]", help_behavior_hint="(required)"),
+    ],
     to: Path,
     statistic: Statistic = "median",
     last_fraction: float = 0.25,
@@ -221,6 +228,8 @@ def export(
     rule = {"statistic": statistic, "last_fraction": last_fraction, "first_step": first_step}
     counts = {name: len(three[0]) for name, three in samples.items()}
     write_table(to, table, source | rule, quartiles=spread, samples=counts)
+    print(f"{f'{statistic} (quartiles)':32s}", end="")
+    print("".join(f"   {name:22s}" for name in ALIGNMENTS).rstrip())
     for name, values in table.items():
         cells = zip(values, spread[name], strict=True)
         print(f"{name:32s}" + "".join(f"{v:8.3f} ({q[0]:.3f} to {q[1]:.3f})" for v, q in cells))

@@ -39,7 +39,8 @@ def loss_against_lr(results: Results) -> Figure:
             for position, (method, look) in enumerate(looks.items()):
                 column = cells[cells["method"] == method].sort_values("lr")
                 _line(axes, column, look, crosses=0.985 - 0.045 * position)
-            axes.set(title=scale, xscale="log", xlabel="learning rate")
+            shared = ", one run for all methods" if cells["at_base"].all() else ""
+            axes.set(title=f"{scale}{shared}", xscale="log", xlabel="learning rate")
             _leave_out_the_highest(axes, cells.loc[cells["diverged"] == 0, "mean"].dropna())
             _lr_ticks(axes, sorted(cells["lr"].unique()))
         panels[0].set_ylabel(LOSS_LABELS[results.metric])
@@ -155,7 +156,8 @@ def each_figure(results: Results) -> Iterator[tuple[str, str, Figure]]:
     for number, (combination, part) in enumerate(results.parts.items(), start=1):
         for name, figure in figures(part).items():
             if combination:
-                figure.suptitle(combination, fontsize=9)
+                with style.drawing():
+                    figure.suptitle(combination, fontsize=9)
             yield f"{name}_{number}" if combination else name, name, figure
 
 
