@@ -116,6 +116,16 @@ def test_markdown_escapes_what_would_end_a_cell(tmp_path: Path) -> None:
     )
 
 
+def test_the_carried_lr_is_marked_where_it_was_carried_to(tmp_path: Path) -> None:
+    two_scales(tmp_path)
+    first, second = render(collect(tmp_path), "validation").split("\n\ns2: ")
+    assert "^" not in first
+    assert "^ best lr of s1" in second.splitlines()[0]
+    (marked,) = [line for line in second.splitlines() if line.endswith(" ^")]
+    assert marked.split() == ["1e-2", "diverged", "1/1", "^"]
+    assert r"diverged 1/1 \textasciicircum{}" in render(collect(tmp_path), "validation", "latex")
+
+
 def test_transfer_is_described_below_the_tables(tmp_path: Path) -> None:
     two_scales(tmp_path)
     lines = render(collect(tmp_path), "validation").splitlines()

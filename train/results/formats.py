@@ -68,7 +68,7 @@ def prose(results: Results, *, markdown: bool) -> str:
 
 
 def cell_texts(cells: pd.DataFrame, points: Iterable[str] = ("",)) -> pd.DataFrame:
-    """The cells of one scale as text.
+    """The cells of one scale, from `notes.marked_cells`, as text.
 
     Rows are (combination, lr), in the order of ``points`` and ascending; columns are methods, in
     order.
@@ -81,7 +81,7 @@ def cell_texts(cells: pd.DataFrame, points: Iterable[str] = ("",)) -> pd.DataFra
         diverged = f"diverged {cell['diverged']}/{cell['runs']}" if cell["diverged"] else ""
         shared = ["="] if cell["run_as"] else []
         if cell["finished"] == 0:
-            return " ".join([diverged or "-", *shared])
+            return " ".join([diverged or "-", *shared, *(["^"] if cell["carried"] else [])])
         parts = [f"{cell['mean']:.4f}".rjust(width)]
         parts += [f"± {cell['std']:.4f}"] if pd.notna(cell["std"]) else []
         remarks = [f"n={cell['seeds']}"] if cell["seeds"] != counts.max() else []
@@ -90,6 +90,7 @@ def cell_texts(cells: pd.DataFrame, points: Iterable[str] = ("",)) -> pd.DataFra
         parts += shared
         best = "**" if several and cell["best_of_all"] else "*" if cell["best"] else ""
         parts += [best] if best else []
+        parts += ["^"] if cell["carried"] else []
         return " ".join(parts)
 
     texts = cells.assign(text=[text(cell) for _, cell in cells.iterrows()])
@@ -197,7 +198,7 @@ def grid(rows: list[list[str]], markdown: bool) -> list[str]:
 
 
 def _losses(results: Results, scale: str) -> list[list[str]]:
-    texts = cell_texts(results.cells[results.cells["scale"] == scale], results.points)
+    texts = cell_texts(notes.marked_cells(results, scale), results.points)
     heads = [*results.axes.values(), "lr", *texts.columns]
     values = zip(leading(results, texts.index), texts.index, texts.to_numpy(), strict=True)
     return [heads, *([*point, lr_text(row[1]), *line] for point, row, line in values)]
@@ -217,7 +218,7 @@ def escape(text: str) -> str:
 
 
 def _latex_losses(results: Results, scale: str) -> str:
-    cells = results.cells[results.cells["scale"] == scale]
+    cells = notes.marked_cells(results, scale)
     texts = cell_texts(cells, results.points)
     points = leading(results, texts.index)
     methods = results.methods[results.methods["scale"] == scale].set_index("method")
@@ -240,6 +241,8 @@ def _latex_losses(results: Results, scale: str) -> str:
     )
     if cells["at_base"].all() and len(texts.columns) > 1:
         caption += " All methods are the same run here."
+    if note := notes.carried_note(results, scale):
+        caption += f" {escape(note)}."
     return _latex_table(table, caption, len(results.axes) + 1)
 
 
@@ -269,6 +272,8 @@ def _latex_table(table: pd.DataFrame, caption: str, left: int = 1) -> str:
 
 def _latex_cell(text: str) -> str:
     text = text.strip()
+    if text.endswith(" ^"):
+        return f"{_latex_cell(text.removesuffix(' ^'))} {escape('^')}"
     if text.endswith(" **"):
         return f"\\underline{{\\textbf{{{text.removesuffix(' **')}}}}}"
     if text.endswith(" *"):

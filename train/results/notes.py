@@ -27,7 +27,26 @@ def legend(results: Results, scale: str) -> str:
         parts = [f"* best lr of a group, ** best lr and {names}", parts[1]]
     if run_as := sorted({*cells["run_as"]} - {""}):
         parts.append(f"= the run of {' and '.join(run_as)}: at its base scale one for all methods")
+    if note := carried_note(results, scale):
+        parts.append(note)
     return ", ".join(parts)
+
+
+def marked_cells(results: Results, scale: str) -> pd.DataFrame:
+    """The cells of a scale; ``carried`` is True at the best lr of the scale it is carried from."""
+    cells = results.cells[results.cells["scale"] == scale]
+    rows = results.transfer[["scale", "method", "lr"]].itertuples(index=False, name=None)
+    carried = set() if results.axes else set(rows)
+    places = cells[["scale", "method", "lr"]].itertuples(index=False, name=None)
+    return cells.assign(carried=[place in carried for place in places])
+
+
+def carried_note(results: Results, scale: str) -> str:
+    """What the mark of carried learning rates means; empty if no cell has it."""
+    if not marked_cells(results, scale)["carried"].any():
+        return ""
+    here = results.transfer[results.transfer["scale"] == scale]
+    return f"^ best lr of {' and '.join(sorted({*here['from_scale']}))}"
 
 
 def best_lines(results: Results, scale: str) -> list[str]:
