@@ -213,7 +213,7 @@ def test_a_damaged_cache_that_another_process_has_deleted_is_said_to_be_deleted(
         shutil.rmtree(folder, ignore_errors=True)  # the other process, before this one has the lock
         raise DamagedError(f"{folder} is corrupt")
 
-    with pytest.raises(DataError, match="is corrupt; .* is deleted: run the same command again"):
+    with pytest.raises(DataError, match=r"is corrupt; .* is deleted: run the same command again"):
         open_cached(folder, lambda partial: None, open_)
 
 
