@@ -3,6 +3,7 @@
 import gzip
 import json
 import os
+import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from harness import run, tiny
 from text_cases import small_encoder, texts
 from torchtitan.components.tokenizer import HuggingFaceTokenizer
 
-from train.data.cache import DataError
+from train.data.cache import DamagedError, DataError, open_cached
 from train.data.corpus import prepare_embedded
 from train.data.loader import document_encoder
 from train.data.local import (
@@ -199,6 +200,21 @@ def test_several_processes_delete_a_damaged_cache_and_the_next_start_rebuilds_it
     with pytest.raises(DataError, match=r"is corrupt; .* is deleted: run the same command again"):
         open_local(tmp_path / "a.jsonl", "train", encoder)
     assert open_local(tmp_path / "a.jsonl", "train", encoder).tokens.tolist() == intact
+
+
+def test_a_damaged_cache_that_another_process_has_deleted_is_said_to_be_deleted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    folder = tmp_path / "store"
+    folder.mkdir()
+
+    def open_() -> None:
+        shutil.rmtree(folder, ignore_errors=True)  # the other process, before this one has the lock
+        raise DamagedError(f"{folder} is corrupt")
+
+    with pytest.raises(DataError, match=r"is corrupt; .* is deleted: run the same command again"):
+        open_cached(folder, lambda partial: None, open_)
 
 
 def test_rows_without_a_value_are_counted_as_empty(

@@ -55,8 +55,9 @@ class StopFlag:
         self._seen = number
         if number == signal.SIGINT:
             signal.signal(number, signal.default_int_handler)  # raises KeyboardInterrupt
-            # Not print, which the signal may have interrupted.
-            os.write(2, b"stopping after this step; Ctrl-C again stops without a checkpoint\n")
+            if os.environ.get("RANK", "0") == "0":
+                # Not print, which the signal may have interrupted.
+                os.write(2, b"stopping after this step; Ctrl-C again stops without a checkpoint\n")
 
     def agreed(self) -> str | None:
         """The name of a signal that some rank has received; the same on every rank."""

@@ -34,9 +34,6 @@ from train.data.corpus import prepare_embedded
 from train.progress import progress
 from train.run.files import write_whole
 
-_STARTS = 4
-"""Starts after which a run must have ended, once no more faults are done to it."""
-
 
 @dataclass
 class Tally:
@@ -119,16 +116,9 @@ def finish(case: Case) -> None:
     Raises:
         TortureError: it does not end well.
     """
-    done = None
-    for _ in range(_STARTS):
-        done = case.run.start().wait(LIMIT)
-        if done.returncode == 0:
-            return
-        # On two processes a damaged cache is deleted, and the next start prepares it again.
-        if "is deleted: run the same command again" not in done.stderr:
-            break
-    assert done is not None
-    raise TortureError(f"resumed: exit status {done.returncode}: {done.stderr[-2000:]}")
+    done = case.run.start().wait(LIMIT)
+    if done.returncode != 0:
+        raise TortureError(f"resumed: exit status {done.returncode}: {done.stderr[-2000:]}")
 
 
 def main(

@@ -280,10 +280,25 @@ def delete(file: Path, draw: random.Random) -> None:
 
 
 def damage_cache(case: Case) -> str:
-    """Flip a byte of the prepared corpus: it is prepared again, or makes no difference."""
+    """Flip a bit of the prepared corpus: a start prepares it again, several processes the next one.
+
+    A process that starts after another has deleted it prepares it at once, and then waits for the
+    others until the time limit.
+    """
     files = sorted(f for f in cache_root().rglob("*") if f.is_file() and f.stat().st_size)
     flip(case.draw.choice(files), case.draw)
-    return "damaged"
+    before = case.run.inode()
+    ranks = case.run.start()
+    wait_for_step(case, lambda: ranks.ended() is None, 1, before)
+    if ranks.ended() is None:
+        ranks.kill()
+        return "prepared again"
+    done = ranks.wait(LIMIT)
+    if done.returncode == 0:
+        return "had ended"
+    if "is deleted: run the same command again" not in done.stderr:
+        raise TortureError(f"exit codes {ranks.codes}: {done.stderr[-2000:]}")
+    return "refused once"
 
 
 KINDS: dict[str, tuple[float, Callable[[Case], str]]] = {

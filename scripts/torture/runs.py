@@ -25,7 +25,7 @@ from train.run.folder import load_run
 from train.run.tail import latest
 
 STEPS = 40
-LIMIT = 300.0
+LIMIT = 400.0
 """Seconds after which a run that does not end counts as hanging."""
 
 _FLAGS = {
@@ -42,6 +42,7 @@ _FLAGS = {
     "maxp.solve_interval": 3,
     "maxp.probe_tokens": 32,
     "checkpoint.interval": 4,
+    "comm.init_timeout_seconds": 120,
     "comm.train_timeout_seconds": 120,
 }
 # Of the machine, not of the run.

@@ -101,7 +101,8 @@ def open_cached(folder: Path, build: Callable[[Path], None], open_: Callable[[],
             try:
                 return open_()  # another process may have made it again
             except DamagedError:
-                shutil.rmtree(folder)
+                if folder.exists():  # else another process deleted it
+                    shutil.rmtree(folder)
     except OSError as error:
         raise DataError(
             f"{damage}, and {folder} cannot be deleted ({error.strerror}): "
