@@ -6,10 +6,11 @@ set at the site, then an override for its layer type, then the default.
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import TypeVar
 
 from maxp.exponents import PRESETS, Alignment, Exponents
-from maxp.module import LAYER_TYPES, MUP_AB, Site
+from maxp.module import LAYER_TYPES, MUP_AB, Site, weight_owners
 
 T = TypeVar("T")
 AB = tuple[float, float]
@@ -138,7 +139,7 @@ def resolve_exponents(
     check_used("ab_overrides", ab, sites)
     check_used("c_overrides", c_overrides, [n for n, s in sites.items() if s.weight is not None])
     check_used("alignment_overrides", alignment_overrides, sites)
-    return {
+    exponents = {
         name: Exponents(
             *resolve_ab(name, site, ab),
             resolve_alignment(name, site, alignment_overrides, preset),
@@ -146,6 +147,27 @@ def resolve_exponents(
         )
         for name, site in sites.items()
     }
+    return _with_shared_b(sites, exponents)
+
+
+def _with_shared_b(
+    sites: Mapping[str, Site], exponents: Mapping[str, Exponents]
+) -> dict[str, Exponents]:
+    """Move powers of the width from the multiplier to the weight, or back, where there is no choice.
+
+    A site without a multiplier has a = 0, and a tied weight has one b. Only a + b matters at init,
+    and c follows a: (a, b, c) and (a + t, b - t, c - t) are the same model with Adam.
+    """
+    owners, moved = weight_owners(sites), dict(exponents)
+    for name, e in exponents.items():
+        if sites[name].fixed_scale:
+            moved[name] = replace(e, a=0.0, b=e.a + e.b)
+    for name, owner in owners.items():
+        e = moved[name]
+        if sites[name].fixed_scale and e.b != moved[owner].b:
+            raise ValueError(f"{name}: tied to {owner}, but no multiplier can be applied; untie them")
+        moved[name] = replace(e, a=e.a + e.b - moved[owner].b, b=moved[owner].b, c=None)
+    return moved
 
 
 def check_arguments(alignment: str, **numbers: float | None) -> None:

@@ -79,8 +79,7 @@ class Program:
         self.warm_start = warm_start and isinstance(self.solver, pulp.HiGHS)
         self._pinned = frozenset(
             operand
-            for site in graph.weighted
-            if site.layer_type == "readout"
+            for site in graph.readouts
             for operand in site.operands
             if feature_learning and operand is not None
         )
