@@ -13,6 +13,7 @@ from maxp.depth import Depth
 from maxp.exponents import Alignment
 from maxp.factors import Factors
 from maxp.graph import Graph
+from maxp.mark import Plan, mark
 from maxp.module import ParametrizedModule, Site
 from maxp.overrides import PARAMETRIZATIONS
 from maxp.parametrization import Parametrization
@@ -30,10 +31,12 @@ __all__ = [
     "InfeasibleProgramError",
     "Parametrization",
     "ParametrizedModule",
+    "Plan",
     "Site",
     "bounded",
     "compute_alignment",
     "diagnose_axis",
+    "mark",
     "plot_axis",
     "print_axis",
     "solve",

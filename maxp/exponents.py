@@ -161,9 +161,9 @@ def gradient_size(
         ratios: n, or n / n_base, by site.
     """
     sizes = [
-        ratios[site.name] ** -(exponents[site.name].a + min(exponents[site.name].b, c[site.name]))
-        for site in graph.weighted
-        if site.layer_type == "readout"
+        ratios[site.site] ** -(e.a + min(e.b, c.get(site.owner, math.inf)))
+        for site in graph.readouts
+        for e in [exponents[site.site]]
     ]
     return max(sizes, default=1.0)
 

@@ -189,13 +189,19 @@ class ParamGroups(SiteExponents):
                 is the optimizer that `apply` or `step` last received.
 
         Raises:
-            ValueError: the optimizer has none of the groups.
+            ValueError: the optimizer has none of the groups, or lacks a site's.
         """
         values = self._values()
         if optimizer is not None:
             if not any(group.get("name") in values for group in optimizer.param_groups):
                 raise ValueError(
                     "the optimizer has no group of this model's sites; build it on .param_groups"
+                )
+            held = {group.get("name") for group in optimizer.param_groups}
+            if missing := [name for name in self.weights if name not in held]:
+                raise ValueError(
+                    f"the optimizer has no group of {', '.join(missing[:8])}; build it on all of "
+                    ".param_groups, or freeze what is not trained before Parametrization"
                 )
             self._optimizer = optimizer
         set_values(self.param_groups, values)

@@ -115,8 +115,6 @@ def chain(
         reads = None if layer_type == "embedding" else previous
         operands = (reads,) if has_weight else (reads, reads)
         owner = (owners or {}).get(name)
-        nodes[name] = SiteNode(
-            name, layer_type, operands, has_weight, owner, frozen=name in frozen
-        )
+        nodes[name] = SiteNode(name, layer_type, operands, has_weight, owner, frozen=name in frozen)
         previous = name
     return Graph(nodes)

@@ -97,7 +97,33 @@ class Site:
         return operands
 
 
-class ParametrizedModule(Site, nn.Module):
+class ScaleInState:
+    """A site whose multiplier travels with its state dict, in the metadata of the module.
+
+    Other models ignore the metadata, so they can load the state. A state without it loads as it is.
+    """
+
+    scale: float
+
+    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)  # type: ignore[misc]
+        if hasattr(destination, "_metadata"):
+            destination._metadata.setdefault(prefix[:-1], {})["multiplier"] = self.scale
+
+    def _load_from_state_dict(
+        self, state: Any, prefix: str, metadata: dict[str, Any], *args: Any
+    ) -> None:
+        saved = metadata.get("multiplier", self.scale)
+        if abs(saved - self.scale) > 1e-6 * abs(self.scale):
+            errors = args[-1]
+            errors.append(
+                f"{prefix[:-1]}: its weight was saved with the multiplier {saved:.6g}, and has "
+                f"{self.scale:.6g} here; build Parametrization with the same base and ab_overrides"
+            )
+        super()._load_from_state_dict(state, prefix, metadata, *args)  # type: ignore[misc]
+
+
+class ParametrizedModule(ScaleInState, Site, nn.Module):
     """Wraps a module or a function as a site: ``forward`` returns ``scale * op(*args)``.
 
     Args:
@@ -201,7 +227,9 @@ def site_name(parameter: str) -> str:
 def weight_owners(sites: Mapping[str, Site]) -> dict[str, str]:
     """For each site whose weight is that of an earlier site, the name of the earlier one."""
     first: dict[int, str] = {}
-    owners = {n: first.setdefault(id(s.weight), n) for n, s in sites.items() if s.weight is not None}
+    owners = {
+        n: first.setdefault(id(s.weight), n) for n, s in sites.items() if s.weight is not None
+    }
     return {name: owner for name, owner in owners.items() if owner != name}
 
 

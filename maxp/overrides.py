@@ -165,7 +165,9 @@ def _with_shared_b(
     for name, owner in owners.items():
         e = moved[name]
         if sites[name].fixed_scale and e.b != moved[owner].b:
-            raise ValueError(f"{name}: tied to {owner}, but no multiplier can be applied; untie them")
+            raise ValueError(
+                f"{name}: tied to {owner}, but no multiplier can be applied; untie them"
+            )
         moved[name] = replace(e, a=e.a + e.b - moved[owner].b, b=moved[owner].b, c=None)
     return moved
 

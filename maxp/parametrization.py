@@ -16,13 +16,15 @@ from torch.optim import Optimizer
 from maxp.alignment import Measured
 from maxp.base import Base, positive, resolve_base
 from maxp.bounds import BOUNDS, AlignmentBounds
+from maxp.checks import check_alignments, check_sites, warn_of_unmarked
 from maxp.depth import Depth
 from maxp.exponents import PRESETS, OptimizerType
 from maxp.factors import ParamGroups
 from maxp.measurement import Measurement
-from maxp.module import bias_of, find_sites
+from maxp.mark import Plan, marked
+from maxp.module import bias_of, find_sites, is_frozen, weight_owners
 from maxp.overrides import AB, check_arguments, resolve, resolve_exponents
-from maxp.shards import local
+from maxp.shards import local, region
 from maxp.trace import call_model, graph_of
 from maxp.w0 import InitialWeights, draw_like, site_seed
 
@@ -45,8 +47,9 @@ class Parametrization(ParamGroups):
       no others.
 
     Args:
-        model: contains `ParametrizedModule` or other `Site` modules. It may be on the meta device,
-            or sharded (DTensor weights).
+        model: contains `ParametrizedModule` or other `Site` modules; or any model, whose sites are
+            then marked by comparison with ``base`` (`maxp.mark`). It may be on the meta device, or
+            sharded (DTensor weights).
         optimizer_type: ``"adam"`` or ``"sgd"``.
         alignment: the preset that is used until alignment is measured: ``"full"``, which gives
             muP's learning rates, or ``"no"``.
@@ -78,7 +81,8 @@ class Parametrization(ParamGroups):
         base: the base model, whose widths n_base and multipliers s_base exponents refer to: n^-a
             becomes s_base (n / n_base)^-a, and so on. At the base's own width, every (a, b) and
             every c gives the same run. It is a module with the same sites, on any device, before
-            its own `Parametrization`; or a mapping of site name, suffix or layer type to n_base.
+            its own `Parametrization`; or the `Plan` of `maxp.mark`; or a mapping of site name,
+            suffix or layer type to n_base.
             None: n_base = s_base = 1. A site without a weight keeps n^-a with every base.
         base_std: the standard deviations of the base's initial weights, by the keys of
             ``ab_overrides``. The default is the rms of the base's weights; or, if it has no values,
@@ -138,7 +142,7 @@ class Parametrization(ParamGroups):
         seed: int | None = None,
         measure_bilinear: bool = False,
         alignment_bounds: AlignmentBounds | None = BOUNDS,
-        base: Base | None = None,
+        base: Base | Plan | None = None,
         base_std: Mapping[str, float] | None = None,
         lr_multipliers: Mapping[str, float] | None = None,
         std_multipliers: Mapping[str, float] | None = None,
@@ -152,13 +156,25 @@ class Parametrization(ParamGroups):
             sample_size=sample_size, weight_decay=weight_decay, eps=eps,
         )  # fmt: skip
         self.model = model
+        self.plan = marked(model, base)
+        if self.plan is not None:
+            base, base_std = self.plan.widths, {**self.plan.stds, **(base_std or {})}
         self.sites = find_sites(model)
         if not self.sites:
-            raise ValueError("no site found: wrap layers in ParametrizedModule")
-        self.weights: dict[str, torch.Tensor] = {
-            name: site.weight for name, site in self.sites.items() if site.weight is not None
-        }
+            raise ValueError(
+                "no site found: pass a base, wrap layers in ParametrizedModule, or call mark"
+            )
+        check_sites(self.sites)
+        warn_of_unmarked(model, base)
+        owners = weight_owners(self.sites)
+        self.weights: dict[str, torch.Tensor] = {}
+        for name, site in self.sites.items():
+            if is_frozen(site):
+                site.fixed_scale = True
+            elif site.weight is not None and name not in owners:
+                self.weights[name] = site.weight
         held = dict(alignment_overrides or {})
+        check_alignments(held)
         exponents = resolve_exponents(
             self.sites, PRESETS[alignment], ab_overrides, dict(c_overrides or {}), held
         )
@@ -180,7 +196,10 @@ class Parametrization(ParamGroups):
         measurable = {
             name: site
             for name, site in self.sites.items()
-            if site.layer_type != "embedding" and resolve(name, site, held) is None
+            if site.layer_type != "embedding"
+            and resolve(name, site, held) is None
+            and isinstance(site, nn.Module)
+            and not is_frozen(site)
         }
         super().__init__(
             graph_of(model, self.sites, sample_input),
@@ -195,18 +214,23 @@ class Parametrization(ParamGroups):
             alignment_bounds=alignment_bounds,
         )
         self.steps, self.warmup_steps, self.solve_interval = 0, warmup_steps, solve_interval
-        measured_weights = {n: w for n, w in self.weights.items() if n in measurable}
+        measured_weights = {n: s.weight for n, s in measurable.items() if s.weight is not None}
         self._measurement = Measurement(
             model,
             measurable,
             measured_weights,
             initial_weights=lambda: InitialWeights(
-                measured_weights, self._seeds, self._stds, resample=resample_w0
+                measured_weights,
+                {name: self._seeds[owners.get(name, name)] for name in measured_weights},
+                {name: self._stds[owners.get(name, name)] for name in measured_weights},
+                resample=resample_w0,
             ),
             forward=self.forward,
             sample_size=sample_size,
             from_training=use_training_activations,
         )
+        if self.plan is not None:
+            self.plan.parametrization = self
         self._make_groups(
             model,
             {name: at.ratio for name, at in bases.items()},
@@ -219,12 +243,20 @@ class Parametrization(ParamGroups):
 
     @torch.no_grad()
     def _initialise(self) -> None:
-        """Draw every weight that is not on the meta device, and zero its site's bias."""
+        """Draw every weight that is not on the meta device, and zero its site's bias.
+
+        The row of an embedding that stands for padding is zero as well.
+        """
         for name, weight in self.weights.items():
             if weight.is_meta:
                 continue
             local(weight).copy_(draw_like(weight, self._seeds[name], self._stds[name]))
-            bias = bias_of(self.sites[name])
+            site = self.sites[name]
+            padding = getattr(getattr(site, "op", site), "padding_idx", None)
+            rows = region(weight)[0]
+            if padding is not None and rows.start <= padding < rows.stop:
+                local(weight)[padding - rows.start].zero_()
+            bias = bias_of(site)
             if bias is not None:
                 bias.zero_()
 

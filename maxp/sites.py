@@ -13,16 +13,15 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from maxp.module import LayerType, Site
+from maxp.module import LayerType, ScaleInState, Site
 
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
-class MarkedSite(Site):
+class MarkedSite(ScaleInState, Site):
     """The mix-in of a marked module: its output is multiplied by ``scale``.
 
-    Its state dict is that of a plain module. The multiplier travels in the state dict's metadata,
-    which other models ignore, and loading refuses another multiplier.
+    Its state dict has the keys of a plain module.
 
     Attributes:
         plain_class: the module's class before it was marked.
@@ -60,24 +59,6 @@ class MarkedSite(Site):
     def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
         """Pickle the class by what it was made of."""
         return _rebuilt, (self.plain_class,), self.__getstate__()  # type: ignore[attr-defined]
-
-    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
-        super()._save_to_state_dict(destination, prefix, keep_vars)  # type: ignore[misc]
-        if hasattr(destination, "_metadata"):
-            destination._metadata.setdefault(prefix[:-1], {})["multiplier"] = self.scale
-
-    def _load_from_state_dict(
-        self, state: Any, prefix: str, local: Any, strict: bool, missing: Any, extra: Any, errors: Any
-    ) -> None:
-        saved = local.get("multiplier", self.scale)
-        if abs(saved - self.scale) > 1e-6 * abs(self.scale):
-            errors.append(
-                f"{prefix[:-1]}: its weight was saved with the multiplier {saved:.6g}, and has "
-                f"{self.scale:.6g} here; build Parametrization with the same base and ab_overrides"
-            )
-        super()._load_from_state_dict(  # type: ignore[misc]
-            state, prefix, local, strict, missing, extra, errors
-        )
 
 
 def is_transposed(module: object) -> bool:
@@ -155,9 +136,7 @@ def mark_module(module: nn.Module, width_dim: int, layer_type: LayerType, **kwar
     module.mark(width_dim, layer_type)
 
 
-def mark_parameter(
-    owner: nn.Module, parameter: str, width_dim: int, layer_type: LayerType
-) -> None:
+def mark_parameter(owner: nn.Module, parameter: str, width_dim: int, layer_type: LayerType) -> None:
     """Make a parameter a site of its own; `unmark` of its module reverses it."""
     sites = owner.__dict__.setdefault("parameter_sites", [])
     sites.append(ParameterSite(owner, parameter, width_dim, layer_type))

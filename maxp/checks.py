@@ -1,0 +1,71 @@
+"""Checks of a model's sites when a `maxp.Parametrization` is built: one line per fault."""
+
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+from torch import nn
+
+from maxp.module import Site, find_sites, plain_name
+
+logger = logging.getLogger(__name__)
+
+
+def check_sites(sites: Mapping[str, Site]) -> None:
+    """Check that every site is a matrix, and that its width is one of the matrix's dimensions.
+
+    Raises:
+        ValueError: names the site and the remedy.
+    """
+    for name, site in sites.items():
+        n, weight = site.width_dim, site.weight
+        if not isinstance(n, int):
+            raise ValueError(f"{name}: width_dim must be a whole number, got {n}")
+        if weight is None:
+            continue
+        shape = "x".join(map(str, weight.shape))
+        if weight.ndim < 2:
+            raise ValueError(
+                f"{name}: a weight of shape {shape} is a gain or bias, not a matrix; leave "
+                f"{type(getattr(site, 'op', site)).__name__} unmarked"
+            )
+        if n not in {*weight.shape, weight.shape[1:].numel()}:
+            raise ValueError(
+                f"{name}: width_dim {n} is no dimension of its weight, {shape}; give the one that "
+                "grows with the model's width"
+            )
+
+
+def check_alignments(overrides: Mapping[str, tuple[float, float, float]]) -> None:
+    """Check ``alignment_overrides``.
+
+    Raises:
+        ValueError: a value outside [0, 1]; the message names the key.
+    """
+    for key, values in overrides.items():
+        if len(values) != 3 or not all(0 <= value <= 1 for value in values):
+            raise ValueError(
+                f"alignment_overrides: {key} must be three numbers in [0, 1], got {tuple(values)}"
+            )
+
+
+def warn_of_unmarked(model: nn.Module, base: Any) -> None:
+    """Warn of each matrix that grows with the width and is no site.
+
+    Args:
+        model: with the sites that its user has marked.
+        base: the same model at another width. Nothing is compared if it is no module.
+    """
+    if not isinstance(base, nn.Module):
+        return
+    marked = {id(site.weight) for site in find_sites(model).values()}
+    shapes = {plain_name(name): p.shape for name, p in base.named_parameters()}
+    for path, parameter in model.named_parameters():
+        name, shape = plain_name(path), parameter.shape
+        grows = len(shape) > 1 and shapes.get(name, shape) != shape
+        if grows and id(parameter) not in marked:
+            logger.warning(
+                "%s grows with the width and is not marked, so its learning rate does not transfer; "
+                "wrap its module in ParametrizedModule, or let maxp.mark find all sites",
+                name,
+            )

@@ -1,0 +1,370 @@
+"""Marks the sites of any model by comparing it with a model of another width.
+
+What differs between the shapes of a weight in the two models tells its layer type:
+
+    fan-in and fan-out    hidden
+    fan-out               embedding
+    fan-in                readout
+    neither               not a site: it stays as it is
+
+The width n of a site is the dimension that differs: the fan-in, or the fan-out of an embedding.
+Source: Yang et al. 2022 (arXiv 2203.03466), Table 8, and the base shapes of microsoft/mup.
+"""
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+
+from maxp.module import LAYER_TYPES, MUP_AB, LayerType, Site, find_sites, site_name, plain_name
+from maxp.overrides import by_name
+from maxp.shards import whole
+from maxp.sites import is_transposed, mark_module, mark_parameter
+
+logger = logging.getLogger(__name__)
+
+_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+Rule = LayerType | None
+
+
+@dataclass(frozen=True)
+class MarkedWeight:
+    """A weight that a plan makes a site.
+
+    Attributes:
+        name: of the site.
+        module: the name of its module.
+        parameter: its name in that module.
+        layer_type: as in `maxp.Site`.
+        n: its width in the model.
+        n_base: its width in the base.
+        std_base: the standard deviation of its entries in the base: their root mean square if the
+            base has values, or else the usual one.
+        has_multiplier: the module's class gets a multiplier. If not, the multiplier is always 1.
+        is_called: training calls the module, so that its input can be observed.
+        tied_to: the site with which it shares its weight.
+    """
+
+    name: str
+    module: str
+    parameter: str
+    layer_type: LayerType
+    shape: tuple[int, ...]
+    n: int
+    n_base: int
+    std_base: float
+    has_multiplier: bool
+    is_called: bool
+    tied_to: str | None
+
+
+@dataclass
+class Plan:
+    """What `mark` finds in a model. ``print(plan)`` shows it as a table.
+
+    Attributes:
+        model: the model.
+        weights: the sites, in order of definition.
+        others: why each other parameter is no site, by the parameter's name.
+        parametrization: what the plan has become part of; the table then shows its c, lr and std.
+    """
+
+    model: nn.Module
+    weights: list[MarkedWeight]
+    others: dict[str, str]
+    parametrization: Any = field(default=None, repr=False)
+
+    @property
+    def widths(self) -> dict[str, int]:
+        """n_base by site."""
+        return {w.name: w.n_base for w in self.weights}
+
+    @property
+    def stds(self) -> dict[str, float]:
+        """The standard deviation of the base's weights by site; of a tied weight, the smaller."""
+        stds: dict[str, float] = {}
+        for w in self.weights:
+            owner = w.tied_to or w.name
+            stds[owner] = min(w.std_base, stds.get(owner, w.std_base))
+        return {w.name: stds[w.tied_to or w.name] for w in self.weights}
+
+    def apply(self) -> None:
+        """Mark the model's sites in place. Modules, attributes and parameters keep their names."""
+        for weight in self.weights:
+            module = self.model.get_submodule(weight.module)
+            if not weight.is_called:
+                mark_parameter(module, weight.parameter, weight.n, weight.layer_type)
+            elif not isinstance(module, Site):
+                fixed = {} if weight.has_multiplier else {"fixed_scale": True}
+                tied = {} if weight.tied_to is None else {"tied": True}
+                mark_module(module, weight.n, weight.layer_type, **fixed, **tied)
+
+    def __str__(self) -> str:
+        p = self.parametrization
+        heads = ["site", "type", "shape", "n", "n_base", "a", "b"]
+        rows = []
+        for w in self.weights:
+            a, b = _ab(w) if p is None else (p._exponents[w.name].a, p._exponents[w.name].b)
+            row = [w.name, w.layer_type, "x".join(map(str, w.shape)), str(w.n), str(w.n_base)]
+            row += [f"{a:g}", f"{b:g}"]
+            if p is not None:
+                owner = w.tied_to or w.name
+                c, lr = p.c.get(owner), p.lrs().get(owner)
+                row += ["frozen" if c is None else f"{c:.3g}", "-" if lr is None else f"{lr:.3g}"]
+                row += [f"{p._stds[owner]:.3g}" if owner in p._stds else "-"]
+            notes = [f"tied to {w.tied_to}"] if w.tied_to else []
+            notes += [] if w.has_multiplier else ["multiplier 1"]
+            rows.append([*row, ", ".join(notes)])
+        heads += [] if p is None else ["c", "lr", "std"]
+        lines = _columns([[*heads, ""], *rows])
+        if self.others:
+            lines += ["", "not sites:", *_columns([[n, why] for n, why in self.others.items()])]
+        return "\n".join(lines)
+
+
+def _ab(weight: MarkedWeight) -> tuple[float, float]:
+    a, b = MUP_AB[weight.layer_type]
+    return (a, b) if weight.has_multiplier else (0.0, a + b)
+
+
+def _columns(rows: list[list[str]]) -> list[str]:
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return ["  ".join(c.ljust(w) for c, w in zip(r, widths, strict=True)).rstrip() for r in rows]
+
+
+def mark(
+    model: nn.Module,
+    base: nn.Module,
+    rules: Mapping[str, Rule] | None = None,
+    *,
+    delta: nn.Module | None = None,
+) -> Plan:
+    """Plan which weights of a model are sites. `Plan.apply` marks them.
+
+    Args:
+        model: any model; may be on the meta device.
+        base: the same model at the width that learning rates are tuned at; may be on the meta
+            device. It must differ from ``model`` in width alone.
+        rules: the layer type, or None for no site, by name or suffix of a site, or by the name of
+            a module's class.
+        delta: the same model at a third width, to compare with ``base`` instead of ``model``:
+            needed if ``model`` has the width of the base.
+
+    Raises:
+        ValueError: the models have different parameters; a rule that matches nothing or is
+            unknown; or no shape differs.
+    """
+    rules = dict(rules or {})
+    _warn_of_heads(model, base if delta is None else delta)
+    shapes = _Shapes(model, base, base if delta is None else delta, compare=delta is not None)
+    plan = _Planner(model, shapes, rules).plan()
+    if not plan.weights:
+        raise ValueError(
+            "mark: no shape of a matrix differs between model and base; pass "
+            "delta=make_model(another_width), to compare the base with"
+        )
+    for key in rules:
+        names = [site_name(name) for name in shapes.model]
+        classes = {c.__name__ for m in model.modules() for c in type(m).__mro__}
+        if key not in classes and all(by_name(name, {key: 0}) is None for name in names):
+            raise ValueError(f"mark: the rule for {key} matches no parameter and no module class")
+    return plan
+
+
+def _warn_of_heads(model: nn.Module, base: nn.Module) -> None:
+    """Warn if heads grow: their scores q k, which are no site here, then grow with the width."""
+    others = dict(base.named_modules())
+    for name, module in model.named_modules():
+        size, other = (getattr(m, "head_dim", None) for m in (module, others.get(name)))
+        if isinstance(size, int) and isinstance(other, int) and size != other:
+            logger.warning(
+                "%s: head_dim is %d, and %d in the base. q k is not marked; let the number of heads "
+                "grow instead, or scale attention by 1/head_dim and wrap q k in ParametrizedModule",
+                name or type(module).__name__, size, other,
+            )  # fmt: skip
+            return
+
+
+def marked(model: nn.Module, base: Any) -> Plan | None:
+    """The plan by which a model is marked; it is applied if the model has no site yet.
+
+    Args:
+        model: any model.
+        base: a plan; or a model without sites, to compare with. Otherwise, there is no plan.
+
+    Raises:
+        ValueError: as `mark`; or the plan is of another model.
+    """
+    if isinstance(base, nn.Module) and not find_sites(base):
+        base = mark(model, base)
+    if not isinstance(base, Plan):
+        return None
+    if base.model is not model:
+        raise ValueError("base: the plan is of another model; call mark with this one")
+    if not find_sites(model):
+        base.apply()
+    return base
+
+
+class _Shapes:
+    """Parameters of model and base by name, and the dimensions in which widths show."""
+
+    def __init__(
+        self, model: nn.Module, base: nn.Module, delta: nn.Module, *, compare: bool
+    ) -> None:
+        self.model, self.base, other = _parameters(model), _parameters(base), _parameters(delta)
+        for name, others in (("base", self.base), ("delta", other)):
+            if different := sorted(self.model.keys() ^ others.keys()):
+                raise ValueError(
+                    f"{name}: other parameters than the model's: {', '.join(different[:4])}"
+                    f"{', ...' if len(different) > 4 else ''}; the models must differ in width alone"
+                )
+        self._wide = other if compare else self.model
+
+    def growing(self, name: str) -> list[int]:
+        """The dimensions of a parameter that differ between the two models."""
+        one, two = self._wide[name].shape, self.base[name].shape
+        if len(one) != len(two):
+            raise ValueError(f"base: {name} has {len(two)} dimensions, and {len(one)} in the model")
+        return [i for i, (x, y) in enumerate(zip(one, two, strict=True)) if x != y]
+
+
+def _parameters(model: nn.Module) -> dict[str, torch.Tensor]:
+    """Parameters by name; a tied weight under each of its names."""
+    named = model.named_parameters(remove_duplicate=False)
+    return {plain_name(name): parameter for name, parameter in named}
+
+
+class _Planner:
+    def __init__(self, model: nn.Module, shapes: _Shapes, rules: Mapping[str, Rule]) -> None:
+        self._shapes, self._rules = shapes, rules
+        self._modules = dict(model.named_modules(remove_duplicate=False))
+        self._model = model
+        self._owners: dict[int, str] = {}
+        self._seen: set[tuple[int, str]] = set()
+
+    def plan(self) -> Plan:
+        weights: list[MarkedWeight] = []
+        others: dict[str, str] = {}
+        for path, tensor in self._model.named_parameters(remove_duplicate=False):
+            prefix, _, parameter = path.rpartition(".")
+            module, name = self._modules[prefix], plain_name(path)
+            if (id(module), parameter) in self._seen:
+                continue  # a module that is there under two names
+            self._seen.add((id(module), parameter))
+            weight = self._weight(name, prefix, module, parameter, tensor)
+            if isinstance(weight, str):
+                others[name] = weight
+            else:
+                weights.append(weight)
+        return Plan(self._model, weights, others)
+
+    def _weight(
+        self, name: str, prefix: str, module: nn.Module, parameter: str, tensor: torch.Tensor
+    ) -> MarkedWeight | str:
+        """The site of a parameter, or why it is none."""
+        shape, growing = tensor.shape, self._shapes.growing(name)
+        ruled, rule = self._rule(site_name(name), module if parameter == "weight" else None)
+        if ruled and rule is None:
+            return "left as it is by a rule"
+        if tensor.ndim < 2:
+            if ruled:
+                raise ValueError(f"mark: {name} has one dimension; only a matrix can be a {rule}")
+            return "a bias or gain: lr_prefactor, or the lr that its site's multiplier asks for"
+        fan_out, fan_in = _fans(module, parameter, tensor)
+        # Sizes of 1, as in a position embedding (1, positions, width), are no fan.
+        grows_out, grows_in = _grows(growing, fan_out, fan_in)
+        layer_type: LayerType
+        if ruled and rule is not None:
+            layer_type = rule
+        elif grows_in:
+            layer_type = "hidden" if grows_out else "readout"
+        elif grows_out:
+            layer_type = "embedding"
+        else:
+            return f"{'x'.join(map(str, shape))} in both models: lr_prefactor"
+        dim = fan_out if layer_type == "embedding" else fan_in
+        dim = max(growing, default=len(shape) - 1) if dim is None else dim
+        base = self._shapes.base[name]
+        groups = getattr(module, "groups", 1) if isinstance(module, _CONVOLUTIONS) else 1
+        is_called = _is_called(self._parent(prefix), module, parameter) and groups == 1
+        owner = self._owners.setdefault(id(tensor), site_name(name))
+        tied_to = owner if owner != site_name(name) else None
+        return MarkedWeight(
+            site_name(name),
+            prefix,
+            parameter,
+            layer_type,
+            tuple(shape),
+            n=shape[dim],
+            n_base=base.shape[dim],
+            std_base=_std(layer_type, module, base, dim),
+            has_multiplier=is_called and not isinstance(self._parent(prefix), _READ_DIRECTLY),
+            is_called=is_called,
+            tied_to=tied_to,
+        )
+
+    def _rule(self, name: str, module: nn.Module | None) -> tuple[bool, Rule]:
+        for key, rule in self._rules.items():
+            if rule is not None and rule not in LAYER_TYPES:
+                raise ValueError(
+                    f"mark: the rule for {key} must be one of {', '.join(LAYER_TYPES)} or None, "
+                    f"got {rule!r}"
+                )
+        parts = name.split(".")
+        for i in range(len(parts)):
+            if (suffix := ".".join(parts[i:])) in self._rules:
+                return True, self._rules[suffix]
+        for cls in type(module).__mro__ if module is not None else ():
+            if cls.__name__ in self._rules:
+                return True, self._rules[cls.__name__]
+        return False, None
+
+    def _parent(self, prefix: str) -> nn.Module | None:
+        return self._modules.get(prefix.rpartition(".")[0]) if prefix else None
+
+
+# Their fast path in evaluation reads the weights of their children without calling them.
+_READ_DIRECTLY = (nn.TransformerEncoderLayer, nn.MultiheadAttention)
+
+
+def _is_called(parent: nn.Module | None, module: nn.Module, parameter: str) -> bool:
+    """Whether a module contracts its input with this weight when it is called, and only that."""
+    known = isinstance(module, (nn.Linear, nn.Embedding, *_CONVOLUTIONS)) or is_transposed(module)
+    return known and parameter == "weight" and not isinstance(parent, nn.MultiheadAttention)
+
+
+def _fans(module: nn.Module, parameter: str, tensor: torch.Tensor) -> tuple[int | None, int | None]:
+    """The dimensions (fan_out, fan_in) of a weight; None for both if only shapes can tell."""
+    if isinstance(module, nn.Embedding):
+        return 1, 0
+    if is_transposed(module) or isinstance(module, nn.modules.conv._ConvTransposeNd):
+        return 1, 0
+    if isinstance(module, (nn.Linear, *_CONVOLUTIONS)):
+        return 0, 1
+    # A router, or another layer's own matrix. A table of rows is called an embedding.
+    named = "weight" in parameter and tensor.ndim == 2
+    if named and "embedding" not in type(module).__name__.lower():
+        return 0, 1
+    return None, None
+
+
+def _grows(growing: list[int], fan_out: int | None, fan_in: int | None) -> tuple[bool, bool]:
+    """Whether (fan_out, fan_in) differ. A bare parameter with one such dimension is an embedding."""
+    if fan_out is None:
+        return bool(growing), len(growing) > 1
+    return fan_out in growing, fan_in in growing
+
+
+def _std(layer_type: LayerType, module: nn.Module, base: torch.Tensor, dim: int) -> float:
+    """The standard deviation of a base's weight."""
+    if not base.is_meta:
+        return float(whole(base.detach()).double().square().mean().sqrt())
+    if layer_type == "embedding" and not isinstance(module, (nn.Linear, *_CONVOLUTIONS)):
+        return 1.0
+    if isinstance(module, (nn.Linear, *_CONVOLUTIONS)):
+        return float(base.shape[1:].numel() ** -0.5)
+    return float(base.shape[dim] ** -0.5)
