@@ -54,11 +54,12 @@ class Capture:
     def _watch(self, name: str, site: Site) -> Any:
         def before(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             operands = site.site_operands(args, kwargs)
-            if site.weight is not None:
-                self.seen[name] = tuple(self._tokens(operand) for operand in operands)
-            else:
-                laid_out = site.site_layout(operands)
-                self.seen[name] = tuple(self._sequence(operand) for operand in laid_out)
+            sample, needed = self._tokens, 1
+            if site.weight is None:
+                operands, sample, needed = site.site_layout(operands), self._sequence, 2
+            if any(operand.ndim < needed for operand in operands):
+                raise ValueError(f"{name}: its input has no dimension of tokens to sample from")
+            self.seen[name] = tuple(sample(operand) for operand in operands)
 
         assert isinstance(site, nn.Module)
         return site.register_forward_pre_hook(before, with_kwargs=True)
@@ -69,9 +70,10 @@ class Capture:
         last, seen, sample = self._last
         if last is x and seen == version and sample is not None and not x.is_inference():
             return sample
-        flat = whole(x).reshape(-1, x.shape[-1])
+        # Detached first: activation checkpointing counts what a forward pass saves for backward.
+        flat = whole(x.detach()).reshape(-1, x.shape[-1])
         chosen = token_positions(flat.shape[0], self._sample_size).to(x.device)
-        sample = flat.index_select(0, chosen).detach()
+        sample = flat.index_select(0, chosen)
         self._last = (x, version, sample)
         return sample
 
@@ -79,4 +81,4 @@ class Capture:
         # As many tokens over all sequences as for other sites.
         each = max(1, self._sample_size // x.shape[:-3].numel())
         chosen = token_positions(x.shape[-2], each).to(x.device)
-        return whole(x).index_select(-2, chosen).detach()
+        return whole(x.detach()).index_select(-2, chosen)

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from maxp.module import LAYER_TYPES, MUP_AB, LayerType, Site, find_sites, site_name, plain_name
+from maxp.module import LAYER_TYPES, MUP_AB, LayerType, Site, find_sites, plain_name, site_name
 from maxp.overrides import by_name
 from maxp.shards import whole
 from maxp.sites import is_transposed, mark_module, mark_parameter

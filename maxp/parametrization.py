@@ -20,13 +20,13 @@ from maxp.checks import check_alignments, check_sites, warn_of_unmarked
 from maxp.depth import Depth
 from maxp.exponents import PRESETS, OptimizerType
 from maxp.factors import ParamGroups
-from maxp.measurement import Measurement
 from maxp.mark import Plan, marked
+from maxp.measurement import Measurement
 from maxp.module import bias_of, find_sites, is_frozen, weight_owners
 from maxp.overrides import AB, check_arguments, resolve, resolve_exponents
-from maxp.shards import local, region
+from maxp.shards import local, of_first_rank, region
 from maxp.trace import call_model, graph_of
-from maxp.w0 import InitialWeights, draw_like, site_seed
+from maxp.w0 import InitialWeights, draw_like, other_tensors, site_seed
 
 logger = logging.getLogger(__name__)
 
@@ -64,13 +64,14 @@ class Parametrization(ParamGroups):
             `Graph`. None assumes a chain of the sites in order of definition.
         warmup_steps: the number of calls in which `step` does not measure.
         solve_interval: `step` measures and solves every ``solve_interval`` calls after the warm-up.
-        sample_size: how many tokens of the probe are measured.
+        sample_size: how many tokens of a batch are measured.
         c_ema: weight of the previous c in the average with a newly solved one.
         alignment_ema: the same, for measured alignment.
-        resample_w0: do not store the initial weights; draw them again when they are needed.
-        use_training_activations: take activations from training's own forward passes on the probe
-            instead of running another one: for full-batch training, or if the probe is one of the
-            batches. The activations are then those before the last update.
+        resample_w0: do not store the initial weights of sites; draw them again when they are
+            needed. While `step` runs the model with them, a copy of the current ones is held.
+        use_training_activations: take activations from training's last forward pass with gradients
+            instead of running another one on ``x``. They are then those before the last update, and
+            in training mode. If the batches of ranks differ, the first rank's is measured on.
         solver: any PuLP solver; None is HiGHS, in process.
         warm_start: start each solve from the previous solution.
         seed: seeds the initial weights; None draws a seed from torch's global generator.
@@ -187,12 +188,15 @@ class Parametrization(ParamGroups):
             site.scale = at.scale * at.ratio ** -exponents[name].a
             site.scale *= depth.branch_scale(name) if depth else 1.0
         self.seed = int(torch.randint(2**62, ()).item()) if seed is None else seed
-        self._seeds = {name: site_seed(self.seed, name) for name in self.weights}
+        self._owners = {n: o for n, o in owners.items() if o in self.weights}
+        self._seeds = self._site_seeds()
         self._stds = {
             name: bases[name].std * bases[name].ratio ** -exponents[name].b for name in self.weights
         }
+        self._stds |= {name: self._stds[owner] for name, owner in self._owners.items()}
         self._initialise()
 
+        with_tied = {n: s.weight for n, s in self.sites.items() if s.weight is not None}
         measurable = {
             name: site
             for name, site in self.sites.items()
@@ -214,16 +218,17 @@ class Parametrization(ParamGroups):
             alignment_bounds=alignment_bounds,
         )
         self.steps, self.warmup_steps, self.solve_interval = 0, warmup_steps, solve_interval
-        measured_weights = {n: s.weight for n, s in measurable.items() if s.weight is not None}
+        measured_weights = {n: w for n, w in with_tied.items() if n in measurable}
         self._measurement = Measurement(
             model,
             measurable,
             measured_weights,
             initial_weights=lambda: InitialWeights(
                 measured_weights,
-                {name: self._seeds[owners.get(name, name)] for name in measured_weights},
-                {name: self._stds[owners.get(name, name)] for name in measured_weights},
+                self._seeds,
+                self._stds,
                 resample=resample_w0,
+                others=lambda: other_tensors(model, with_tied, measured_weights),
             ),
             forward=self.forward,
             sample_size=sample_size,
@@ -240,6 +245,10 @@ class Parametrization(ParamGroups):
             lr_prefactor,
             {"weight_decay": weight_decay, "eps": eps},
         )
+
+    def _site_seeds(self) -> dict[str, int]:
+        names = {**{name: name for name in self.weights}, **self._owners}
+        return {name: site_seed(self.seed, owner) for name, owner in names.items()}
 
     @torch.no_grad()
     def _initialise(self) -> None:
@@ -263,37 +272,48 @@ class Parametrization(ParamGroups):
     # Measuring and solving
 
     def forward(self, x: Any) -> Any:
-        """Run the model on the probe; override it if the model needs more than a call."""
+        """Run the model on a batch; override it if the model needs more than a call."""
         return call_model(self.model, x)
 
-    def capture_initial(self, x: Any) -> None:
-        """Store the initial weights and the sites' inputs on the probe. Call it before training.
+    def capture_initial(self, x: Any = None) -> None:
+        """Store the initial weights. Call it before training.
+
+        Besides the weights of the measured sites, all other parameters and floating-point buffers
+        are stored, so that the initial activations of any batch can be computed.
 
         Args:
-            x: the probe: a tensor, or a tuple or dict of the model's arguments. A copy is kept, and
-                every measurement uses it.
+            x: a fixed probe: a tensor, or a tuple or dict of the model's arguments, the same on
+                every rank. A copy is kept, and the sites' inputs on it are stored, so that
+                measuring on it takes one forward pass instead of two. None: no fixed probe.
 
         Raises:
-            ValueError: with ``resample_w0``, if the weights have changed since they were drawn.
+            ValueError: with ``resample_w0``, if the weights have changed since they were drawn; or
+                if ``x`` is empty, contains NaN, or does not reach every site.
         """
         self._measurement.capture(x)
 
     def step(self, x: Any, optimizer: Optimizer) -> None:
         """Measure and solve if due, and set the learning rates. Call it after ``optimizer.step()``.
 
+        Measuring on another batch than the fixed probe takes a forward pass with the current
+        weights and one with the initial weights. Both are without gradients and in evaluation mode;
+        they leave weights, buffers, gradients and random number generators as they are. With the
+        initial weights stored, they and the current ones change places, one tensor at a time.
+
         Args:
-            x: the probe that `capture_initial` received, or None.
+            x: any batch, such as the one just trained on; in the form that `forward` takes. Where
+                ranks share weights, the first rank's is used. None is the fixed probe of
+                `capture_initial`. With ``use_training_activations``, it is not used.
             optimizer: an optimizer built on ``param_groups``; its groups are matched by ``name``.
 
         Raises:
-            RuntimeError: `capture_initial` has not been called; or with
-                ``use_training_activations``, training has not run the model on the probe since the
+            RuntimeError: `capture_initial` has not been called, or received no probe and ``x`` is
+                None; or with ``use_training_activations``, training has not run the model since the
                 last measurement.
-            ValueError: ``x`` is not the probe, so its initial activations are unknown.
+            ValueError: no alignment can be measured on ``x``: it is empty, contains NaN, does not
+                reach every site, or a site reads other tokens than with the initial weights.
         """
-        if self._measurement.z0 is None:
-            raise RuntimeError("call capture_initial(x) before training, then step(x, optimizer)")
-        self._measurement.check_probe(x)
+        self._measurement.check(x)
         if optimizer is not self._optimizer and self._stepped_otherwise(optimizer):
             logger.warning(
                 "the optimizer has stepped with other learning rates than those of param_groups; "
@@ -301,7 +321,7 @@ class Parametrization(ParamGroups):
             )
         self.steps += 1
         if self.due(self.steps):
-            self.measure()
+            self.measure(of_first_rank(x, self.weights.values()))
             self.solve()
         self.apply(optimizer)
 
@@ -310,9 +330,16 @@ class Parametrization(ParamGroups):
         after = step - self.warmup_steps
         return after > 0 and after % self.solve_interval == 0
 
-    def measure(self) -> dict[str, Measured]:
-        """Measure every site's alignment on the probe; the next `solve` uses it."""
-        self.set_measured(self._measurement.exponents())
+    def measure(self, x: Any = None) -> dict[str, Measured]:
+        """Measure every site's alignment; the next `solve` uses it.
+
+        Args:
+            x: as in `step`, but the same on every rank.
+
+        Raises:
+            RuntimeError, ValueError: as `step`.
+        """
+        self.set_measured(self._measurement.exponents(x))
         return self.measured
 
     # Resuming
@@ -323,7 +350,7 @@ class Parametrization(ParamGroups):
         The keys do not depend on what has been measured, so that `torch.distributed.checkpoint` can
         load a state in place.
         """
-        measuring = self._measurement.z0 is not None
+        measuring = self._measurement.w0 is not None
         return {
             **self.solution_state(),
             "steps": self.steps,
@@ -343,7 +370,7 @@ class Parametrization(ParamGroups):
         """
         self.load_solution_state(state)
         self.steps, self.seed = state["steps"], state["seed"]
-        self._seeds = {name: site_seed(self.seed, name) for name in self.weights}
+        self._seeds = self._site_seeds()
         self._lr_prefactor = state["lr_prefactor"]
         if state["measurement"] is not None:
             self._measurement.load_state_dict(state["measurement"])

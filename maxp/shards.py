@@ -4,12 +4,16 @@ Placements are those of `torch.distributed.tensor`. FSDP2 and column-wise tensor
 rows (dim 0), and row-wise tensor parallelism splits columns (dim 1).
 """
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch import nn
+from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor, Replicate, Shard
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
+from torch.utils._pytree import tree_flatten, tree_map_only, tree_unflatten
 
 
 def local(tensor: torch.Tensor) -> torch.Tensor:
@@ -134,3 +138,59 @@ def _all_reduce(tensors: list[torch.Tensor], group: Any) -> None:
     sizes = [tensor.numel() for tensor in tensors]
     for tensor, part in zip(tensors, flat.split(sizes), strict=True):
         tensor.copy_(part.view_as(tensor))
+
+
+def on_all_ranks(holds: bool, weight: torch.Tensor) -> bool:
+    """Whether a condition holds on every rank of the weight's mesh; a collective per mesh axis."""
+    if not isinstance(weight, DTensor):
+        return holds
+    answer = torch.tensor(holds, dtype=torch.int32, device=weight.to_local().device)
+    for axis in range(weight.device_mesh.ndim):
+        group = weight.device_mesh.get_group(axis)
+        dist.all_reduce(answer, op=dist.ReduceOp.MIN, group=group)
+    return bool(answer)
+
+
+def of_first_rank(value: Any, weights: Iterable[torch.Tensor]) -> Any:
+    """The first rank's ``value`` on every rank of the weights' meshes; one broadcast per mesh axis.
+
+    Returned as it is if no weight is shared, or if a tensor in it is a DTensor: that one is the
+    same on every rank by itself.
+    """
+    axes = {
+        (weight.device_mesh, axis): None
+        for weight in weights
+        if isinstance(weight, DTensor)
+        for axis in range(weight.device_mesh.ndim)
+        if weight.device_mesh.size(axis) > 1
+    }
+    mine, _ = tree_flatten(value)
+    if not axes or any(isinstance(leaf, DTensor) for leaf in mine):
+        return value
+    sent = [tree_map_only(torch.Tensor, torch.Tensor.cpu, value)]
+    for mesh, axis in axes:
+        dist.broadcast_object_list(sent, group=mesh.get_group(axis), group_src=0)
+    leaves, structure = tree_flatten(sent[0])
+    return tree_unflatten(
+        [
+            leaf.to(own.device) if isinstance(leaf, torch.Tensor) else leaf
+            for leaf, own in zip(leaves, mine, strict=True)
+        ],
+        structure,
+    )
+
+
+def reshard(model: nn.Module) -> None:
+    """Free what FSDP2 has gathered, so that the next forward pass reads the shards again."""
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()
+
+
+def reset_after_error(model: nn.Module) -> None:
+    """Reshard, and end the forward pass that FSDP2 believes to be under way after an exception."""
+    if isinstance(model, FSDPModule):
+        model.reset_iter_state()
+    else:
+        for child in model.children():
+            reset_after_error(child)

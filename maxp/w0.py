@@ -5,11 +5,15 @@ own rows, and the weight does not depend on the number of ranks.
 """
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Container, Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
 
 import torch
+from torch import nn
 
-from maxp.shards import local, region
+from maxp.module import plain_name
+from maxp.shards import local, on_all_ranks, region
 
 # Entries per block. Changing it would change every weight that a seed gives.
 _BLOCK = 1 << 18
@@ -56,14 +60,48 @@ def draw_like(
     return drawn[:, columns].reshape(stop - start, *mine.shape[1:]).to(mine.dtype)
 
 
-class InitialWeights:
-    """W0 of every site: copies of this rank's parts, or drawn again when needed.
+def other_tensors(
+    model: nn.Module, weights: Mapping[str, torch.Tensor], measured: Container[str]
+) -> dict[str, torch.Tensor]:
+    """What a forward pass depends on besides the measured weights; a tied tensor comes once.
+
+    These are the other parameters, and the persistent buffers of floating point. Other buffers are
+    caches and counters.
 
     Args:
-        weights: the initial weights, by site.
-        seeds: the seed of each weight.
-        stds: the standard deviation of each weight.
-        resample: store no copies; draw again.
+        model: its FSDP2 modules must be sharded, as they are before a forward pass.
+        weights: those of all sites, by site.
+        measured: the sites that are measured.
+
+    Returns:
+        By site, or for what is not a site's weight, by its name in the model.
+    """
+    sites = {id(weight): name for name, weight in weights.items()}
+    others: dict[str, torch.Tensor] = {
+        sites.get(id(parameter), plain_name(path)): parameter
+        for path, parameter in model.named_parameters()
+        if sites.get(id(parameter)) not in measured
+    }
+    for path, module in model.named_modules():
+        for name, buffer in module.named_buffers(recurse=False):
+            if buffer.is_floating_point() and name not in module._non_persistent_buffers_set:
+                others[plain_name(f"{path}.{name}".lstrip("."))] = buffer
+    return others
+
+
+class InitialWeights:
+    """The initial values of a model: copies of this rank's parts, or drawn again when needed.
+
+    W0 of the measured sites, and the weights of other sites, are drawn again if that is asked for.
+    What is not a site's weight is always copied: norms, gains, biases, statistics.
+
+    Args:
+        weights: the initial weights of the measured sites, by site.
+        seeds: the seed of each site's weight.
+        stds: the standard deviation of each site's weight.
+        resample: store no copies of sites' weights; draw them again. A weight of ``others`` that
+            was changed after it was drawn is copied all the same.
+        others: returns what else a forward pass depends on (`other_tensors`).
     """
 
     def __init__(
@@ -73,10 +111,19 @@ class InitialWeights:
         stds: dict[str, float],
         *,
         resample: bool,
+        others: Callable[[], dict[str, torch.Tensor]] = dict,
     ) -> None:
         self._weights, self._seeds, self._stds = weights, seeds, stds
+        self._find_others = others
         # The copy of a DTensor is a DTensor: a checkpoint must keep the parts of ranks apart.
         self._kept = None if resample else {n: w.detach().clone() for n, w in weights.items()}
+        self._others: dict[str, torch.Tensor] | None = {
+            name: tensor.detach().clone()
+            for name, tensor in others().items()
+            # All ranks must store the same tensors.
+            if not (resample and name in seeds)
+            or not on_all_ranks(self._is_as_drawn(name, tensor), tensor)
+        }
 
     def rows(self, name: str) -> Callable[[int, int], torch.Tensor]:
         """A function that returns rows ``start:stop`` of this rank's part of W0."""
@@ -93,25 +140,84 @@ class InitialWeights:
             ValueError: a weight has changed since it was drawn; the message names it.
         """
         for name, weight in self._weights.items() if self._kept is None else ():
-            mine = local(weight)
-            if not torch.equal(self.rows(name)(0, mine.shape[0]), mine):
+            if not self._is_as_drawn(name, weight):
                 raise ValueError(
                     f"{name}: resample_w0 needs the weights as they were drawn, and they have "
                     "changed; capture before training, or set resample_w0=False"
                 )
 
-    def restore(self, kept: dict[str, torch.Tensor] | None) -> None:
-        """Continue with the W0 of an earlier run: its copies, or None if it drew W0 again.
+    def _is_as_drawn(self, name: str, weight: torch.Tensor) -> bool:
+        """Whether a weight's values are those that its seed gives, on this rank."""
+        drawn = draw_like(weight, self._seeds[name], self._stds[name])
+        return torch.equal(drawn, local(weight))
+
+    @contextmanager
+    def in_model(self) -> Iterator[None]:
+        """Give the model its initial values during the block, also if the block raises.
+
+        Every tensor is written in place: only this rank's part, with no collective. A copy changes
+        places with the current values, which takes memory for one tensor at a time. Where the
+        initial weights are drawn again, the current ones are copied for the length of the block.
+
+        Raises:
+            RuntimeError: copies of the other tensors are missing (`restore`).
+            ValueError: a tensor of the model has another shape than its copy, or none.
+        """
+        if self._others is None:
+            raise RuntimeError(
+                "the loaded state was saved by an earlier version, which stored the initial values "
+                "of the measured sites alone: measure on its fixed probe, step(None, optimizer)"
+            )
+        copies = {**(self._kept or {}), **self._others}
+        put_back: list[Callable[[], object]] = []
+        try:
+            for name, tensor in {**self._weights, **self._find_others()}.items():
+                put_back.append(self._write_initial(name, tensor, copies.get(name)))
+            yield
+        finally:
+            for restore in reversed(put_back):
+                restore()
+
+    @torch.no_grad()
+    def _write_initial(
+        self, name: str, tensor: torch.Tensor, kept: torch.Tensor | None
+    ) -> Callable[[], object]:
+        """Write a tensor's initial values into it; returns a function that undoes it."""
+        # .data: a graph that awaits its backward pass must not count this as a change.
+        mine = local(tensor.detach()).data
+        if kept is None and name in self._seeds:
+            drawn, current = draw_like(tensor, self._seeds[name], self._stds[name]), mine.clone()
+            mine.copy_(drawn)
+            return partial(mine.copy_, current)
+        if kept is None or local(kept).shape != mine.shape:
+            raise ValueError(
+                f"{name}: the model has changed since capture_initial, which stored "
+                f"{'no such tensor' if kept is None else f'the shape {tuple(kept.shape)}'}"
+            )
+        exchange = partial(_exchange, mine, local(kept).data)
+        exchange()
+        return exchange
+
+    def restore(
+        self,
+        kept: dict[str, torch.Tensor] | None,
+        others: dict[str, torch.Tensor] | None = None,
+    ) -> None:
+        """Continue with the initial values of an earlier run.
+
+        Args:
+            kept: its copies of the measured weights, or None if it drew W0 again.
+            others: its other copies, or None if it stored none, as earlier versions did.
 
         Raises:
             ValueError: with ``resample``, if the copies differ from what is drawn again.
         """
+        self._others = others
         if kept is None or self._kept is not None:
             self._kept = kept
             return
         for name, w in kept.items():
-            mine = local(w)
-            if not torch.equal(self.rows(name)(0, mine.shape[0]), mine):
+            if not self._is_as_drawn(name, w):
                 raise ValueError(
                     f"{name}: resample_w0 cannot draw the initial weight of this run again; it was "
                     "not drawn by Parametrization. Set resample_w0=False"
@@ -120,3 +226,15 @@ class InitialWeights:
     def kept(self) -> dict[str, torch.Tensor] | None:
         """The copies, by site, with the placement of the weights; None if W0 is drawn again."""
         return self._kept
+
+    def others(self) -> dict[str, torch.Tensor] | None:
+        """The copies of what is not a measured weight, by name, placed as in the model."""
+        return self._others
+
+
+@torch.no_grad()
+def _exchange(one: torch.Tensor, other: torch.Tensor) -> None:
+    """Swap the values of two tensors, in place."""
+    values = one.clone()
+    one.copy_(other)
+    other.copy_(values)

@@ -61,9 +61,9 @@ def test_it_measures_every_interval_once_warmup_is_over(
     def spy(name: str) -> None:
         called = getattr(p, name)
 
-        def noted() -> None:
+        def noted(*arguments: Any) -> None:
             calls.append((name, p.steps))
-            called()
+            called(*arguments)
 
         monkeypatch.setattr(p, name, noted)
 
