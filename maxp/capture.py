@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from maxp.layout import contracted_input
 from maxp.module import Site
 from maxp.shards import whole
 
@@ -59,6 +60,8 @@ class Capture:
                 operands, sample, needed = site.site_layout(operands), self._sequence, 2
             if any(operand.ndim < needed for operand in operands):
                 raise ValueError(f"{name}: its input has no dimension of tokens to sample from")
+            if site.weight is not None:
+                operands = tuple(contracted_input(site, operand) for operand in operands)
             self.seen[name] = tuple(sample(operand) for operand in operands)
 
         assert isinstance(site, nn.Module)

@@ -19,14 +19,14 @@ from typing import Any
 import torch
 from torch import nn
 
+from maxp.layout import CONVOLUTIONS, is_transposed
 from maxp.module import LAYER_TYPES, MUP_AB, LayerType, Site, find_sites, plain_name, site_name
 from maxp.overrides import by_name
 from maxp.shards import whole
-from maxp.sites import is_transposed, mark_module, mark_parameter
+from maxp.sites import mark_module, mark_parameter
 
 logger = logging.getLogger(__name__)
 
-_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 Rule = LayerType | None
 
 
@@ -289,7 +289,7 @@ class _Planner:
         dim = fan_out if layer_type == "embedding" else fan_in
         dim = max(growing, default=len(shape) - 1) if dim is None else dim
         base = self._shapes.base[name]
-        groups = getattr(module, "groups", 1) if isinstance(module, _CONVOLUTIONS) else 1
+        groups = getattr(module, "groups", 1) if isinstance(module, CONVOLUTIONS) else 1
         is_called = _is_called(self._parent(prefix), module, parameter) and groups == 1
         owner = self._owners.setdefault(id(tensor), site_name(name))
         tied_to = owner if owner != site_name(name) else None
@@ -333,7 +333,7 @@ _READ_DIRECTLY = (nn.TransformerEncoderLayer, nn.MultiheadAttention)
 
 def _is_called(parent: nn.Module | None, module: nn.Module, parameter: str) -> bool:
     """Whether a module contracts its input with this weight when it is called, and only that."""
-    known = isinstance(module, (nn.Linear, nn.Embedding, *_CONVOLUTIONS)) or is_transposed(module)
+    known = isinstance(module, (nn.Linear, nn.Embedding, *CONVOLUTIONS)) or is_transposed(module)
     return known and parameter == "weight" and not isinstance(parent, nn.MultiheadAttention)
 
 
@@ -343,7 +343,7 @@ def _fans(module: nn.Module, parameter: str, tensor: torch.Tensor) -> tuple[int 
         return 1, 0
     if is_transposed(module) or isinstance(module, nn.modules.conv._ConvTransposeNd):
         return 1, 0
-    if isinstance(module, (nn.Linear, *_CONVOLUTIONS)):
+    if isinstance(module, (nn.Linear, *CONVOLUTIONS)):
         return 0, 1
     # A router, or another layer's own matrix. A table of rows is called an embedding.
     named = "weight" in parameter and tensor.ndim == 2
@@ -363,8 +363,8 @@ def _std(layer_type: LayerType, module: nn.Module, base: torch.Tensor, dim: int)
     """The standard deviation of a base's weight."""
     if not base.is_meta:
         return float(whole(base.detach()).double().square().mean().sqrt())
-    if layer_type == "embedding" and not isinstance(module, (nn.Linear, *_CONVOLUTIONS)):
+    if layer_type == "embedding" and not isinstance(module, (nn.Linear, *CONVOLUTIONS)):
         return 1.0
-    if isinstance(module, (nn.Linear, *_CONVOLUTIONS)):
+    if isinstance(module, (nn.Linear, *CONVOLUTIONS)):
         return float(base.shape[1:].numel() ** -0.5)
     return float(base.shape[dim] ** -0.5)

@@ -10,9 +10,10 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 
 from maxp.alignment import Measured, SiteState, bilinear_alignment, measure
 from maxp.capture import Capture, Inputs
+from maxp.layout import matrix_rows, weight_matrix
 from maxp.module import Site
 from maxp.passes import passing
-from maxp.shards import of_first_rank, reshard, whole_columns
+from maxp.shards import local, of_first_rank, reshard, whole_columns
 from maxp.w0 import InitialWeights
 
 
@@ -107,8 +108,9 @@ class Measurement:
         states = []
         for name in weighted:
             (before,), (now,) = z0[name], z[name]
-            width = self._sites[name].width_dim
-            states.append(SiteState(before, now, self._weights[name], self.w0.rows(name), width))
+            site, weight = self._sites[name], self._weights[name]
+            w0 = matrix_rows(site, self.w0.rows(name), local(weight).shape[0])
+            states.append(SiteState(before, now, weight_matrix(site, weight), w0, site.width_dim))
         exponents = dict(zip(weighted, measure(states), strict=True)) if states else {}
         for name, site in self._sites.items():
             if name not in self._weights:

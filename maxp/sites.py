@@ -10,12 +10,9 @@ from functools import cache
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from maxp.module import LayerType, ScaleInState, Site
-
-_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
 class MarkedSite(ScaleInState, Site):
@@ -44,44 +41,9 @@ class MarkedSite(ScaleInState, Site):
             return False
         return self.bias is None and self.in_features < self.out_features
 
-    def as_matrix(self, weight: torch.Tensor) -> torch.Tensor:
-        """A weight of this module as (fan_out, fan_in)."""
-        if is_transposed(self):
-            return weight.T
-        return weight.flatten(1) if isinstance(self, _CONVOLUTIONS) else weight
-
-    def contracted(self, x: torch.Tensor) -> torch.Tensor:
-        """An input as (..., fan_in): for a convolution, one row per position of the kernel."""
-        if not isinstance(self, _CONVOLUTIONS):
-            return x
-        return unfold(self, x)
-
     def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
         """Pickle the class by what it was made of."""
         return _rebuilt, (self.plain_class,), self.__getstate__()  # type: ignore[attr-defined]
-
-
-def is_transposed(module: object) -> bool:
-    """Whether a module stores its weight as (fan_in, fan_out): Conv1D of transformers."""
-    return any(
-        c.__name__ == "Conv1D" and c.__module__.startswith("transformers.")
-        for c in type(module).__mro__
-    )
-
-
-def unfold(module: nn.Module, x: torch.Tensor) -> torch.Tensor:
-    """The patches that a convolution without groups contracts: (..., positions, fan_in)."""
-    kernel, stride, dilation = module.kernel_size, module.stride, module.dilation
-    padding = module._reversed_padding_repeated_twice
-    mode = module.padding_mode if module.padding_mode != "zeros" else "constant"
-    x = F.pad(x, padding, mode=mode)
-    dims = len(kernel)
-    first = x.ndim - dims
-    for i, (size, step, gap) in enumerate(zip(kernel, stride, dilation, strict=True)):
-        # One window per position; its entries become the last dimension.
-        x = x.unfold(first + i, gap * (size - 1) + 1, step)[..., ::gap]
-    # (batch, channels, *positions, *kernel) as (batch, *positions, channels, *kernel).
-    return x.movedim(first - 1, -dims - 1).flatten(-dims - 1)
 
 
 @cache
