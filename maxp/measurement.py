@@ -9,7 +9,7 @@ from torch import nn
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from maxp.alignment import Measured, SiteState, bilinear_alignment, measure
-from maxp.capture import Capture, Inputs
+from maxp.capture import Capture, Inputs, calls_of
 from maxp.layout import matrix_rows, weight_matrix
 from maxp.module import Site
 from maxp.passes import passing
@@ -104,19 +104,23 @@ class Measurement:
         assert self.w0 is not None
         z0, z = self._inputs_in_training() if self._from_training else self._inputs(x)
         self._check_same_tokens(z0, z)
-        weighted = [name for name in self._sites if name in self._weights]
+        calls = [(n, call) for n in self._sites for call in calls_of(n, z0)]
+        weighted = [(n, call) for n, call in calls if n in self._weights]
         states = []
-        for name in weighted:
-            (before,), (now,) = z0[name], z[name]
+        for name, call in weighted:
+            (before,), (now,) = z0[call], z[call]
             site, weight = self._sites[name], self._weights[name]
             w0 = matrix_rows(site, self.w0.rows(name), local(weight).shape[0])
             states.append(SiteState(before, now, weight_matrix(site, weight), w0, site.width_dim))
-        exponents = dict(zip(weighted, measure(states), strict=True)) if states else {}
-        for name, site in self._sites.items():
+        of_calls: dict[str, list[Measured]] = {name: [] for name in self._sites}
+        for (name, _), exponents in zip(weighted, measure(states) if states else [], strict=True):
+            of_calls[name].append(exponents)
+        for name, call in calls:
             if name not in self._weights:
-                (q0, k0), (q, k) = z0[name], z[name]
-                exponents[name] = bilinear_alignment(q0, k0, q, k, site.width_dim)
-        return exponents
+                (q0, k0), (q, k) = z0[call], z[call]
+                width = self._sites[name].width_dim
+                of_calls[name].append(bilinear_alignment(q0, k0, q, k, width))
+        return {name: _most_cautious(exponents) for name, exponents in of_calls.items()}
 
     def _inputs(self, x: Any) -> tuple[Inputs, Inputs]:
         """The sites' inputs on ``x``, with the initial and with the current weights."""
@@ -141,7 +145,9 @@ class Measurement:
         return self._run_initial(lambda: self._model(*args, **kwargs)), z
 
     def _check_same_tokens(self, z0: Inputs, z: Inputs) -> None:
-        for name in self._sites:
+        for name in z0:
+            if name not in z:
+                raise ValueError(f"{name}: there is no such call with the current weights")
             for before, now in zip(z0[name], z[name], strict=True):
                 if before.shape != now.shape:
                     raise ValueError(
@@ -171,8 +177,9 @@ class Measurement:
             raise ValueError(f"a forward pass does not reach {', '.join(missed)}")
         # Not site.weight: during a forward pass FSDP replaces it.
         for name, weight in self._weights.items():
-            (z,) = seen[name]
-            seen[name] = (whole_columns(z, weight),)
+            for call in calls_of(name, seen):
+                (z,) = seen[call]
+                seen[call] = (whole_columns(z, weight),)
         return seen
 
     def _watch_training(self) -> None:
@@ -241,6 +248,14 @@ class Measurement:
         self.w0 = self._make_initial_weights()
         self.w0.restore(state["w0"], state.get("others"))
         self._watch_training()
+
+
+def _most_cautious(calls: list[Measured]) -> Measured:
+    """The largest exponent of a site's calls, for each term."""
+    first, second, third = (
+        max((x for x in term if x is not None), default=None) for term in zip(*calls, strict=True)
+    )
+    return first, second, third
 
 
 def _check(x: Any) -> None:

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from plain_models import Looped
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
@@ -57,3 +58,29 @@ def test_such_a_layer_is_measured_as_the_matrix_that_it_is(kind: str) -> None:
         contracted_input(op, z), weight_matrix(op, w), 6,
     )  # fmt: skip
     assert p.measure()["1"] == pytest.approx(expected, rel=1e-5)
+
+
+def test_a_looped_layer_is_measured_at_its_most_cautious_call() -> None:
+    torch.manual_seed(0)
+    model, x = Looped(64), torch.randn(20, 6)
+    p = Parametrization(model, base=Looped(16), sample_input=x)
+    p.capture_initial(x)
+
+    def inputs() -> list[torch.Tensor]:
+        seen: list[torch.Tensor] = []
+        hook = model.layer.register_forward_pre_hook(lambda _, args: seen.append(args[0].detach()))
+        model(x)
+        hook.remove()
+        return seen
+
+    z0, w0 = inputs(), model.layer.weight.detach().clone()
+    with torch.no_grad():
+        for weight in p.weights.values():
+            weight += 0.1 * torch.randn_like(weight)
+    w = model.layer.weight.detach()
+    calls = [
+        compute_alignment(before, w0, now, w, 64) for before, now in zip(z0, inputs(), strict=True)
+    ]
+    expected = [max(float(term or 0) for term in terms) for terms in zip(*calls, strict=True)]
+    assert len({terms[1] for terms in calls}) == 3
+    assert p.measure()["layer"] == pytest.approx(expected, rel=1e-5)
