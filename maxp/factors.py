@@ -84,7 +84,11 @@ class ParamGroups(SiteExponents):
         biases = own_biases(self.sites, self._exponents, self._optimizer_type)
         single = {**self.weights, **{group: bias for group, (_, bias) in biases.items()}}
         own = {id(p) for p in single.values()}
-        rest = {plain_name(n): p for n, p in model.named_parameters() if id(p) not in own}
+        rest = {
+            plain_name(name): parameter
+            for name, parameter in model.named_parameters()
+            if id(parameter) not in own and parameter.requires_grad
+        }
         parts = self._parts_of_rest(rest)
 
         def inside(name: str) -> bool:

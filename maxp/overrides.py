@@ -4,6 +4,7 @@ The most specific value wins: an override for the name, then for its longest suf
 set at the site, then an override for its layer type, then the default.
 """
 
+import logging
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -11,6 +12,8 @@ from typing import TypeVar
 
 from maxp.exponents import PRESETS, Alignment, Exponents
 from maxp.module import LAYER_TYPES, MUP_AB, Site, weight_owners
+
+logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 AB = tuple[float, float]
@@ -139,6 +142,9 @@ def resolve_exponents(
     check_used("ab_overrides", ab, sites)
     check_used("c_overrides", c_overrides, [n for n, s in sites.items() if s.weight is not None])
     check_used("alignment_overrides", alignment_overrides, sites)
+    for name, owner in weight_owners(sites).items():
+        if by_name(name, c_overrides) is not None:
+            raise ValueError(f"c_overrides: {name} has the weight of {owner}; give c for {owner}")
     exponents = {
         name: Exponents(
             *resolve_ab(name, site, ab),
@@ -169,6 +175,12 @@ def _with_shared_b(
                 f"{name}: tied to {owner}, but no multiplier can be applied; untie them"
             )
         moved[name] = replace(e, a=e.a + e.b - moved[owner].b, b=moved[owner].b, c=None)
+        logger.info(
+            "%s shares its weight with %s, which has the smaller of the learning rates that the two "
+            "roles allow: untie them to let each learn at its own",
+            name,
+            owner,
+        )
     return moved
 
 

@@ -6,6 +6,7 @@ solves the program again. Source: Kilian and Wojnar 2025, on the program of Ever
 """
 
 import logging
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -20,6 +21,7 @@ from maxp.checks import check_alignments, check_sites, warn_of_unmarked
 from maxp.depth import Depth
 from maxp.exponents import PRESETS, OptimizerType
 from maxp.factors import ParamGroups
+from maxp.fold import fold
 from maxp.mark import Plan, marked
 from maxp.measurement import Measurement
 from maxp.module import bias_of, find_sites, is_frozen, weight_owners
@@ -41,7 +43,7 @@ class Parametrization(ParamGroups):
     - one group, called ``"SITE.bias"``, per bias with a learning rate of its own: an update of it
       moves the output by the same amount at every width. With Adam, only the biases of sites whose
       a is not 0 have such a group; with SGD, all biases of sites;
-    - one group, called ``"rest"``, for every other parameter, at ``lr_prefactor``. With ``depth``,
+    - one group, called ``"rest"``, for every other parameter that is trained, at ``lr_prefactor``. With ``depth``,
       those inside blocks form the group ``"rest.inside"``. With ``weight_decay``, parameters with
       less than two dimensions form groups whose names end in ``".no_decay"``, unless the rest has
       no others.
@@ -157,6 +159,7 @@ class Parametrization(ParamGroups):
             sample_size=sample_size, weight_decay=weight_decay, eps=eps,
         )  # fmt: skip
         self.model = model
+        self._folded = False
         self.plan = marked(model, base)
         if self.plan is not None:
             base, base_std = self.plan.widths, {**self.plan.stds, **(base_std or {})}
@@ -290,6 +293,7 @@ class Parametrization(ParamGroups):
             ValueError: with ``resample_w0``, if the weights have changed since they were drawn; or
                 if ``x`` is empty, contains NaN, or does not reach every site.
         """
+        self._check_not_folded()
         self._measurement.capture(x)
 
     def step(self, x: Any, optimizer: Optimizer) -> None:
@@ -313,6 +317,7 @@ class Parametrization(ParamGroups):
             ValueError: no alignment can be measured on ``x``: it is empty, contains NaN, does not
                 reach every site, or a site reads other tokens than with the initial weights.
         """
+        self._check_not_folded()
         self._measurement.check(x)
         if optimizer is not self._optimizer and self._stepped_otherwise(optimizer):
             logger.warning(
@@ -342,6 +347,22 @@ class Parametrization(ParamGroups):
         self.set_measured(self._measurement.exponents(x))
         return self.measured
 
+    def fold(self) -> None:
+        """Write all multipliers into the weights, and turn marked modules into ordinary ones.
+
+        The model's outputs stay the same, and anything that loads such a model can load it. A tied
+        weight whose roles have different multipliers is untied. Call it after training: `step`
+        and `capture_initial` then raise.
+        """
+        fold(self.model, self.sites)
+        self._folded = True
+
+    def _check_not_folded(self) -> None:
+        if self._folded:
+            raise RuntimeError(
+                "fold has written the multipliers into the weights; training is over"
+            )
+
     # Resuming
 
     def state_dict(self) -> dict[str, Any]:
@@ -356,6 +377,7 @@ class Parametrization(ParamGroups):
             "steps": self.steps,
             "seed": self.seed,
             "lr_prefactor": self._lr_prefactor,
+            "scales": {name: site.scale for name, site in self.sites.items()},
             "measurement": self._measurement.state_dict() if measuring else None,
         }
 
@@ -366,8 +388,15 @@ class Parametrization(ParamGroups):
         of that state until `apply` or `step`.
 
         Raises:
-            ValueError: the state is of a model with other sites.
+            ValueError: the state is of a model with other sites, or with other multipliers.
         """
+        # A state of an earlier version does not contain the multipliers.
+        for name, scale in state.get("scales", {}).items():
+            if name in self.sites and not math.isclose(scale, self.sites[name].scale, rel_tol=1e-6):
+                raise ValueError(
+                    f"{name}: the state is of a model whose multiplier is {scale:.6g}, and it is "
+                    f"{self.sites[name].scale:.6g} here; give the same base and ab_overrides"
+                )
         self.load_solution_state(state)
         self.steps, self.seed = state["steps"], state["seed"]
         self._seeds = self._site_seeds()
