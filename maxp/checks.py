@@ -1,7 +1,7 @@
 """Checks of a model's sites when a `maxp.Parametrization` is built: one line per fault."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from torch import nn
@@ -36,6 +36,20 @@ def check_sites(sites: Mapping[str, Site]) -> None:
             )
 
 
+def check_branches(sites: Mapping[str, Site], branch_scale: Callable[[str], float]) -> None:
+    """Check that the sites that end a residual branch can have a multiplier.
+
+    Raises:
+        ValueError: one cannot; the message names it.
+    """
+    for name, site in sites.items():
+        if site.fixed_scale and branch_scale(name) != 1:
+            raise ValueError(
+                f"depth: {name} ends a residual branch, but its weight is read by other modules, "
+                "so that it can have no multiplier; leave depth out for this model"
+            )
+
+
 def check_alignments(overrides: Mapping[str, tuple[float, float, float]]) -> None:
     """Check ``alignment_overrides``.
 
@@ -65,7 +79,7 @@ def warn_of_unmarked(model: nn.Module, base: Any) -> None:
         grows = len(shape) > 1 and shapes.get(name, shape) != shape
         if grows and id(parameter) not in marked:
             logger.warning(
-                "%s grows with the width and is not marked, so its learning rate does not transfer; "
-                "wrap its module in ParametrizedModule, or let maxp.mark find all sites",
+                "%s grows with the width and is not marked, so its learning rate does not "
+                "transfer; wrap its module in ParametrizedModule, or let maxp.mark find all sites",
                 name,
             )

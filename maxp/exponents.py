@@ -84,10 +84,11 @@ def terms(site: SiteNode, e: Exponents, optimizer_type: OptimizerType) -> list[T
         ]
 
     if site.frozen:
-        if site.layer_type == "embedding" or site.operands == (None,):
-            return []
-        (source,) = (o for o in site.operands if o is not None)
-        return [Term("a + b + r_in - align_dZ_w0", a + b - align_dz_w0, operands=(source,))]
+        return [
+            Term("a + b + r_in - align_dZ_w0", a + b - align_dz_w0, operands=(operand,))
+            for operand in site.operands
+            if operand is not None and site.layer_type != "embedding"
+        ]
 
     # The update's contribution: its name in messages, its constant part, and whether it contains g.
     if optimizer_type == "adam":

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import nn
@@ -51,7 +52,7 @@ def _untie(model: nn.Module, name: str, site: Site) -> None:
     module.weight = nn.Parameter(site.weight.detach().clone())
     # transformers ties weights again when it loads a model whose configuration says so.
     for part in model.modules():
-        config = getattr(part, "config", None)
+        config: Any = getattr(part, "config", None)
         if getattr(config, "tie_word_embeddings", False):
             config.tie_word_embeddings = False
         tied = getattr(part, "all_tied_weights_keys", None)

@@ -158,7 +158,7 @@ def mark(
             unknown; or no shape differs.
     """
     rules = dict(rules or {})
-    _warn_of_heads(model, base if delta is None else delta)
+    _warn_of_heads(model, base)
     shapes = _Shapes(model, base, base if delta is None else delta, compare=delta is not None)
     plan = _Planner(model, shapes, rules).plan()
     if not plan.weights:
@@ -181,8 +181,8 @@ def _warn_of_heads(model: nn.Module, base: nn.Module) -> None:
         size, other = (getattr(m, "head_dim", None) for m in (module, others.get(name)))
         if isinstance(size, int) and isinstance(other, int) and size != other:
             logger.warning(
-                "%s: head_dim is %d, and %d in the base. q k is not marked; let the number of heads "
-                "grow instead, or scale attention by 1/head_dim and wrap q k in ParametrizedModule",
+                "%s: head_dim is %d, and %d in the base. q k is not marked; let the number of "
+                "heads grow instead, or wrap q k in ParametrizedModule with a = 1",
                 name or type(module).__name__, size, other,
             )  # fmt: skip
             return
@@ -220,7 +220,7 @@ class _Shapes:
             if different := sorted(self.model.keys() ^ others.keys()):
                 raise ValueError(
                     f"{name}: other parameters than the model's: {', '.join(different[:4])}"
-                    f"{', ...' if len(different) > 4 else ''}; the models must differ in width alone"
+                    f"{', ...' if len(different) > 4 else ''}; the models must differ in width only"
                 )
         self._wide = other if compare else self.model
 
@@ -353,7 +353,7 @@ def _fans(module: nn.Module, parameter: str, tensor: torch.Tensor) -> tuple[int 
 
 
 def _grows(growing: list[int], fan_out: int | None, fan_in: int | None) -> tuple[bool, bool]:
-    """Whether (fan_out, fan_in) differ. A bare parameter with one such dimension is an embedding."""
+    """Whether (fan_out, fan_in) differ; a bare parameter in which one differs is an embedding."""
     if fan_out is None:
         return bool(growing), len(growing) > 1
     return fan_out in growing, fan_in in growing

@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import TypeVar
 
 from maxp.exponents import PRESETS, Alignment, Exponents
-from maxp.module import LAYER_TYPES, MUP_AB, Site, weight_owners
+from maxp.module import LAYER_TYPES, MUP_AB, Site, is_frozen, weight_owners
 
 logger = logging.getLogger(__name__)
 
@@ -159,14 +159,14 @@ def resolve_exponents(
 def _with_shared_b(
     sites: Mapping[str, Site], exponents: Mapping[str, Exponents]
 ) -> dict[str, Exponents]:
-    """Move powers of the width from the multiplier to the weight, or back, where there is no choice.
+    """Move powers of the width between multiplier and weight where there is no choice.
 
-    A site without a multiplier has a = 0, and a tied weight has one b. Only a + b matters at init,
+    A site without a multiplier, or with a frozen weight, has a = 0; and a tied weight has one b. Only a + b matters at init,
     and c follows a: (a, b, c) and (a + t, b - t, c - t) are the same model with Adam.
     """
     owners, moved = weight_owners(sites), dict(exponents)
     for name, e in exponents.items():
-        if sites[name].fixed_scale:
+        if sites[name].fixed_scale or is_frozen(sites[name]):
             moved[name] = replace(e, a=0.0, b=e.a + e.b)
     for name, owner in owners.items():
         e = moved[name]
@@ -176,8 +176,8 @@ def _with_shared_b(
             )
         moved[name] = replace(e, a=e.a + e.b - moved[owner].b, b=moved[owner].b, c=None)
         logger.info(
-            "%s shares its weight with %s, which has the smaller of the learning rates that the two "
-            "roles allow: untie them to let each learn at its own",
+            "%s shares its weight with %s, which gets the smaller of the learning rates that the "
+            "two roles allow; untie them to let each learn at its own",
             name,
             owner,
         )

@@ -17,7 +17,7 @@ from torch.optim import Optimizer
 from maxp.alignment import Measured
 from maxp.base import Base, positive, resolve_base
 from maxp.bounds import BOUNDS, AlignmentBounds
-from maxp.checks import check_alignments, check_sites, warn_of_unmarked
+from maxp.checks import check_alignments, check_branches, check_sites, warn_of_unmarked
 from maxp.depth import Depth
 from maxp.exponents import PRESETS, OptimizerType
 from maxp.factors import ParamGroups
@@ -43,8 +43,8 @@ class Parametrization(ParamGroups):
     - one group, called ``"SITE.bias"``, per bias with a learning rate of its own: an update of it
       moves the output by the same amount at every width. With Adam, only the biases of sites whose
       a is not 0 have such a group; with SGD, all biases of sites;
-    - one group, called ``"rest"``, for every other parameter that is trained, at ``lr_prefactor``. With ``depth``,
-      those inside blocks form the group ``"rest.inside"``. With ``weight_decay``, parameters with
+    - one group, called ``"rest"``, for every other parameter that is trained, at ``lr_prefactor``.
+      With ``depth``, those inside blocks form the group ``"rest.inside"``. With ``weight_decay``, parameters with
       less than two dimensions form groups whose names end in ``".no_decay"``, unless the rest has
       no others.
 
@@ -163,6 +163,7 @@ class Parametrization(ParamGroups):
         self.plan = marked(model, base)
         if self.plan is not None:
             base, base_std = self.plan.widths, {**self.plan.stds, **(base_std or {})}
+        assert not isinstance(base, Plan)
         self.sites = find_sites(model)
         if not self.sites:
             raise ValueError(
@@ -173,9 +174,7 @@ class Parametrization(ParamGroups):
         owners = weight_owners(self.sites)
         self.weights: dict[str, torch.Tensor] = {}
         for name, site in self.sites.items():
-            if is_frozen(site):
-                site.fixed_scale = True
-            elif site.weight is not None and name not in owners:
+            if site.weight is not None and name not in owners and not is_frozen(site):
                 self.weights[name] = site.weight
         held = dict(alignment_overrides or {})
         check_alignments(held)
@@ -186,6 +185,7 @@ class Parametrization(ParamGroups):
         gammas = positive("lr_multipliers", lr_multipliers, self.sites, "rest")
         if depth is not None:
             depth.check_branches(self.sites)
+            check_branches(self.sites, depth.branch_scale)
         for name, site in self.sites.items():
             at = bases[name]
             site.scale = at.scale * at.ratio ** -exponents[name].a
@@ -324,6 +324,7 @@ class Parametrization(ParamGroups):
                 "the optimizer has stepped with other learning rates than those of param_groups; "
                 "call apply(optimizer) after optimizer.load_state_dict"
             )
+        self._see_schedulers(optimizer)
         self.steps += 1
         if self.due(self.steps):
             self.measure(of_first_rank(x, self.weights.values()))

@@ -43,18 +43,18 @@ class MarkedSite(ScaleInState, Site):
 
     def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
         """Pickle the class by what it was made of."""
-        return _rebuilt, (self.plain_class,), self.__getstate__()  # type: ignore[attr-defined]
+        return _rebuilt, (self.plain_class,), self.__getstate__()
 
 
 @cache
-def marked_class(parent: type) -> type:
+def marked_class(parent: Any) -> type:
     """A subclass of a module class with the `Site` mix-in, of the same name."""
     members = {"__module__": parent.__module__, "__doc__": parent.__doc__, "plain_class": parent}
     return type(parent.__name__, (MarkedSite, parent), members)
 
 
 def _rebuilt(parent: type) -> Any:
-    cls = marked_class(parent)
+    cls: Any = marked_class(parent)
     return cls.__new__(cls)
 
 

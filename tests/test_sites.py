@@ -164,7 +164,7 @@ def test_a_width_that_is_no_dimension_of_the_weight_is_refused(n: Any) -> None:
 
 def test_a_gain_as_a_site_is_refused_by_name() -> None:
     model = nn.Sequential(ParametrizedModule(nn.LayerNorm(64), 64))
-    with pytest.raises(ValueError, match="0: a weight of shape 64 is a gain or bias.*LayerNorm"):
+    with pytest.raises(ValueError, match=r"0: a weight of shape 64 is a gain or bias.*LayerNorm"):
         Parametrization(model)
 
 
