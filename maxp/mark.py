@@ -12,7 +12,7 @@ Source: Yang et al. 2022 (arXiv 2203.03466), Table 8, and the base shapes of mic
 """
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -92,7 +92,10 @@ class Plan:
         return {w.name: stds[w.tied_to or w.name] for w in self.weights}
 
     def apply(self) -> None:
-        """Mark the model's sites in place. Modules, attributes and parameters keep their names."""
+        """Mark the model's sites in place. Modules, attributes and parameters keep their names.
+
+        Outputs change only when `Parametrization` sets the multipliers.
+        """
         for weight in self.weights:
             module = self.model.get_submodule(weight.module)
             if not weight.is_called:
@@ -121,13 +124,21 @@ class Plan:
         heads += [] if p is None else ["c", "lr", "std"]
         lines = _columns([[*heads, ""], *rows])
         if self.others:
-            lines += ["", "not sites:", *_columns([[n, why] for n, why in self.others.items()])]
+            lrs = {} if p is None else _lrs(self.model, p.param_groups)
+            others = [[name, why, lrs.get(name, "")] for name, why in self.others.items()]
+            lines += ["", *_columns([["no site", "", "" if p is None else "lr"], *others])]
         return "\n".join(lines)
 
 
 def _ab(weight: MarkedWeight) -> tuple[float, float]:
     a, b = MUP_AB[weight.layer_type]
     return (a, b) if weight.has_multiplier else (0.0, a + b)
+
+
+def _lrs(model: nn.Module, groups: Iterable[Mapping[str, Any]]) -> dict[str, str]:
+    """The learning rate of each parameter, by its name."""
+    lrs = {id(parameter): group["lr"] for group in groups for parameter in group["params"]}
+    return {name: f"{lrs[id(p)]:.3g}" for name, p in _parameters(model).items() if id(p) in lrs}
 
 
 def _columns(rows: list[list[str]]) -> list[str]:
@@ -273,7 +284,7 @@ class _Planner:
         if tensor.ndim < 2:
             if ruled:
                 raise ValueError(f"mark: {name} has one dimension; only a matrix can be a {rule}")
-            return "a bias or gain: lr_prefactor, or the lr that its site's multiplier asks for"
+            return "bias or gain"
         fan_out, fan_in = _fans(module, parameter, tensor)
         # Sizes of 1, as in a position embedding (1, positions, width), are no fan.
         grows_out, grows_in = _grows(growing, fan_out, fan_in)
@@ -285,7 +296,7 @@ class _Planner:
         elif grows_out:
             layer_type = "embedding"
         else:
-            return f"{'x'.join(map(str, shape))} in both models: lr_prefactor"
+            return f"{'x'.join(map(str, shape))} in both models"
         dim = fan_out if layer_type == "embedding" else fan_in
         dim = max(growing, default=len(shape) - 1) if dim is None else dim
         base = self._shapes.base[name]

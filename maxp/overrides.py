@@ -161,8 +161,9 @@ def _with_shared_b(
 ) -> dict[str, Exponents]:
     """Move powers of the width between multiplier and weight where there is no choice.
 
-    A site without a multiplier, or with a frozen weight, has a = 0; and a tied weight has one b. Only a + b matters at init,
-    and c follows a: (a, b, c) and (a + t, b - t, c - t) are the same model with Adam.
+    A site without a multiplier, or with a frozen weight, has a = 0; and a tied weight has one b.
+    Only a + b matters at init, and c follows a: (a, b, c) and (a + t, b - t, c - t) are the same
+    model with Adam.
     """
     owners, moved = weight_owners(sites), dict(exponents)
     for name, e in exponents.items():

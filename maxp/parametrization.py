@@ -44,9 +44,9 @@ class Parametrization(ParamGroups):
       moves the output by the same amount at every width. With Adam, only the biases of sites whose
       a is not 0 have such a group; with SGD, all biases of sites;
     - one group, called ``"rest"``, for every other parameter that is trained, at ``lr_prefactor``.
-      With ``depth``, those inside blocks form the group ``"rest.inside"``. With ``weight_decay``, parameters with
-      less than two dimensions form groups whose names end in ``".no_decay"``, unless the rest has
-      no others.
+      With ``depth``, those inside blocks form the group ``"rest.inside"``. With ``weight_decay``,
+      parameters with less than two dimensions form groups whose names end in ``".no_decay"``,
+      unless the rest has no others.
 
     Args:
         model: contains `ParametrizedModule` or other `Site` modules; or any model, whose sites are

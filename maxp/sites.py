@@ -90,12 +90,13 @@ class ParameterSite(Site):
 
 
 def mark_module(module: nn.Module, width_dim: int, layer_type: LayerType, **kwargs: Any) -> None:
-    """Make a module a site in place; `unmark` reverses it."""
+    """Make a module a site in place, with the multiplier 1; `unmark` reverses it."""
     module.__class__ = marked_class(type(module))
     assert isinstance(module, MarkedSite)
     for name, value in kwargs.items():
         setattr(module, name, value)
     module.mark(width_dim, layer_type)
+    module.scale = 1.0
 
 
 def mark_parameter(owner: nn.Module, parameter: str, width_dim: int, layer_type: LayerType) -> None:
