@@ -56,8 +56,11 @@ class Measurement:
         self.z0: Inputs | None = None
         self.w0: InitialWeights | None = None
 
-    def capture(self, x: Any) -> None:
+    def capture(self, x: Any, *, any_batch: bool = True) -> None:
         """Make the present weights the initial ones; and ``x``, unless it is None, the probe.
+
+        Args:
+            any_batch: store what measuring on other batches than the probe needs.
 
         Raises:
             ValueError: W0 is drawn again when needed, and a weight has changed since it was drawn;
@@ -68,6 +71,8 @@ class Measurement:
         w0.check_redrawn()
         if x is not None:
             _check(x)
+        if any_batch:
+            w0.keep_others()
         self.w0 = w0
         # A copy: the caller may use the tensor again for other values.
         self._given, self.probe = x, tree_map_only(torch.Tensor, torch.clone, x)
@@ -217,19 +222,19 @@ class Measurement:
         if self._seen_in_training is not None:
             batch, z = self._seen_in_training
             torch.save((batch, _pack(z)), seen)
+        others = self.w0.others()
         return {
             "probe": self.probe,
             "z0": None if self.z0 is None else _pack(self.z0),
             "w0": self.w0.kept(),
-            "others": self.w0.others(),
             "seen": seen.getvalue() or None,
+            **({} if others is None else {"others": others}),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from `state_dict`; tensors are moved to the device of the weights.
 
-        A state of an earlier version may be without ``others``: then only the probe can be
-        measured on.
+        A state without ``others`` allows measuring on the probe alone.
 
         Raises:
             ValueError: W0 is drawn again when needed, and the earlier run's W0 was not drawn.

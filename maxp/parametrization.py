@@ -278,42 +278,44 @@ class Parametrization(ParamGroups):
         """Run the model on a batch; override it if the model needs more than a call."""
         return call_model(self.model, x)
 
-    def capture_initial(self, x: Any = None) -> None:
+    def capture_initial(self, x: Any = None, *, any_batch: bool = True) -> None:
         """Store the initial weights. Call it before training.
-
-        Besides the weights of the measured sites, all other parameters and floating-point buffers
-        are stored, so that the initial activations of any batch can be computed.
 
         Args:
             x: a fixed probe: a tensor, or a tuple or dict of the model's arguments, the same on
                 every rank. A copy is kept, and the sites' inputs on it are stored, so that
                 measuring on it takes one forward pass instead of two. None: no fixed probe.
+            any_batch: also store all other parameters and floating-point buffers, from which the
+                initial activations of any batch are computed. False saves this memory; `step` then
+                measures on ``x`` alone.
 
         Raises:
             ValueError: with ``resample_w0``, if the weights have changed since they were drawn; or
-                if ``x`` is empty, contains NaN, or does not reach every site.
+                if ``x`` is empty, contains NaN, or does not reach every site; or if ``x`` is None
+                and ``any_batch`` is False.
         """
         self._check_not_folded()
-        self._measurement.capture(x)
+        if x is None and not any_batch:
+            raise ValueError("any_batch=False needs a fixed probe: pass x")
+        self._measurement.capture(x, any_batch=any_batch)
 
     def step(self, x: Any, optimizer: Optimizer) -> None:
         """Measure and solve if due, and set the learning rates. Call it after ``optimizer.step()``.
 
         Measuring on another batch than the fixed probe takes a forward pass with the current
-        weights and one with the initial weights. Both are without gradients and in evaluation mode;
-        they leave weights, buffers, gradients and random number generators as they are. With the
-        initial weights stored, they and the current ones change places, one tensor at a time.
+        weights and one with the initial weights, in evaluation mode and without gradients. Weights,
+        buffers, gradients and random number generators are the same after it, also if it raises.
 
         Args:
-            x: any batch, such as the one just trained on; in the form that `forward` takes. Where
+            x: any batch, such as the one just trained on, in the form that `forward` takes. Where
                 ranks share weights, the first rank's is used. None is the fixed probe of
                 `capture_initial`. With ``use_training_activations``, it is not used.
             optimizer: an optimizer built on ``param_groups``; its groups are matched by ``name``.
 
         Raises:
-            RuntimeError: `capture_initial` has not been called, or received no probe and ``x`` is
-                None; or with ``use_training_activations``, training has not run the model since the
-                last measurement.
+            RuntimeError: `capture_initial` has not been called, or stored nothing that ``x`` can be
+                measured with; or with ``use_training_activations``, training has not run the model
+                since the last measurement.
             ValueError: no alignment can be measured on ``x``: it is empty, contains NaN, does not
                 reach every site, or a site reads other tokens than with the initial weights.
         """

@@ -117,11 +117,16 @@ class InitialWeights:
         self._find_others = others
         # The copy of a DTensor is a DTensor: a checkpoint must keep the parts of ranks apart.
         self._kept = None if resample else {n: w.detach().clone() for n, w in weights.items()}
-        self._others: dict[str, torch.Tensor] | None = {
+        self._resample = resample
+        self._others: dict[str, torch.Tensor] | None = None
+
+    def keep_others(self) -> None:
+        """Copy what `in_model` needs besides the measured weights."""
+        self._others = {
             name: tensor.detach().clone()
-            for name, tensor in others().items()
+            for name, tensor in self._find_others().items()
             # All ranks must store the same tensors.
-            if not (resample and name in seeds)
+            if not (self._resample and name in self._seeds)
             or not on_all_ranks(self._is_as_drawn(name, tensor), tensor)
         }
 
@@ -160,13 +165,13 @@ class InitialWeights:
         initial weights are drawn again, the current ones are copied for the length of the block.
 
         Raises:
-            RuntimeError: copies of the other tensors are missing (`restore`).
+            RuntimeError: copies of the other tensors are missing (`keep_others`, `restore`).
             ValueError: a tensor of the model has another shape than its copy, or none.
         """
         if self._others is None:
             raise RuntimeError(
-                "the loaded state was saved by an earlier version, which stored the initial values "
-                "of the measured sites alone: measure on its fixed probe, step(None, optimizer)"
+                "only the fixed probe can be measured on, step(None, optimizer): capture_initial "
+                "was called with any_batch=False, or the loaded state is of an earlier version"
             )
         copies = {**(self._kept or {}), **self._others}
         put_back: list[Callable[[], object]] = []

@@ -50,10 +50,11 @@ class Sent(TorchDispatchMode):
 
 
 def watch_measurements(seen: dict[str, Any]) -> None:
-    """Put what the last measurement sent into ``seen``, its forward pass apart from the rest."""
+    """Put what the last measurement sent into ``seen``, its forward passes apart from the rest."""
     measure, forward = TrainerParametrization.measure, TrainerParametrization.forward
 
     def watched_measure(self: TrainerParametrization) -> Any:
+        seen["sent_by_forward"] = []
         with Sent() as sent:
             values = measure(self)
         seen["sent"] = sent.operations
@@ -62,7 +63,7 @@ def watch_measurements(seen: dict[str, Any]) -> None:
     def watched_forward(self: TrainerParametrization, x: Any) -> None:
         with Sent() as sent:
             forward(self, x)
-        seen["sent_by_forward"] = sent.operations
+        seen["sent_by_forward"] += sent.operations
 
     TrainerParametrization.measure = watched_measure  # type: ignore[method-assign]
     TrainerParametrization.forward = watched_forward  # type: ignore[method-assign]

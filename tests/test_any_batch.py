@@ -188,6 +188,16 @@ def test_gradient_accumulation_is_measured_on_the_batch_that_is_passed(resample_
     assert_exact(p.measured, by_twin(model, twin, batch(31)))
 
 
+def test_a_compiled_model_is_measured_with_its_initial_weights() -> None:
+    model, _ = build()
+    compiled = torch.compile(model, backend="eager")
+    p = Parametrization(compiled, lr_prefactor=0.05, seed=3, sample_size=100)
+    p.capture_initial(None)
+    twin = copy.deepcopy(model)
+    train(compiled, p, range(1, 4))
+    assert_exact(p.measure(batch(9)), by_twin(model, twin, batch(9)))
+
+
 def test_several_batches_in_turn_do_not_wear_the_initial_weights_out() -> None:
     model, p = build(sample_size=100)
     p.capture_initial(None)
@@ -435,8 +445,19 @@ def test_an_earlier_state_loads_and_goes_on_on_its_probe(resample_w0: bool) -> N
     other.load_state_dict(model.state_dict())
     q.load_state_dict(state)
     assert q.measure() == p.measure()
-    with pytest.raises(RuntimeError, match=r"earlier version.*step\(None, optimizer\)"):
+    with pytest.raises(RuntimeError, match=r"only the fixed probe .*step\(None, optimizer\)"):
         q.measure(batch(9))
+
+
+def test_without_any_batch_the_state_is_that_of_earlier_versions() -> None:
+    _, p = build()
+    p.capture_initial(batch(50), any_batch=False)
+    assert p.state_dict()["measurement"].keys() == {"probe", "z0", "w0", "seen"}
+    p.measure()
+    with pytest.raises(RuntimeError, match="any_batch=False"):
+        p.measure(batch(9))
+    with pytest.raises(ValueError, match="any_batch=False needs a fixed probe"):
+        p.capture_initial(any_batch=False)
 
 
 # Bad input

@@ -15,8 +15,10 @@ from train.model.scales import SCALES, get_scale
 DEBUG = get_scale("debug")
 
 
-@pytest.fixture(scope="module")
-def trainer(corpus_cache: Path, tmp_path_factory: pytest.TempPathFactory):
+@pytest.fixture(scope="module", params=["fresh", "fixed"])
+def trainer(
+    request: pytest.FixtureRequest, corpus_cache: Path, tmp_path_factory: pytest.TempPathFactory
+):
     """A maxP trainer of the debug scale after a step, on a probe smaller than its sequence."""
     from harness import in_process
 
@@ -28,6 +30,7 @@ def trainer(corpus_cache: Path, tmp_path_factory: pytest.TempPathFactory):
         folder = str(tmp_path_factory.mktemp("run"))
         config = make_config(Flags("debug", output_dir=folder, steps=10))
         config.maxp.probe_tokens, config.maxp.probe_sequences = 40, 2
+        config.maxp.probe = request.param
         config.validator.enable = False
         built = config.build()
         built.step += 1
@@ -35,6 +38,10 @@ def trainer(corpus_cache: Path, tmp_path_factory: pytest.TempPathFactory):
         yield built
         built.close()
         torch.distributed.destroy_process_group()
+
+
+def probe_of(trainer) -> Probe:
+    return Probe(2, 40, fresh=trainer.config.maxp.probe == "fresh")
 
 
 @pytest.mark.parametrize("name", ["debug", "s1", "s3", "s5", "cpu64", "w256"])
@@ -65,7 +72,7 @@ def test_bytes_are_those_of_the_tensors(trainer) -> None:
     from scripts.bench.contenders import Contender
 
     contender = Contender("maxP", trainer, interval=1)
-    expected = costs.memory(DEBUG, probe=Probe(2, 40))
+    expected = costs.memory(DEBUG, probe=probe_of(trainer))
     assert contender.bytes_of_model() == expected.model
     assert contender.bytes_kept() == {"w0": expected.w0, "z0": expected.z0, "probe": expected.probe}
 
@@ -77,12 +84,14 @@ def test_measurement_flops_are_those_that_torch_counts(trainer) -> None:
             module.sdpa_backends = [SDPBackend.MATH]
     with FlopCounterMode(display=False) as counter:
         trainer.parametrization.measure()
-    assert costs.measurement_flops(DEBUG, Probe(2, 40)) == counter.get_total_flops()
+    assert costs.measurement_flops(DEBUG, probe_of(trainer)) == counter.get_total_flops()
 
 
 def test_the_probe_of_the_predictions_is_the_one_that_a_run_measures_on_by_default() -> None:
     settings = MaxPSettings()
-    assert Probe() == Probe(settings.probe_sequences, settings.probe_tokens) == Probe(4, 32)
+    fresh = settings.probe == "fresh"
+    expected = Probe(settings.probe_sequences, settings.probe_tokens, fresh=fresh)
+    assert Probe() == expected == Probe(4, 32)
 
 
 def test_one_process_communicates_nothing() -> None:
@@ -100,8 +109,9 @@ def test_replicas_divide_nothing() -> None:
 
 
 def test_a_redrawn_w0_is_not_kept() -> None:
-    memory = costs.memory(DEBUG)
-    assert memory.kept(resample_w0=False) - memory.kept(resample_w0=True) == memory.w0
+    fresh, fixed = (costs.memory(DEBUG, probe=Probe(fresh=fresh)) for fresh in (True, False))
+    assert fixed.kept(resample_w0=False) - fixed.kept(resample_w0=True) == fixed.w0
+    assert fresh.kept(resample_w0=True) == fresh.gains
 
 
 @pytest.mark.parametrize("size", [9, 13, 15])

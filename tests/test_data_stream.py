@@ -21,7 +21,7 @@ from torchtitan.components.tokenizer import HuggingFaceTokenizer
 from train.data.loader import DataError, TextDataLoader
 from train.data.stream import DATASETS
 from train.data.windows import Batch
-from train.method.probe import draw_probe
+from train.method.probe import FreshText, draw_probe
 
 SEQ_LEN = 16
 FINEWEB_CARD = """---
@@ -302,6 +302,25 @@ def test_the_probe_is_the_same_for_every_seed_and_shuffle(
         return inputs["input"].tolist()
 
     assert probe() == probe(seed=5) == probe(shuffle_buffer=0)
+
+
+def test_fresh_text_of_a_stream_continues_from_a_saved_position(
+    fineweb: Path, tokenizer: HuggingFaceTokenizer
+) -> None:
+    config = TextDataLoader.Config(dataset="fineweb-edu", dataset_path=str(fineweb), seed=3)
+
+    def text() -> FreshText:
+        return FreshText(config, tokenizer, seq_len=SEQ_LEN, sequences=2)
+
+    def draw(text: FreshText, number: int) -> list[Any]:
+        return [text.draw()[0]["input"].tolist() for _ in range(number)]
+
+    whole, first, rest = text(), text(), text()
+    expected = draw(whole, 5)
+    assert len({str(probe) for probe in expected}) == 5
+    begun = draw(first, 2)
+    rest.load_state_dict(first.state_dict())
+    assert begun + draw(rest, 3) == expected
 
 
 UNREACHABLE = """

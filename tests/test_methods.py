@@ -112,6 +112,7 @@ def test_an_unknown_method_is_told_with_those_there_are() -> None:
         ({"lr": 0.0}, "--lr"),
         ({"lr": float("inf")}, "--lr"),
         ({"solve_interval": 0}, "--maxp.solve_interval"),
+        ({"probe": "other"}, "--maxp.probe other: must be fresh or fixed"),
         ({"probe_tokens": 0}, "--maxp.probe_tokens"),
         ({"c_ema": 1.0}, "--maxp.c_ema"),
         ({"measure_from": -1}, "--maxp.measure_from"),

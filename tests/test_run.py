@@ -180,6 +180,46 @@ def test_the_metrics_of_a_resumed_run_hold_every_step_once_with_equal_sites(
         assert resumed.steps[step]["sites"] == uninterrupted.steps[step]["sites"]
 
 
+@pytest.fixture(scope="module")
+def on_a_fixed_probe(corpus_cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """The same, on one fixed probe: what runs did before there was a flag for it."""
+    flags = (*STATEFUL, *CHECKPOINTS, "--maxp.probe", "fixed")
+    arguments = tiny(tmp_path_factory.mktemp("run") / "fixed", "maxP", *flags)
+    run(arguments, before_step=stop_at(12))
+    return run(arguments)
+
+
+def test_a_run_on_a_fixed_probe_is_written_and_saved_as_before_the_flag_existed(
+    on_a_fixed_probe: Run,
+) -> None:
+    assert "probe" not in on_a_fixed_probe.record.config["maxp"]
+    state = on_a_fixed_probe.trainer.parametrization.state_dict()
+    assert "text" not in state
+    assert state["measurement"].keys() == {"probe", "z0", "w0", "seen"}
+
+
+def test_a_run_on_a_fixed_probe_resumes_bit_for_bit(
+    on_a_fixed_probe: Run, corpus_cache: Path, tmp_path: Path
+) -> None:
+    whole = run(tiny(tmp_path / "whole", "maxP", *STATEFUL, "--maxp.probe", "fixed"))
+    assert on_a_fixed_probe.losses == whole.losses
+    assert [r["sites"] for r in on_a_fixed_probe.steps.values()] == [
+        r["sites"] for r in whole.steps.values()
+    ]
+
+
+def test_a_run_on_a_fixed_probe_does_not_go_on_on_fresh_text(
+    on_a_fixed_probe: Run, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(tiny(on_a_fixed_probe.folder, "maxP", *STATEFUL, *CHECKPOINTS)).code == 2
+    assert 'maxp.probe: "fixed" there, "fresh" here' in capsys.readouterr().err
+
+
+def test_fresh_text_is_written_only_of_runs_that_measure(maxp_run: Run, mup_no_run: Run) -> None:
+    assert maxp_run.record.config["maxp"]["probe"] == "fresh"
+    assert "probe" not in mup_no_run.record.config["maxp"]
+
+
 def test_an_average_of_c_goes_half_of_the_way_to_what_was_solved(uninterrupted: Run) -> None:
     target = uninterrupted.trainer.parametrization.targets[WEIGHTED]  # of step 22, the last solve
     before, after = uninterrupted.c[21][WEIGHTED], uninterrupted.c[22][WEIGHTED]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from torchtitan.components.tokenizer import HuggingFaceTokenizer
 
 from train.data.corpus import prepare_embedded
 from train.data.loader import TextDataLoader
-from train.method.probe import draw_probe
+from train.method.probe import FreshText, TrainerParametrization, draw_probe
 
 FIRST_MEASURED = 4  # measure_from 1, solve_interval 3
 HIDDEN = "layers.1.feed_forward.w1"
@@ -89,6 +90,45 @@ def test_the_probe_is_the_same_text_whatever_the_runs_seed(corpus_cache: Path) -
     )
     assert first[0]["input"].shape == (2, 32)
     assert torch.equal(first[0]["input"], second[0]["input"])
+
+
+def texts(seed: int, numbers: range, state: bytes | None = None) -> tuple[list[Any], bytes]:
+    """Some probes of fresh text, and the reader's state after them."""
+    tokenizer = HuggingFaceTokenizer(tokenizer_path=str(prepare_embedded().tokenizer))
+    text = FreshText(TextDataLoader.Config(seed=seed), tokenizer, seq_len=32, sequences=2)
+    if state is not None:
+        text.load_state_dict(state)
+    return [text.draw()[0]["input"].tolist() for _ in numbers], text.state_dict()
+
+
+def test_fresh_text_is_new_each_time_and_another_for_another_seed(corpus_cache: Path) -> None:
+    sequences = [s for seed in (1, 2) for probe in texts(seed, range(8))[0] for s in probe]
+    assert len(sequences) == 2 * 8 * 2
+    assert len({tuple(s) for s in sequences}) == len(sequences)
+
+
+def test_fresh_text_continues_from_a_saved_position(corpus_cache: Path) -> None:
+    whole, _ = texts(1, range(8))
+    first, state = texts(1, range(3))
+    rest, _ = texts(1, range(5), state)
+    assert first + rest == whole
+
+
+def test_a_run_measures_on_new_text_each_time(
+    corpus_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[Any] = []
+    forward = TrainerParametrization.forward
+
+    def watched(self: TrainerParametrization, x: Any) -> None:
+        seen.append(x[0]["input"].tolist())
+        forward(self, x)
+
+    monkeypatch.setattr(TrainerParametrization, "forward", watched)
+    run(tiny(tmp_path / "run", "maxP", "--steps", "10"))
+    # With the initial and the current weights, at steps 4, 7 and 10.
+    assert seen[::2] == seen[1::2]
+    assert len({str(probe) for probe in seen}) == 3
 
 
 # Validation and divergence

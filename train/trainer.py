@@ -18,7 +18,7 @@ from train.data.loader import TextDataLoader
 from train.faults import limit_collectives
 from train.method.learning_rates import SiteGroups
 from train.method.methods import get_method
-from train.method.probe import TrainerParametrization, draw_probe
+from train.method.probe import FreshText, TrainerParametrization, draw_probe
 from train.method.settings import MaxPSettings
 from train.metrics import SITE_PREFIX, DivergedError, HeldOutValidator, RunMetrics
 from train.model.llama3 import site_graph
@@ -34,7 +34,7 @@ class MaxPTrainer(Trainer):
     """A torchtitan trainer in which every site has its own learning rate.
 
     It solves the program after the optimizer is built. A method that follows alignment measures it
-    on a separate probe every ``maxp.solve_interval`` steps, after the optimizer's step, and solves
+    on separate text every ``maxp.solve_interval`` steps, after the optimizer's step, and solves
     again.
     """
 
@@ -74,7 +74,7 @@ class MaxPTrainer(Trainer):
         if isinstance(self.dataloader, TextDataLoader):
             self.dataloader.log_epochs(config.training.steps * global_batch_size(config))
         if self.measures:
-            self.parametrization.capture_initial(self._draw_probe())
+            self._capture_initial()
 
     def _set_learning_rates(self, optimizers: Any, model_parts: Any, parallel_dims: Any) -> None:
         """torchtitan's hook after the optimizer is built: draw weights, solve, split the groups."""
@@ -124,14 +124,18 @@ class MaxPTrainer(Trainer):
         bilinear = {kind(site.name) for site in graph.sites if not site.has_weight}
         return {name: values for name, values in table.items() if kind(name) not in bilinear}
 
-    def _draw_probe(self) -> Any:
+    def _capture_initial(self) -> None:
         config = self.config
-        return draw_probe(
-            config.dataloader,
-            self.tokenizer,
-            seq_len=config.training.seq_len,
-            sequences=config.maxp.probe_sequences,
-        )
+        text: dict[str, Any] = {
+            "dataloader": config.dataloader,
+            "tokenizer": self.tokenizer,
+            "seq_len": config.training.seq_len,
+            "sequences": config.maxp.probe_sequences,
+        }
+        if config.maxp.probe == "fixed":
+            self.parametrization.capture_initial(draw_probe(**text), any_batch=False)
+        else:
+            self.parametrization.measure_on(FreshText(**text))
 
     def train(self) -> None:
         """torchtitan's loop, and validation after its last step.

@@ -114,11 +114,14 @@ class Contender:
         return _bytes(parameters) + _bytes(gradients) + _bytes(states)
 
     def bytes_kept(self) -> dict[str, int]:
-        """Bytes that measuring keeps on this rank: W0, z0 and the probe."""
+        """Bytes that measuring keeps on this rank: initial weights, z0 and the probe."""
         if self.interval is None:
             return {"w0": 0, "z0": 0, "probe": 0}
         state = self.parametrization.state_dict()["measurement"]
-        return {key: _bytes(state[key]) for key in ("w0", "z0", "probe")}
+        return {
+            "w0": _bytes([state["w0"], state.get("others")]),
+            **{key: _bytes(state[key]) for key in ("z0", "probe")},
+        }
 
     def bytes_communicated(self) -> int:
         """Bytes that this rank sends in the reductions of one measurement."""

@@ -134,7 +134,7 @@ def differences(r: Row, scale: str, mesh: costs.Mesh, probe: costs.Probe) -> lis
     memory = costs.memory(SCALES[scale], mesh, probe)
     pairs = {
         "model": (r.model_bytes, memory.model),
-        "W0": (r.w0_bytes, 0 if r.redrawn else memory.w0),
+        "W0": (r.w0_bytes, memory.gains if r.redrawn else memory.w0),
         "z0": (r.z0_bytes, memory.z0),
         "probe": (r.probe_bytes, memory.probe),
         "communicated": (r.communicated_bytes, costs.communicated(SCALES[scale], mesh, probe)),

@@ -1,8 +1,12 @@
-"""The probe of a run: a few sequences on which alignment is measured."""
+"""The probe of a run: the few sequences that alignment is measured on, new ones or always the same.
+
+A separate reader reads them, so that the run's own batches stay the same.
+"""
 
 import dataclasses
 import logging
-from collections.abc import Iterator
+import pickle
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -12,17 +16,18 @@ from torch import nn
 from torch.distributed.fsdp import FSDPModule
 
 from maxp import Graph, Parametrization
+from maxp.alignment import Measured
 
 logger = logging.getLogger(__name__)
 
-# Seeds the choice of the probe's sequences: the same for every method, lr and seed.
+# Seeds the choice of the probes' sequences: the same for every method and lr.
 PROBE_SEED = 20_240_705
 
+Batch = tuple[dict[str, torch.Tensor], torch.Tensor]
 
-def draw_probe(
-    dataloader: Any, tokenizer: Any, *, seq_len: int, sequences: int
-) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
-    """One batch of training text from a separate reader, so the run's own batches stay the same.
+
+def draw_probe(dataloader: Any, tokenizer: Any, *, seq_len: int, sequences: int) -> Batch:
+    """The fixed probe: one batch of training text, the same for every seed of a run.
 
     Args:
         dataloader: the run's dataloader configuration.
@@ -33,17 +38,53 @@ def draw_probe(
         (inputs, labels) in the form of torchtitan's dataloaders, each of shape (sequences,
         seq_len); the same on every rank.
     """
+    single = dataclasses.replace(dataloader, seed=PROBE_SEED)
+    return next(iter(_reader(single, tokenizer, seq_len, sequences)))
+
+
+class FreshText:
+    """A new probe for each measurement: the next batch of training text.
+
+    The n-th probe depends on the seed of the run's data and on n alone, not on the number of ranks.
+
+    Args:
+        dataloader: the run's dataloader configuration.
+        tokenizer, seq_len: those of the run.
+        sequences: the number of sequences of a probe.
+    """
+
+    def __init__(self, dataloader: Any, tokenizer: Any, *, seq_len: int, sequences: int) -> None:
+        seed = PROBE_SEED + dataloader.seed
+        endless = dataclasses.replace(dataloader, seed=seed, infinite=True)
+        self._reader = _reader(endless, tokenizer, seq_len, sequences)
+        self._batches: Iterator[Batch] | None = None
+
+    def draw(self) -> Batch:
+        """The next probe, as from `draw_probe`."""
+        if self._batches is None:
+            self._batches = iter(self._reader)
+        return next(self._batches)
+
+    def state_dict(self) -> bytes:
+        """The position in the text; in bytes, so that a checkpoint takes any reader's state."""
+        return pickle.dumps(self._reader.state_dict())
+
+    def load_state_dict(self, state: bytes) -> None:
+        """Continue after the last probe that was drawn."""
+        self._reader.load_state_dict(pickle.loads(state))
+        self._batches = None
+
+
+def _reader(dataloader: Any, tokenizer: Any, seq_len: int, sequences: int) -> Any:
     # One document at a time, in this process: the shuffle of a stream would read thousands first.
-    single = dataclasses.replace(dataloader, seed=PROBE_SEED, shuffle_buffer=1, num_workers=0)
-    reader = single.build(
+    single = dataclasses.replace(dataloader, shuffle_buffer=1, num_workers=0)
+    return single.build(
         dp_world_size=1,
         dp_rank=0,
         tokenizer=tokenizer,
         seq_len=seq_len,
         local_batch_size=sequences,
-        snapshot_every_n_steps=None,
     )
-    return next(iter(reader))
 
 
 class TrainerParametrization(Parametrization):
@@ -57,8 +98,29 @@ class TrainerParametrization(Parametrization):
 
     def __init__(self, trainer: Any, model: nn.Module, graph: Graph, **settings: Any) -> None:
         self._trainer = trainer
+        self._text: FreshText | None = None
         self.disagreed = 0
         super().__init__(model, sample_input=graph, **settings)
+
+    def measure_on(self, text: FreshText) -> None:
+        """Measure on the next text at each measurement. Call it in place of `capture_initial`."""
+        self.capture_initial()
+        self._text = text
+
+    def measure(self, x: Any = None) -> dict[str, Measured]:
+        """Measure on ``x``, or on the next text, or else on the fixed probe."""
+        if x is None and self._text is not None:
+            x = self._text.draw()
+        return super().measure(x)
+
+    def state_dict(self) -> dict[str, Any]:
+        text = {} if self._text is None else {"text": self._text.state_dict()}
+        return {**super().state_dict(), **text}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        super().load_state_dict(state)
+        if self._text is not None:
+            self._text.load_state_dict(state["text"])
 
     def solve(self) -> None:
         """Solve on the first rank and use its solution on all, so that ranks cannot disagree."""
@@ -81,7 +143,7 @@ class TrainerParametrization(Parametrization):
             )
 
     def forward(self, x: tuple[dict[str, torch.Tensor], torch.Tensor]) -> None:
-        """Run the model on the probe, up to the head's input."""
+        """Run the model on a probe, up to the head's input."""
         trainer, (inputs, labels) = self._trainer, x
         model: Any = self.model
         seen = trainer.ntokens_seen

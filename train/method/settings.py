@@ -2,9 +2,12 @@
 
 import math
 from dataclasses import dataclass
+from typing import Literal, get_args
 
 from train.method.methods import get_method
 from train.model.costs import Probe
+
+ProbeText = Literal["fresh", "fixed"]
 
 
 @dataclass(kw_only=True, slots=True)
@@ -23,6 +26,9 @@ class MaxPSettings:
 
     measure: bool = False
     """Measure and log alignment under a method that does not follow it."""
+
+    probe: ProbeText = "fresh"
+    """Text that alignment is measured on: new text at each measurement, or always the same."""
 
     probe_sequences: int = Probe.sequences
     """Sequences of the probe, which the model is run on for a measurement."""
@@ -66,6 +72,8 @@ class MaxPSettings:
             )
         if not (self.lr > 0 and math.isfinite(self.lr)):
             raise ValueError(f"--lr {self.lr}: must be positive")
+        if self.probe not in get_args(ProbeText):
+            raise ValueError(f"--maxp.probe {self.probe}: must be fresh or fixed")
         for name in ("solve_interval", "probe_sequences", "probe_tokens"):
             if getattr(self, name) < 1:
                 raise ValueError(f"--maxp.{name} {getattr(self, name)}: must be at least 1")

@@ -37,13 +37,16 @@ class Mesh:
 class Probe:
     """What alignment is measured on: whole sequences are run, and some of their tokens are used.
 
-    The defaults are those of ``--maxp.probe_sequences`` and ``--maxp.probe_tokens``.
+    The defaults are those of ``--maxp.probe_sequences``, ``--maxp.probe_tokens`` and
+    ``--maxp.probe``.
     """
 
     sequences: int = 4
     tokens: int = 32
     itemsize: int = FLOAT32
     """Bytes of an activation: 4, or 2 where the model computes in bfloat16."""
+    fresh: bool = True
+    """Whether each measurement takes new text, whose initial activations it has to compute."""
 
     def rows(self, scale: Scale) -> int:
         """Tokens on which sites with a weight are measured."""
@@ -81,6 +84,9 @@ class Memory:
     gradients: int
     optimizer: int
     w0: int
+    """The initial weights; on fresh text those of the whole model."""
+    gains: int
+    """The part of ``w0`` that is kept even if weights are drawn again: the norms' gains."""
     z0: int
     probe: int
 
@@ -91,7 +97,7 @@ class Memory:
 
     def kept(self, *, resample_w0: bool) -> int:
         """Bytes that measuring keeps; W0 only where it is not drawn again."""
-        return self.z0 + self.probe + (0 if resample_w0 else self.w0)
+        return self.z0 + self.probe + (self.gains if resample_w0 else self.w0)
 
     def share(self, *, resample_w0: bool) -> float:
         """`kept` as a part of `model`."""
@@ -134,22 +140,24 @@ def memory(scale: Scale, mesh: Mesh | None = None, probe: Probe | None = None) -
     measured = sum(rows * columns for rows, columns in sites)
     table = embedding(scale).local(mesh)
     norms = 2 * scale.n_layers + 1
-    held = measured + table[0] * table[1] + norms * _part(scale.dim, mesh.shard)
+    gains = norms * _part(scale.dim, mesh.shard)
+    held = measured + table[0] * table[1] + gains
     tensors = len(sites) + 1 + norms
     return Memory(
         parameters=FLOAT32 * held,
         gradients=FLOAT32 * held,
         # Two moments per entry, and a step count per tensor.
         optimizer=FLOAT32 * (2 * held + tensors),
-        w0=FLOAT32 * measured,
-        z0=z0_bytes(scale, probe),
+        w0=FLOAT32 * (held if probe.fresh else measured),
+        gains=FLOAT32 * gains if probe.fresh else 0,
+        z0=0 if probe.fresh else z0_bytes(scale, probe),
         # Tokens, positions and labels.
-        probe=3 * INT64 * probe.sequences * scale.seq_len,
+        probe=0 if probe.fresh else 3 * INT64 * probe.sequences * scale.seq_len,
     )
 
 
 def z0_bytes(scale: Scale, probe: Probe) -> int:
-    """The initial inputs of the measured sites: the same on every rank.
+    """The initial inputs of the measured sites on a fixed probe: the same on every rank.
 
     q, k and v share an input, and so do w1 and w3. QK^T keeps q and k, with the keys repeated for
     every query head.
@@ -197,6 +205,8 @@ def measurement_flops(scale: Scale, probe: Probe | None = None) -> int:
     run = probe.sequences * scale.seq_len
     forward = 2 * run * (inner + scale.n_layers * 2 * dim * scale.seq_len)
     forward += 2 * probe.sequences * head.out * head.into  # the head runs on one token
+    if probe.fresh:  # with the initial weights as well
+        forward *= 2
     products = 3 * 2 * rows * (inner + head.out * head.into)
     bilinear = 3 * 2 * scale.n_layers * probe.sequences * probe.positions(scale) ** 2 * dim
     return forward + products + bilinear

@@ -40,7 +40,7 @@ def differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
     """The defining keys whose values differ, as "a.b: 1 there, 2 here"."""
     ours, theirs = _leaves(_defining(here)), _leaves(_defining(there))
     return [
-        f"{key}: {theirs.get(key, 'absent')} there, {ours.get(key, 'absent')} here"
+        f"{key}: {theirs.get(key, _unwritten(key))} there, {ours.get(key, _unwritten(key))} here"
         for key in sorted(ours.keys() | theirs.keys())
         if ours.get(key) != theirs.get(key)
     ]
@@ -50,6 +50,11 @@ def run_name(scale: str, method: str, lr: float, seed: int) -> str:
     """Name of a run, as ``s3_maxP_lr1e-02_seed1``; an lr with more digits keeps them all."""
     short = f"{lr:.0e}"
     return f"{scale}_{method}_lr{short if float(short) == lr else lr}_seed{seed}"
+
+
+def _unwritten(key: str) -> str:
+    # A fixed probe is not written, as it was not before there was another one.
+    return '"fixed"' if key == "maxp.probe" else "absent"
 
 
 def _leaves(value: Any, prefix: str = "") -> dict[str, str]:
