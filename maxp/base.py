@@ -46,6 +46,8 @@ def resolve_base(
     base_std: Mapping[str, float] | None = None,
     std_multipliers: Mapping[str, float] | None = None,
     std_prefactor: float = 1.0,
+    *,
+    fewer_blocks: bool = False,
 ) -> dict[str, SiteBase]:
     """The base of every site. A site without a weight keeps n_base = s_base = 1 with every base.
 
@@ -55,6 +57,8 @@ def resolve_base(
         base_std: sigma_base by site name, suffix or layer type.
         std_multipliers: factors on sigma_base by the same keys.
         std_prefactor: a factor on every sigma_base.
+        fewer_blocks: a base that is a module may have fewer blocks than the model. A site of a
+            block that it lacks has the base of the last such site.
 
     Raises:
         ValueError: the base has other sites or other layer types than the model; a width less than
@@ -68,7 +72,7 @@ def resolve_base(
             raise ValueError(f"base_std: {key} must be finite and not negative, got {std}")
     if given and base is None:
         raise ValueError("base_std needs a base; without one, set std_prefactor or std_multipliers")
-    of_base = _sites_of(base, sites) if isinstance(base, nn.Module) else {}
+    of_base = _sites_of(base, sites, fewer_blocks) if isinstance(base, nn.Module) else {}
     widths = _widths(base, of_base, sites)
     bases = {}
     for name, site in sites.items():
@@ -109,17 +113,26 @@ def positive(
     return multipliers
 
 
-def _sites_of(base: nn.Module, sites: Mapping[str, Site]) -> dict[str, Site]:
-    """The base's sites, which must be those of the model."""
-    of_base = find_sites(base)
-    if different := sorted(of_base.keys() ^ sites.keys()):
-        raise ValueError(f"base: its sites are not the model's: {', '.join(different[:8])}")
+def _sites_of(base: nn.Module, sites: Mapping[str, Site], fewer_blocks: bool) -> dict[str, Site]:
+    """The site of the base for each site of the model."""
+    own = find_sites(base)
+    last = {_without_numbers(name): site for name, site in own.items()} if fewer_blocks else {}
+    of_base = {n: s for n in sites if (s := own.get(n, last.get(_without_numbers(n))))}
+    missing = sites.keys() - of_base.keys()
+    if different := sorted(missing | own.keys() - sites.keys()):
+        raise ValueError(
+            f"base: its sites are not the model's: {', '.join(different[:8])}; only a base with "
+            "fewer blocks is allowed, and needs the argument depth"
+        )
     for name, site in sites.items():
-        if of_base[name].layer_type != site.layer_type:
-            raise ValueError(
-                f"base: {name} is {of_base[name].layer_type}, but {site.layer_type} in the model"
-            )
+        theirs = of_base[name].layer_type
+        if theirs != site.layer_type:
+            raise ValueError(f"base: {name} is {theirs}, but {site.layer_type} in the model")
     return of_base
+
+
+def _without_numbers(name: str) -> str:
+    return ".".join("*" if part.isdigit() else part for part in name.split("."))
 
 
 def _widths(

@@ -85,7 +85,7 @@ class Parametrization(ParamGroups):
             becomes s_base (n / n_base)^-a, and so on. At the base's own width, every (a, b) and
             every c gives the same run. It is a module with the same sites, on any device, before
             its own `Parametrization`; or the `Plan` of `maxp.mark`; or a mapping of site name,
-            suffix or layer type to n_base.
+            suffix or layer type to n_base. With ``depth``, a module may have fewer blocks.
             None: n_base = s_base = 1. A site without a weight keeps n^-a with every base.
         base_std: the standard deviations of the base's initial weights, by the keys of
             ``ab_overrides``. The default is the rms of the base's weights; or, if it has no values,
@@ -181,7 +181,10 @@ class Parametrization(ParamGroups):
         exponents = resolve_exponents(
             self.sites, PRESETS[alignment], ab_overrides, dict(c_overrides or {}), held
         )
-        bases = resolve_base(self.sites, base, base_std, std_multipliers, std_prefactor)
+        bases = resolve_base(
+            self.sites, base, base_std, std_multipliers, std_prefactor,
+            fewer_blocks=depth is not None,
+        )  # fmt: skip
         gammas = positive("lr_multipliers", lr_multipliers, self.sites, "rest")
         if depth is not None:
             depth.check_branches(self.sites)

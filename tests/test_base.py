@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from models import CLASSES, FEATURES, MLP, VOCABULARY, Llama, ViT, batch, linear
 from torch import nn
 
-from maxp import PARAMETRIZATIONS, Parametrization, ParametrizedModule
+from maxp import PARAMETRIZATIONS, Parametrization, ParametrizedModule, diagnose_axis
 
 WIDTHS = {"embedding": 16, "hidden": 16, "readout": 16}
 ONE_LR = dict.fromkeys(WIDTHS, 0.0)
@@ -130,6 +130,21 @@ def test_each_site_has_its_own_ratio() -> None:
     p = Parametrization(MLP(64), base=base, lr_prefactor=1.0)
     assert lr(p, "layers.0") == pytest.approx(16 / 64)
     assert lr(p, "layers.1") == pytest.approx(4 / 64)
+
+
+@pytest.mark.parametrize("ab", ["mup", "mean-field"])
+def test_the_coordinate_check_is_right_with_a_base(ab: str) -> None:
+    def make_model(width: int) -> tuple[nn.Module, list[dict[str, Any]]]:
+        model = MLP(width, depth=1)
+        p = Parametrization(
+            model, base=WIDTHS, ab_overrides=PARAMETRIZATIONS[ab], lr_prefactor=1e-3
+        )
+        return model, p.param_groups
+
+    _, affected, _ = diagnose_axis(
+        make_model, lambda width: batch(0, 4)[0], (64, 128, 256, 512), seeds=4, progress=False
+    )
+    assert affected == []
 
 
 # Sigma and s of the base

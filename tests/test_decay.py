@@ -101,6 +101,39 @@ def test_matrices_shrink_by_the_same_factor_at_every_width() -> None:
             torch.testing.assert_close(w.detach(), 0.95 * before[name])
 
 
+def weights_after_500_steps(width: int, coupled: bool) -> dict[str, float]:
+    """The norm of each weight relative to init."""
+    model = MLP(width)
+    decay = None if coupled else 0.7
+    p = Parametrization(
+        model, base=dict.fromkeys(WIDTHS, 64), lr_prefactor=0.003, seed=0, weight_decay=decay
+    )
+    optimizer = torch.optim.AdamW(p.param_groups, weight_decay=0.7)
+    initial = {name: w.detach().norm() for name, w in p.weights.items()}
+    for step in range(500):
+        x, y = batch(step, 32)
+        optimizer.zero_grad()
+        F.cross_entropy(model(x), y).backward()
+        optimizer.step()
+    return {name: float(w.detach().norm() / initial[name]) for name, w in p.weights.items()}
+
+
+@pytest.mark.slow
+def test_weights_keep_their_size_relative_to_init_over_widths_where_b_is_c() -> None:
+    widths = (64, 128, 256, 512)
+    slopes = []
+    for coupled in (False, True):
+        runs = [weights_after_500_steps(width, coupled) for width in widths]
+        slopes.append({n: slope(widths, [np.log(run[n]) for run in runs]) for n in runs[0]})
+    independent, coupled_decay = slopes
+    assert abs(independent["embed"]) < 0.05
+    assert abs(independent["readout"]) < 0.05
+    # Here c = b + 1/2: what is learned falls as m^-1/2 relative to init, and the rest is flat.
+    assert -0.5 < independent["layers.0"] < 0.05
+    assert coupled_decay["embed"] > 0.2
+    assert coupled_decay["layers.0"] > 0.1
+
+
 def test_biases_and_gains_do_not_decay() -> None:
     p = Parametrization(ViT(16, 1), weight_decay=0.1)
     decays = {id(q): g["weight_decay"] for g in p.param_groups for q in g["params"]}
