@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from maxp.base import without_numbers
 from maxp.layout import CONVOLUTIONS, is_transposed
 from maxp.module import LAYER_TYPES, MUP_AB, LayerType, Site, find_sites, plain_name, site_name
 from maxp.overrides import by_name
@@ -152,6 +153,7 @@ def mark(
     rules: Mapping[str, Rule] | None = None,
     *,
     delta: nn.Module | None = None,
+    fewer_blocks: bool = False,
 ) -> Plan:
     """Plan which weights of a model are sites. `Plan.apply` marks them.
 
@@ -163,6 +165,8 @@ def mark(
             a module's class.
         delta: the same model at a third width, to compare with ``base`` instead of ``model``:
             needed if ``model`` has the width of the base.
+        fewer_blocks: the base may have fewer blocks than the model: its last one then stands for
+            those that it lacks.
 
     Raises:
         ValueError: the models have different parameters; a rule that matches nothing or is
@@ -170,7 +174,7 @@ def mark(
     """
     rules = dict(rules or {})
     _warn_of_heads(model, base)
-    shapes = _Shapes(model, base, base if delta is None else delta, compare=delta is not None)
+    shapes = _Shapes(model, base, delta, fewer_blocks=fewer_blocks)
     plan = _Planner(model, shapes, rules).plan()
     if not plan.weights:
         raise ValueError(
@@ -199,18 +203,19 @@ def _warn_of_heads(model: nn.Module, base: nn.Module) -> None:
             return
 
 
-def marked(model: nn.Module, base: Any) -> Plan | None:
+def marked(model: nn.Module, base: Any, *, fewer_blocks: bool = False) -> Plan | None:
     """The plan by which a model is marked; it is applied if the model has no site yet.
 
     Args:
         model: any model.
         base: a plan; or a model without sites, to compare with. Otherwise, there is no plan.
+        fewer_blocks: as in `mark`.
 
     Raises:
         ValueError: as `mark`; or the plan is of another model.
     """
     if isinstance(base, nn.Module) and not find_sites(base):
-        base = mark(model, base)
+        base = mark(model, base, fewer_blocks=fewer_blocks)
     if not isinstance(base, Plan):
         return None
     if base.model is not model:
@@ -221,19 +226,35 @@ def marked(model: nn.Module, base: Any) -> Plan | None:
 
 
 class _Shapes:
-    """Parameters of model and base by name, and the dimensions in which widths show."""
+    """Parameters of model and base by name, and the dimensions in which widths show.
+
+    Args:
+        model: to mark.
+        base: to compare it with.
+        delta: to compare the base with instead of the model.
+        fewer_blocks: base and delta may lack blocks of the model, for which their last one counts.
+    """
 
     def __init__(
-        self, model: nn.Module, base: nn.Module, delta: nn.Module, *, compare: bool
+        self, model: nn.Module, base: nn.Module, delta: nn.Module | None, *, fewer_blocks: bool
     ) -> None:
-        self.model, self.base, other = _parameters(model), _parameters(base), _parameters(delta)
-        for name, others in (("base", self.base), ("delta", other)):
-            if different := sorted(self.model.keys() ^ others.keys()):
-                raise ValueError(
-                    f"{name}: other parameters than the model's: {', '.join(different[:4])}"
-                    f"{', ...' if len(different) > 4 else ''}; the models must differ in width only"
-                )
-        self._wide = other if compare else self.model
+        self.model = _parameters(model)
+        self.base = self._matched("base", base, fewer_blocks)
+        self._wide = self.model if delta is None else self._matched("delta", delta, fewer_blocks)
+
+    def _matched(self, what: str, other: nn.Module, fewer_blocks: bool) -> dict[str, torch.Tensor]:
+        """The parameter of another model for each parameter of this one."""
+        own = _parameters(other)
+        last = {without_numbers(name): p for name, p in own.items()} if fewer_blocks else {}
+        matched = {n: own.get(n, last.get(without_numbers(n))) for n in self.model}
+        missing = {name for name, parameter in matched.items() if parameter is None}
+        if different := sorted(missing | own.keys() - self.model.keys()):
+            raise ValueError(
+                f"{what}: other parameters than the model's: {', '.join(different[:4])}"
+                f"{', ...' if len(different) > 4 else ''}; it must differ in width only, or with "
+                "the argument depth have fewer blocks"
+            )
+        return {name: parameter for name, parameter in matched.items() if parameter is not None}
 
     def growing(self, name: str) -> list[int]:
         """The dimensions of a parameter that differ between the two models."""

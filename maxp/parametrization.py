@@ -160,7 +160,7 @@ class Parametrization(ParamGroups):
         )  # fmt: skip
         self.model = model
         self._folded = False
-        self.plan = marked(model, base)
+        self.plan = marked(model, base, fewer_blocks=depth is not None)
         if self.plan is not None:
             base, base_std = self.plan.widths, {**self.plan.stds, **(base_std or {})}
         assert not isinstance(base, Plan)

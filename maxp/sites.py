@@ -91,7 +91,8 @@ class ParameterSite(Site):
 
 def mark_module(module: nn.Module, width_dim: int, layer_type: LayerType, **kwargs: Any) -> None:
     """Make a module a site in place, with the multiplier 1; `unmark` reverses it."""
-    module.__class__ = marked_class(type(module))
+    parent: Any = type(module)
+    module.__class__ = marked_class(parent)
     assert isinstance(module, MarkedSite)
     for name, value in kwargs.items():
         setattr(module, name, value)

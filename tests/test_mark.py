@@ -12,6 +12,7 @@ from plain_models import GPT, HEAD_DIM, VOCABULARY, ConvNet, Encoder, Looped, to
 from torch import nn
 
 from maxp import Parametrization, ParametrizedModule, mark
+from maxp.depth import Depth
 from maxp.module import find_sites
 
 
@@ -114,6 +115,23 @@ def test_a_rule_that_cannot_hold_is_refused(rules: Any, message: str) -> None:
 def test_models_that_differ_in_depth_are_refused_by_name() -> None:
     with pytest.raises(ValueError, match=r"base: other parameters than the model's: blocks.1"):
         mark(GPT(64, 2), GPT(16, 1))
+
+
+def test_with_depth_the_base_may_have_fewer_blocks() -> None:
+    model, depth = GPT(64, 4), Depth(ratio=2.0, exponent=1.0, branches=["proj", "out"])
+    p = Parametrization(model, base=GPT(16, 2), depth=depth, lr_prefactor=1.0)
+    assert p.sites["blocks.3.out"].scale == p.sites["blocks.0.proj"].scale == 0.5
+    assert p.lrs()["blocks.3.out"] == pytest.approx(1 / 4)
+    assert p.plan is not None
+    assert {w.n_base for w in p.plan.weights if w.name.endswith("out")} == {64}
+
+
+def test_a_residual_branch_that_ends_in_a_weight_without_multiplier_is_refused() -> None:
+    depth = Depth(ratio=2.0, exponent=1.0, branches=["self_attn.out_proj", "linear2"])
+    with pytest.raises(
+        ValueError, match=r"depth: encoder.layers.0.self_attn.out_proj ends a"
+    ):
+        Parametrization(Encoder(64, 2), base=Encoder(16, 1), depth=depth)
 
 
 def test_models_of_one_width_need_a_third() -> None:
