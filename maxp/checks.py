@@ -50,6 +50,31 @@ def check_branches(sites: Mapping[str, Site], branch_scale: Callable[[str], floa
             )
 
 
+# Optimizers whose update does not depend on the gradient's scale, by the name of their class.
+_LIKE_ADAM = frozenset(
+    ("Adam", "AdamW", "Adamax", "NAdam", "RAdam", "Adafactor", "Lion", "RMSprop", "Adagrad")
+)
+
+
+def check_optimizer(optimizer: Any, optimizer_type: str) -> None:
+    """Warn if an optimizer is not known to have the exponents of ``optimizer_type``."""
+    names = {cls.__name__ for cls in type(getattr(optimizer, "optimizer", optimizer)).__mro__}
+    known = "sgd" if "SGD" in names else "adam" if names & _LIKE_ADAM else None
+    if known == optimizer_type:
+        return
+    does = "does not depend" if optimizer_type == "adam" else "grows in proportion"
+    to = "on" if optimizer_type == "adam" else "to"
+    logger.warning(
+        "%s is %s: the learning rates assume optimizer_type=%r, an update that %s %s the "
+        "gradient's scale",
+        type(optimizer).__name__,
+        "not known" if known is None else f"an optimizer of type {known!r}",
+        optimizer_type,
+        does,
+        to,
+    )
+
+
 def check_alignments(overrides: Mapping[str, tuple[float, float, float]]) -> None:
     """Check ``alignment_overrides``.
 

@@ -17,6 +17,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
+from maxp.checks import check_optimizer
 from maxp.depth import Depth
 from maxp.exponents import bias_exponent, gradient_exponent, gradient_size
 from maxp.graph import SiteNode
@@ -221,6 +222,7 @@ class ParamGroups(SiteExponents):
         """Let the groups of an optimizer contain the product of all factors while it steps."""
         if optimizer is self._optimizer:
             return
+        check_optimizer(optimizer, self._optimizer_type)
         self._optimizer, self._scheduled_before = optimizer, {}
         self._shows_products = False
         if hasattr(optimizer, "register_step_pre_hook"):

@@ -51,6 +51,7 @@ class Measurement:
         # The arguments (args, kwargs) of training's last forward pass, and the sites' inputs in it.
         self._seen_in_training: tuple[Any, Inputs] | None = None
         self._watching = False
+        self._opened: list[Any] = []
         self._given: Any = None
         self.probe: Any = None
         self.z0: Inputs | None = None
@@ -192,25 +193,25 @@ class Measurement:
         if not self._from_training or self._watching:
             return
         self._watching = True
-        opened: list[Any] = []
-
-        def before(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            if torch.is_grad_enabled():
-                watching = self._capture.watching()
-                opened.append((watching, watching.__enter__(), _copied((args, kwargs))))
-
-        def after(*_: Any) -> None:
-            if not opened:
-                return
-            watching, seen, batch = opened.pop()
-            watching.__exit__(None, None, None)
-            # Activation checkpointing stops a pass that it runs again once it has what it needs.
-            if seen.keys() >= self._sites.keys():
-                self._seen_in_training = batch, self._complete(seen)
-
-        self._model.register_forward_pre_hook(before, with_kwargs=True)
+        self._model.register_forward_pre_hook(self._before_training_pass, with_kwargs=True)
         # Also after a forward pass that raised, or its hooks would stay.
-        self._model.register_forward_hook(after, always_call=True)
+        self._model.register_forward_hook(self._after_training_pass, always_call=True)
+
+    def _before_training_pass(
+        self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> None:
+        if torch.is_grad_enabled():
+            watching = self._capture.watching()
+            self._opened.append((watching, watching.__enter__(), _copied((args, kwargs))))
+
+    def _after_training_pass(self, *_: Any) -> None:
+        if not self._opened:
+            return
+        watching, seen, batch = self._opened.pop()
+        watching.__exit__(None, None, None)
+        # Activation checkpointing stops a pass that it runs again once it has what it needs.
+        if seen.keys() >= self._sites.keys():
+            self._seen_in_training = batch, self._complete(seen)
 
     def state_dict(self) -> dict[str, Any]:
         """The probe, z0, the stored initial values, and what `exponents` has not used of training.

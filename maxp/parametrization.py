@@ -8,6 +8,7 @@ solves the program again. Source: Kilian and Wojnar 2025, on the program of Ever
 import logging
 import math
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -202,7 +203,8 @@ class Parametrization(ParamGroups):
         self._stds |= {name: self._stds[owner] for name, owner in self._owners.items()}
         self._initialise()
 
-        with_tied = {n: s.weight for n, s in self.sites.items() if s.weight is not None}
+        self._resample_w0 = resample_w0
+        self._with_tied = {n: s.weight for n, s in self.sites.items() if s.weight is not None}
         measurable = {
             name: site
             for name, site in self.sites.items()
@@ -224,18 +226,12 @@ class Parametrization(ParamGroups):
             alignment_bounds=alignment_bounds,
         )
         self.steps, self.warmup_steps, self.solve_interval = 0, warmup_steps, solve_interval
-        measured_weights = {n: w for n, w in with_tied.items() if n in measurable}
+        self._measured_weights = {n: w for n, w in self._with_tied.items() if n in measurable}
         self._measurement = Measurement(
             model,
             measurable,
-            measured_weights,
-            initial_weights=lambda: InitialWeights(
-                measured_weights,
-                self._seeds,
-                self._stds,
-                resample=resample_w0,
-                others=lambda: other_tensors(model, with_tied, measured_weights),
-            ),
+            self._measured_weights,
+            initial_weights=self._initial_weights,
             forward=self.forward,
             sample_size=sample_size,
             from_training=use_training_activations,
@@ -255,6 +251,19 @@ class Parametrization(ParamGroups):
     def _site_seeds(self) -> dict[str, int]:
         names = {**{name: name for name in self.weights}, **self._owners}
         return {name: site_seed(self.seed, owner) for name, owner in names.items()}
+
+    def _initial_weights(self) -> InitialWeights:
+        return InitialWeights(
+            self._measured_weights,
+            self._seeds,
+            self._stds,
+            resample=self._resample_w0,
+            others=partial(other_tensors, self.model, self._with_tied, self._measured_weights),
+        )
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For pickle and copies, which have no optimizer until `apply` or `step` receives one."""
+        return {**self.__dict__, "_optimizer": None, "_scheduled_before": {}}
 
     @torch.no_grad()
     def _initialise(self) -> None:

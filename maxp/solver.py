@@ -85,6 +85,10 @@ class Program:
         )
         self._model: Model | None = None
 
+    def __getstate__(self) -> dict[str, Any]:
+        """For pickle and copies, which start the next solve anew."""
+        return {**self.__dict__, "_model": None}
+
     def solve(self, exponents: Mapping[str, Exponents]) -> Solution:
         """The optimal c to nine decimals; ties are broken towards the smallest r.
 
