@@ -27,7 +27,7 @@ from maxp.mark import Plan, marked
 from maxp.measurement import Measurement
 from maxp.module import bias_of, find_sites, is_frozen, weight_owners
 from maxp.overrides import AB, check_arguments, resolve, resolve_exponents
-from maxp.shards import local, of_first_rank, region
+from maxp.shards import agreed, local, of_first_rank, region
 from maxp.trace import call_model, graph_of
 from maxp.w0 import InitialWeights, draw_like, other_tensors, site_seed
 
@@ -51,8 +51,9 @@ class Parametrization(ParamGroups):
 
     Args:
         model: contains `ParametrizedModule` or other `Site` modules; or any model, whose sites are
-            then marked by comparison with ``base`` (`maxp.mark`). It may be on the meta device, or
-            sharded (DTensor weights).
+            then marked by comparison with ``base`` (`maxp.mark`). It may be on the meta device,
+            sharded (DTensor weights), or wrapped in DistributedDataParallel. Ranks take the seed,
+            the base and each solution of the first rank.
         optimizer_type: ``"adam"`` or ``"sgd"``.
         alignment: the preset that is used until alignment is measured: ``"full"``, which gives
             muP's learning rates, or ``"no"``.
@@ -159,6 +160,9 @@ class Parametrization(ParamGroups):
             lr_prefactor=lr_prefactor, std_prefactor=std_prefactor, solve_interval=solve_interval,
             sample_size=sample_size, weight_decay=weight_decay, eps=eps,
         )  # fmt: skip
+        # The wrapper's forward pass would wait for other ranks, and its name would enter seeds.
+        if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+            model = model.module
         self.model = model
         self._folded = False
         self.plan = marked(model, base, fewer_blocks=depth is not None)
@@ -194,7 +198,10 @@ class Parametrization(ParamGroups):
             at = bases[name]
             site.scale = at.scale * at.ratio ** -exponents[name].a
             site.scale *= depth.branch_scale(name) if depth else 1.0
-        self.seed = int(torch.randint(2**62, ()).item()) if seed is None else seed
+        # Other ranks may have other seeds, and a base of other weights.
+        self.seed, bases = agreed(
+            (int(torch.randint(2**62, ()).item()) if seed is None else seed, bases)
+        )
         self._owners = {n: o for n, o in owners.items() if o in self.weights}
         self._seeds = self._site_seeds()
         self._stds = {
@@ -343,7 +350,13 @@ class Parametrization(ParamGroups):
         if self.due(self.steps):
             self.measure(of_first_rank(x, self.weights.values()))
             self.solve()
+            self._take_solution_of_first_rank()
         self.apply(optimizer)
+
+    def _take_solution_of_first_rank(self) -> None:
+        state = self.solution_state()
+        if (first := agreed(state)) is not state:
+            self.load_solution_state(first)
 
     def due(self, step: int) -> bool:
         """Whether call number ``step`` of `step` measures and solves."""
