@@ -23,7 +23,14 @@ from maxp.exponents import bias_exponent, gradient_exponent, gradient_size
 from maxp.graph import SiteNode
 from maxp.groups import group_name, own_biases, set_values, split_group
 from maxp.module import Site, plain_name
-from maxp.schedules import has_scheduler, hide_products, scheduled_lr, show_products, write_lrs
+from maxp.schedules import (
+    has_scheduler,
+    hide_products,
+    scheduled_lr,
+    show_products,
+    unwrapped,
+    write_lrs,
+)
 from maxp.site_exponents import SiteExponents
 
 
@@ -201,6 +208,7 @@ class ParamGroups(SiteExponents):
         """
         values = self._values()
         if optimizer is not None:
+            optimizer = unwrapped(optimizer)
             if not any(group.get("name") in values for group in optimizer.param_groups):
                 raise ValueError(
                     "the optimizer has no group of this model's sites; build it on .param_groups"

@@ -27,6 +27,7 @@ from maxp.mark import Plan, marked
 from maxp.measurement import Measurement
 from maxp.module import bias_of, find_sites, is_frozen, weight_owners
 from maxp.overrides import AB, check_arguments, resolve, resolve_exponents
+from maxp.schedules import unwrapped
 from maxp.shards import agreed, local, of_first_rank, region
 from maxp.trace import call_model, graph_of
 from maxp.w0 import InitialWeights, draw_like, other_tensors, site_seed
@@ -339,6 +340,7 @@ class Parametrization(ParamGroups):
                 reach every site, or a site reads other tokens than with the initial weights.
         """
         self._check_not_folded()
+        optimizer = unwrapped(optimizer)
         self._measurement.check(x)
         if optimizer is not self._optimizer and self._stepped_otherwise(optimizer):
             logger.warning(

@@ -24,6 +24,13 @@ Group = dict[str, Any]
 _OURS, _REFERENCE, _SCHEDULED = "maxp_lr", "maxp_reference_lr", "maxp_scheduled_lr"
 
 
+def unwrapped(optimizer: Any) -> Any:
+    """The optimizer that a wrapper of accelerate or Lightning contains."""
+    while isinstance(inner := getattr(optimizer, "optimizer", None), Optimizer):
+        optimizer = inner
+    return optimizer
+
+
 def has_scheduler(group: Group) -> bool:
     """Whether a scheduler of torch has been made for an optimizer with this group."""
     return "initial_lr" in group
