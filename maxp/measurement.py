@@ -117,7 +117,10 @@ class Measurement:
             (before,), (now,) = z0[call], z[call]
             site, weight = self._sites[name], self._weights[name]
             w0 = matrix_rows(site, self.w0.rows(name), local(weight).shape[0])
-            states.append(SiteState(before, now, weight_matrix(site, weight), w0, site.width_dim))
+            matrix = weight_matrix(site, weight)
+            # The entries of a kernel are contracted as well: alignment stays in [0, 1].
+            n = site.width_dim if weight.ndim == 2 else matrix.shape[1]
+            states.append(SiteState(before, now, matrix, w0, n))
         of_calls: dict[str, list[Measured]] = {name: [] for name in self._sites}
         for (name, _), exponents in zip(weighted, measure(states) if states else [], strict=True):
             of_calls[name].append(exponents)

@@ -1,8 +1,9 @@
-"""Models of other libraries with random weights, tiny, by width: transformers' and torch's own."""
+"""Tiny models of other libraries with random weights, by width: transformers', timm's, torch's."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import timm_models
 import torch
 import transformers as hf
 from plain_models import Encoder
@@ -59,8 +60,8 @@ def mixtral(width: int) -> nn.Module:
 def gpt2(width: int) -> nn.Module:
     """Fused and transposed projections, learned positions, and a tied head."""
     config = hf.GPT2Config(
-        vocab_size=VOCABULARY, n_positions=TOKENS, n_embd=width, n_layer=2, n_head=width // HEAD_DIM,
-        resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0, use_cache=False,
+        vocab_size=VOCABULARY, n_positions=TOKENS, n_embd=width, n_layer=2,
+        n_head=width // HEAD_DIM, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0, use_cache=False,
     )  # fmt: skip
     return hf.GPT2LMHeadModel(config)
 
@@ -76,6 +77,8 @@ MODELS = {
     "mixtral": Real(mixtral, text),
     "gpt2": Real(gpt2, text),
     "vit": Real(vit, images),
+    "timm vit": Real(timm_models.vit, lambda: {"x": torch.randn(4, 3, 16, 16)}),
+    "timm convnext": Real(timm_models.convnext, lambda: {"x": torch.randn(4, 3, 32, 32)}),
     "torch's encoder": Real(Encoder, lambda: {"x": torch.randn(4, 5, 6)}),
 }
 

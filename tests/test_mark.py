@@ -128,9 +128,7 @@ def test_with_depth_the_base_may_have_fewer_blocks() -> None:
 
 def test_a_residual_branch_that_ends_in_a_weight_without_multiplier_is_refused() -> None:
     depth = Depth(ratio=2.0, exponent=1.0, branches=["self_attn.out_proj", "linear2"])
-    with pytest.raises(
-        ValueError, match=r"depth: encoder.layers.0.self_attn.out_proj ends a"
-    ):
+    with pytest.raises(ValueError, match=r"depth: encoder.layers.0.self_attn.out_proj ends a"):
         Parametrization(Encoder(64, 2), base=Encoder(16, 1), depth=depth)
 
 
