@@ -1,6 +1,7 @@
 """Checks of a model's sites when a `maxp.Parametrization` is built: one line per fault."""
 
 import logging
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -85,6 +86,20 @@ def check_alignments(overrides: Mapping[str, tuple[float, float, float]]) -> Non
         if len(values) != 3 or not all(0 <= value <= 1 for value in values):
             raise ValueError(
                 f"alignment_overrides: {key} must be three numbers in [0, 1], got {tuple(values)}"
+            )
+
+
+def check_scales(sites: Mapping[str, Site], scales: Mapping[str, float]) -> None:
+    """Check the multipliers of a loaded state.
+
+    Raises:
+        ValueError: a site has another one.
+    """
+    for name, scale in scales.items():
+        if name in sites and not math.isclose(scale, sites[name].scale, rel_tol=1e-6):
+            raise ValueError(
+                f"{name}: the state is of a model whose multiplier is {scale:.6g}, and it is "
+                f"{sites[name].scale:.6g} here; give the same base and ab_overrides"
             )
 
 

@@ -6,7 +6,6 @@ solves the program again. Source: Kilian and Wojnar 2025, on the program of Ever
 """
 
 import logging
-import math
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -18,19 +17,27 @@ from torch.optim import Optimizer
 from maxp.alignment import Measured
 from maxp.base import Base, positive, resolve_base
 from maxp.bounds import BOUNDS, AlignmentBounds
-from maxp.checks import check_alignments, check_branches, check_sites, warn_of_unmarked
+from maxp.checks import (
+    check_alignments,
+    check_branches,
+    check_scales,
+    check_sites,
+    warn_of_unmarked,
+)
 from maxp.depth import Depth
 from maxp.exponents import PRESETS, OptimizerType
 from maxp.factors import ParamGroups
 from maxp.fold import fold
-from maxp.mark import Plan, marked
+from maxp.initial import draw, own_weights, site_seeds
+from maxp.mark import marked
 from maxp.measurement import Measurement
-from maxp.module import bias_of, find_sites, is_frozen, weight_owners
+from maxp.module import find_sites, is_frozen, weight_owners
 from maxp.overrides import AB, check_arguments, resolve, resolve_exponents
+from maxp.plan import Plan
 from maxp.schedules import unwrapped
-from maxp.shards import agreed, local, of_first_rank, region
+from maxp.shards import agreed, of_first_rank
 from maxp.trace import call_model, graph_of
-from maxp.w0 import InitialWeights, draw_like, other_tensors, site_seed
+from maxp.w0 import InitialWeights, other_tensors
 
 logger = logging.getLogger(__name__)
 
@@ -178,10 +185,7 @@ class Parametrization(ParamGroups):
         check_sites(self.sites)
         warn_of_unmarked(model, base)
         owners = weight_owners(self.sites)
-        self.weights: dict[str, torch.Tensor] = {}
-        for name, site in self.sites.items():
-            if site.weight is not None and name not in owners and not is_frozen(site):
-                self.weights[name] = site.weight
+        self.weights = own_weights(self.sites, owners)
         held = dict(alignment_overrides or {})
         check_alignments(held)
         exponents = resolve_exponents(
@@ -191,6 +195,10 @@ class Parametrization(ParamGroups):
             self.sites, base, base_std, std_multipliers, std_prefactor,
             fewer_blocks=depth is not None,
         )  # fmt: skip
+        # Other ranks may have other seeds, and a base of other weights.
+        self.seed, bases = agreed(
+            (int(torch.randint(2**62, ()).item()) if seed is None else seed, bases)
+        )
         gammas = positive("lr_multipliers", lr_multipliers, self.sites, "rest")
         if depth is not None:
             depth.check_branches(self.sites)
@@ -199,17 +207,14 @@ class Parametrization(ParamGroups):
             at = bases[name]
             site.scale = at.scale * at.ratio ** -exponents[name].a
             site.scale *= depth.branch_scale(name) if depth else 1.0
-        # Other ranks may have other seeds, and a base of other weights.
-        self.seed, bases = agreed(
-            (int(torch.randint(2**62, ()).item()) if seed is None else seed, bases)
-        )
-        self._owners = {n: o for n, o in owners.items() if o in self.weights}
-        self._seeds = self._site_seeds()
+        tied = {name: owner for name, owner in owners.items() if owner in self.weights}
+        self._owners = {**{name: name for name in self.weights}, **tied}
+        self._seeds = site_seeds(self.seed, self._owners)
         self._stds = {
-            name: bases[name].std * bases[name].ratio ** -exponents[name].b for name in self.weights
+            name: bases[owner].std * bases[owner].ratio ** -exponents[owner].b
+            for name, owner in self._owners.items()
         }
-        self._stds |= {name: self._stds[owner] for name, owner in self._owners.items()}
-        self._initialise()
+        draw(self.sites, self.weights, self._seeds, self._stds)
 
         self._resample_w0 = resample_w0
         self._with_tied = {n: s.weight for n, s in self.sites.items() if s.weight is not None}
@@ -256,10 +261,6 @@ class Parametrization(ParamGroups):
             {"weight_decay": weight_decay, "eps": eps},
         )
 
-    def _site_seeds(self) -> dict[str, int]:
-        names = {**{name: name for name in self.weights}, **self._owners}
-        return {name: site_seed(self.seed, owner) for name, owner in names.items()}
-
     def _initial_weights(self) -> InitialWeights:
         return InitialWeights(
             self._measured_weights,
@@ -272,25 +273,6 @@ class Parametrization(ParamGroups):
     def __getstate__(self) -> dict[str, Any]:
         """For pickle and copies, which have no optimizer until `apply` or `step` receives one."""
         return {**self.__dict__, "_optimizer": None, "_scheduled_before": {}}
-
-    @torch.no_grad()
-    def _initialise(self) -> None:
-        """Draw every weight that is not on the meta device, and zero its site's bias.
-
-        The row of an embedding that stands for padding is zero as well.
-        """
-        for name, weight in self.weights.items():
-            if weight.is_meta:
-                continue
-            local(weight).copy_(draw_like(weight, self._seeds[name], self._stds[name]))
-            site = self.sites[name]
-            padding = getattr(getattr(site, "op", site), "padding_idx", None)
-            rows = region(weight)[0]
-            if padding is not None and rows.start <= padding < rows.stop:
-                local(weight)[padding - rows.start].zero_()
-            bias = bias_of(site)
-            if bias is not None:
-                bias.zero_()
 
     # Measuring and solving
 
@@ -421,15 +403,10 @@ class Parametrization(ParamGroups):
             ValueError: the state is of a model with other sites, or with other multipliers.
         """
         # A state of an earlier version does not contain the multipliers.
-        for name, scale in state.get("scales", {}).items():
-            if name in self.sites and not math.isclose(scale, self.sites[name].scale, rel_tol=1e-6):
-                raise ValueError(
-                    f"{name}: the state is of a model whose multiplier is {scale:.6g}, and it is "
-                    f"{self.sites[name].scale:.6g} here; give the same base and ab_overrides"
-                )
+        check_scales(self.sites, state.get("scales", {}))
         self.load_solution_state(state)
         self.steps, self.seed = state["steps"], state["seed"]
-        self._seeds = self._site_seeds()
+        self._seeds = site_seeds(self.seed, self._owners)
         self._lr_prefactor = state["lr_prefactor"]
         if state["measurement"] is not None:
             self._measurement.load_state_dict(state["measurement"])
