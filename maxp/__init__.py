@@ -13,9 +13,11 @@ from maxp.depth import Depth
 from maxp.exponents import Alignment
 from maxp.factors import Factors
 from maxp.graph import Graph
+from maxp.mark import mark
 from maxp.module import ParametrizedModule, Site
 from maxp.overrides import PARAMETRIZATIONS
 from maxp.parametrization import Parametrization
+from maxp.plan import Plan
 from maxp.solver import InfeasibleProgramError, solve
 from maxp.trace import trace
 
@@ -30,10 +32,12 @@ __all__ = [
     "InfeasibleProgramError",
     "Parametrization",
     "ParametrizedModule",
+    "Plan",
     "Site",
     "bounded",
     "compute_alignment",
     "diagnose_axis",
+    "mark",
     "plot_axis",
     "print_axis",
     "solve",

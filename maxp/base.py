@@ -116,8 +116,8 @@ def positive(
 def _sites_of(base: nn.Module, sites: Mapping[str, Site], fewer_blocks: bool) -> dict[str, Site]:
     """The site of the base for each site of the model."""
     own = find_sites(base)
-    last = {_without_numbers(name): site for name, site in own.items()} if fewer_blocks else {}
-    of_base = {n: s for n in sites if (s := own.get(n, last.get(_without_numbers(n))))}
+    last = {without_numbers(name): site for name, site in own.items()} if fewer_blocks else {}
+    of_base = {n: s for n in sites if (s := own.get(n, last.get(without_numbers(n))))}
     missing = sites.keys() - of_base.keys()
     if different := sorted(missing | own.keys() - sites.keys()):
         raise ValueError(
@@ -131,7 +131,8 @@ def _sites_of(base: nn.Module, sites: Mapping[str, Site], fewer_blocks: bool) ->
     return of_base
 
 
-def _without_numbers(name: str) -> str:
+def without_numbers(name: str) -> str:
+    """A name in which all blocks are called alike."""
     return ".".join("*" if part.isdigit() else part for part in name.split("."))
 
 

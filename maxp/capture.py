@@ -1,5 +1,6 @@
 """Records the input of each site in a forward pass, at a fixed, seeded choice of tokens."""
 
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -7,6 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from maxp.layout import contracted_input
 from maxp.module import Site
 from maxp.shards import whole
 
@@ -24,8 +26,20 @@ def token_positions(tokens: int, sample_size: int) -> torch.Tensor:
     return torch.randperm(tokens, generator=generator)[:sample_size].sort().values
 
 
+def call_name(site: str, call: int) -> str:
+    """The name of a site's call number ``call`` in one forward pass, counted from 1."""
+    return site if call == 1 else f"{site} (call {call})"
+
+
+def calls_of(site: str, inputs: Inputs) -> list[str]:
+    """The names of a site's calls that were recorded."""
+    return [name for name in inputs if name == site or name.startswith(f"{site} (call ")]
+
+
 class Capture:
     """Records the `Inputs` of all sites but embeddings, which contract nothing.
+
+    A module that is called repeatedly has an entry for each call (`call_name`).
 
     Args:
         sites: by name.
@@ -36,13 +50,14 @@ class Capture:
         self._sites = {n: s for n, s in sites.items() if s.layer_type != "embedding"}
         self._sample_size = sample_size
         self.seen: Inputs = {}
+        self._calls: Counter[str] = Counter()
         # Sites that share an input, such as q, k and v, share the sample.
         self._last: tuple[torch.Tensor | None, int, torch.Tensor | None] = (None, 0, None)
 
     @contextmanager
     def watching(self) -> Iterator[Inputs]:
         """Record into the yielded dict during the block."""
-        self.seen = {}
+        self.seen, self._calls = {}, Counter()
         hooks = [self._watch(name, site) for name, site in self._sites.items()]
         try:
             yield self.seen
@@ -59,10 +74,16 @@ class Capture:
                 operands, sample, needed = site.site_layout(operands), self._sequence, 2
             if any(operand.ndim < needed for operand in operands):
                 raise ValueError(f"{name}: its input has no dimension of tokens to sample from")
-            self.seen[name] = tuple(sample(operand) for operand in operands)
+            if site.weight is not None:
+                operands = tuple(contracted_input(site, operand) for operand in operands)
+            self.seen[self._next_call(name)] = tuple(sample(operand) for operand in operands)
 
         assert isinstance(site, nn.Module)
         return site.register_forward_pre_hook(before, with_kwargs=True)
+
+    def _next_call(self, name: str) -> str:
+        self._calls[name] += 1
+        return call_name(name, self._calls[name])
 
     def _tokens(self, x: torch.Tensor) -> torch.Tensor:
         # An in-place write changes the values of the same tensor.

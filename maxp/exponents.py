@@ -83,6 +83,13 @@ def terms(site: SiteNode, e: Exponents, optimizer_type: OptimizerType) -> list[T
             if all(ops)
         ]
 
+    if site.frozen:
+        return [
+            Term("a + b + r_in - align_dZ_w0", a + b - align_dz_w0, operands=(operand,))
+            for operand in site.operands
+            if operand is not None and site.layer_type != "embedding"
+        ]
+
     # The update's contribution: its name in messages, its constant part, and whether it contains g.
     if optimizer_type == "adam":
         name, u, g = "a + c", a, 0
@@ -106,21 +113,21 @@ def terms(site: SiteNode, e: Exponents, optimizer_type: OptimizerType) -> list[T
 def gradient_terms(
     graph: Graph, exponents: Mapping[str, Exponents], optimizer_type: OptimizerType
 ) -> list[tuple[Term, str]]:
-    """The branches of g, each with the readout that it belongs to; none for Adam.
+    """The branches of g, each with the site whose c it contains; none for Adam.
 
     Raises:
         ValueError: SGD on a graph without a readout, so that g is undefined.
     """
     if optimizer_type == "adam":
         return []
-    readouts = [site.name for site in graph.weighted if site.layer_type == "readout"]
-    if not readouts:
+    if not graph.readouts:
         raise ValueError("SGD's exponents need a site of layer_type 'readout'; none was found")
     branches = []
-    for name in readouts:
-        e = exponents[name]
-        branches.append((Term("a_L + b_L", e.a + e.b), name))
-        branches.append((Term("2 a_L + c_L", 2 * e.a, own_c=1), name))
+    for site in graph.readouts:
+        e = exponents[site.site]
+        branches.append((Term("a_L + b_L", e.a + e.b), site.owner))
+        if not site.frozen:
+            branches.append((Term("2 a_L + c_L", 2 * e.a, own_c=1), site.owner))
     return branches
 
 
@@ -133,7 +140,7 @@ def gradient_exponent(
     """g for given c; 0 for Adam, whose updates do not depend on the gradient's scale."""
     return min(
         (
-            term.constant + term.own_c * c[name]
+            term.constant + (c[name] if term.own_c else 0.0)
             for term, name in gradient_terms(graph, exponents, optimizer_type)
         ),
         default=0.0,
@@ -155,9 +162,9 @@ def gradient_size(
         ratios: n, or n / n_base, by site.
     """
     sizes = [
-        ratios[site.name] ** -(exponents[site.name].a + min(exponents[site.name].b, c[site.name]))
-        for site in graph.weighted
-        if site.layer_type == "readout"
+        ratios[site.site] ** -(e.a + min(e.b, c.get(site.owner, math.inf)))
+        for site in graph.readouts
+        for e in [exponents[site.site]]
     ]
     return max(sizes, default=1.0)
 
@@ -179,8 +186,11 @@ def change_exponents(
             r[name] = min(r[parent] for parent in node.parents)
             continue
         branches = (
-            t.constant + t.own_c * c.get(name, 0.0) + sum(r[o] for o in t.operands) + t.own_g * g
-            for t in terms(node, exponents[name], optimizer_type)
+            t.constant
+            + t.own_c * c.get(node.owner, 0.0)
+            + sum(r[o] for o in t.operands)
+            + t.own_g * g
+            for t in terms(node, exponents[node.site], optimizer_type)
         )
         r[name] = min(branches, default=math.inf)
     return r

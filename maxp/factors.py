@@ -11,17 +11,26 @@ With m = n / n_base at a site, and D the depth's factor inside blocks (1 without
 
 import math
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 from torch.optim import Optimizer
 
+from maxp.checks import check_optimizer
 from maxp.depth import Depth
 from maxp.exponents import bias_exponent, gradient_exponent, gradient_size
 from maxp.graph import SiteNode
 from maxp.groups import group_name, own_biases, set_values, split_group
 from maxp.module import Site, plain_name
+from maxp.schedules import (
+    has_scheduler,
+    hide_products,
+    scheduled_lr,
+    show_products,
+    unwrapped,
+    write_lrs,
+)
 from maxp.site_exponents import SiteExponents
 
 
@@ -84,7 +93,11 @@ class ParamGroups(SiteExponents):
         biases = own_biases(self.sites, self._exponents, self._optimizer_type)
         single = {**self.weights, **{group: bias for group, (_, bias) in biases.items()}}
         own = {id(p) for p in single.values()}
-        rest = {plain_name(n): p for n, p in model.named_parameters() if id(p) not in own}
+        rest = {
+            plain_name(name): parameter
+            for name, parameter in model.named_parameters()
+            if id(parameter) not in own and parameter.requires_grad
+        }
         parts = self._parts_of_rest(rest)
 
         def inside(name: str) -> bool:
@@ -106,6 +119,7 @@ class ParamGroups(SiteExponents):
         whole = {"params": [*single.values(), *rest.values()]}
         self.param_groups = split_group(whole, self.own_parameters, self.rest)
         self._optimizer: Optimizer | None = None
+        self._shows_products, self._scheduled_before = False, dict[str, float]()
         self.apply()
 
     def _parts_of_rest(self, rest: Mapping[str, torch.Tensor]) -> dict[str, list[str]]:
@@ -166,6 +180,7 @@ class ParamGroups(SiteExponents):
         """The learning rate that factors multiply.
 
         Setting it changes ``param_groups`` and the optimizer that `apply` or `step` last received.
+        A scheduler of torch may change the optimizer's groups instead, or as well.
         """
         return self._lr_prefactor
 
@@ -189,18 +204,55 @@ class ParamGroups(SiteExponents):
                 is the optimizer that `apply` or `step` last received.
 
         Raises:
-            ValueError: the optimizer has none of the groups.
+            ValueError: the optimizer has none of the groups, or lacks a site's.
         """
         values = self._values()
         if optimizer is not None:
+            optimizer = unwrapped(optimizer)
             if not any(group.get("name") in values for group in optimizer.param_groups):
                 raise ValueError(
                     "the optimizer has no group of this model's sites; build it on .param_groups"
                 )
-            self._optimizer = optimizer
-        set_values(self.param_groups, values)
-        if self._optimizer is not None:
-            set_values(self._optimizer.param_groups, values)
+            held = {group.get("name") for group in optimizer.param_groups}
+            if missing := [name for name in self.weights if name not in held]:
+                raise ValueError(
+                    f"the optimizer has no group of {', '.join(missing[:8])}; build it on all of "
+                    ".param_groups, or freeze what is not trained before Parametrization"
+                )
+            self._follow(optimizer)
+        groups = [*self.param_groups, *(self._optimizer.param_groups if self._optimizer else [])]
+        groups = list({id(group): group for group in groups}.values())
+        lrs = {name: constants.pop("lr") for name, constants in values.items()}
+        write_lrs(groups, lrs, self._lr_prefactor, show=self._shows_products)
+        set_values(groups, values)
+
+    def _follow(self, optimizer: Optimizer) -> None:
+        """Let the groups of an optimizer contain the product of all factors while it steps."""
+        if optimizer is self._optimizer:
+            return
+        check_optimizer(optimizer, self._optimizer_type)
+        self._optimizer, self._scheduled_before = optimizer, {}
+        self._shows_products = False
+        if hasattr(optimizer, "register_step_pre_hook"):
+            optimizer.register_step_pre_hook(self._before_optimizer_step)
+            optimizer.register_step_post_hook(self._after_optimizer_step)
+
+    def _before_optimizer_step(self, optimizer: Optimizer, *_: Any) -> None:
+        if optimizer is self._optimizer:
+            show_products(optimizer, self._lr_prefactor)
+
+    def _after_optimizer_step(self, optimizer: Optimizer, *_: Any) -> None:
+        if optimizer is self._optimizer:
+            hide_products(optimizer)
+            self._scheduled_before = _scheduled(optimizer)
+
+    def _see_schedulers(self, optimizer: Optimizer) -> None:
+        """Note whether a scheduler has stepped since the optimizer's step.
+
+        If so, it comes before `Parametrization.step`, and the groups can show the product.
+        """
+        if optimizer is self._optimizer and self._scheduled_before:
+            self._shows_products |= _scheduled(optimizer) != self._scheduled_before
 
     def _values(self) -> dict[str, dict[str, float]]:
         """The values of ``lr`` and of the constants, by param group name."""
@@ -212,4 +264,13 @@ class ParamGroups(SiteExponents):
 
     def _stepped_otherwise(self, optimizer: Optimizer) -> bool:
         lrs = {group["name"]: group["lr"] for group in self.param_groups}
-        return any(g["lr"] != lrs.get(g.get("name"), g["lr"]) for g in optimizer.param_groups)
+        return any(
+            g["lr"] != lrs.get(g.get("name"), g["lr"])
+            for g in optimizer.param_groups
+            if not has_scheduler(g)
+        )
+
+
+def _scheduled(optimizer: Optimizer) -> dict[str, float]:
+    """The schedulers' lr by group name."""
+    return {g["name"]: scheduled_lr(g) for g in optimizer.param_groups if has_scheduler(g)}

@@ -5,7 +5,7 @@ follows one number per value: ``r``, the exponent of its change in training (cha
 join's ``r`` is the smallest ``r`` of its parents.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 
 from maxp.module import LayerType
@@ -19,12 +19,29 @@ class SiteNode:
         operands: for each tensor that the operation contracts, the node that it comes from, or
             None for data, which no update changes. A site with a weight has one operand, a site
             without a weight has two.
+        has_weight: False for an operation of two activations, such as QK^T.
+        weight_of: the site whose weight, and so whose c, this one shares (a tied weight).
+        call_of: the site of which this node is a further call, with the same exponents.
+        frozen: the weight is not trained, so the node has no c.
     """
 
     name: str
     layer_type: LayerType
     operands: tuple[str | None, ...]
     has_weight: bool = True
+    weight_of: str | None = None
+    call_of: str | None = None
+    frozen: bool = False
+
+    @property
+    def site(self) -> str:
+        """The name of the site, whose exponents this node has."""
+        return self.call_of or self.name
+
+    @property
+    def owner(self) -> str:
+        """The site whose c this node has."""
+        return self.weight_of or self.site
 
 
 @dataclass(frozen=True)
@@ -69,22 +86,35 @@ class Graph:
 
     @property
     def weighted(self) -> tuple[SiteNode, ...]:
-        """The sites with a weight, which have a c."""
-        return tuple(site for site in self._sites if site.has_weight)
+        """The sites that have a c: those with a trained weight of their own."""
+        own = (s for s in self._sites if s.has_weight and not s.frozen)
+        return tuple(s for s in own if s.owner == s.name)
+
+    @property
+    def readouts(self) -> tuple[SiteNode, ...]:
+        """The readouts with a weight."""
+        return tuple(s for s in self._sites if s.has_weight and s.layer_type == "readout")
 
 
-def chain(sites: Iterable[tuple[str, LayerType, bool]]) -> Graph:
+def chain(
+    sites: Iterable[tuple[str, LayerType, bool]],
+    owners: Mapping[str, str] | None = None,
+    frozen: Collection[str] = (),
+) -> Graph:
     """The graph in which each site feeds the next.
 
     Args:
         sites: (name, layer_type, has_weight) in order. An embedding reads data. A site without a
             weight takes both operands from the site before it.
+        owners: for each site with a tied weight, the site that owns it.
+        frozen: the sites whose weight is not trained.
     """
     nodes: dict[str, Node] = {}
     previous: str | None = None
     for name, layer_type, has_weight in sites:
         reads = None if layer_type == "embedding" else previous
         operands = (reads,) if has_weight else (reads, reads)
-        nodes[name] = SiteNode(name, layer_type, operands, has_weight)
+        owner = (owners or {}).get(name)
+        nodes[name] = SiteNode(name, layer_type, operands, has_weight, owner, frozen=name in frozen)
         previous = name
     return Graph(nodes)

@@ -162,8 +162,8 @@ class Model:
         """(label, left side, right side) of every term. Only right sides depend on alignment."""
         rows: list[tuple[str, Row, float]] = []
         for site in self.graph.sites:
-            for term in terms(site, exponents[site.name], self.optimizer_type):
-                left = [(self.r[site.name], 1.0), *self._varying(site.name, term)]
+            for term in terms(site, exponents[site.site], self.optimizer_type):
+                left = [(self.r[site.name], 1.0), *self._varying(site.owner, term)]
                 rows.append((f"{site.name}: {term.label}", left, term.constant))
         for term, name in gradient_terms(self.graph, exponents, self.optimizer_type):
             left = [(self.g, 1.0), *self._varying(name, term)]
@@ -266,7 +266,7 @@ class Model:
         return [
             term.constant
             for site in self.graph.sites
-            for term in terms(site, exponents[site.name], self.optimizer_type)
+            for term in terms(site, exponents[site.site], self.optimizer_type)
         ] + [t.constant for t, _ in gradient_terms(self.graph, exponents, self.optimizer_type)]
 
     def shortfalls(self) -> list[tuple[str, float]]:
@@ -329,9 +329,9 @@ def _needs_two_stages(
 ) -> bool:
     """Whether the sum of c may change in smaller steps than the price on r assumes."""
     neutral = all(
-        abs(exponents[site.name].a - e) < 1e-12
+        abs(exponents[site.site].a - e) < 1e-12
         for site in graph.sites
         if not site.has_weight
-        for e in exponents[site.name].alignment
+        for e in exponents[site.site].alignment
     )
     return optimizer_type != "adam" or not neutral

@@ -9,10 +9,11 @@ from torch import nn
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from maxp.alignment import Measured, SiteState, bilinear_alignment, measure
-from maxp.capture import Capture, Inputs
+from maxp.capture import Capture, Inputs, calls_of
+from maxp.layout import matrix_rows, weight_matrix
 from maxp.module import Site
 from maxp.passes import passing
-from maxp.shards import of_first_rank, reshard, whole_columns
+from maxp.shards import local, of_first_rank, reshard, whole_columns
 from maxp.w0 import InitialWeights
 
 
@@ -50,6 +51,7 @@ class Measurement:
         # The arguments (args, kwargs) of training's last forward pass, and the sites' inputs in it.
         self._seen_in_training: tuple[Any, Inputs] | None = None
         self._watching = False
+        self._opened: list[Any] = []
         self._given: Any = None
         self.probe: Any = None
         self.z0: Inputs | None = None
@@ -108,18 +110,26 @@ class Measurement:
         assert self.w0 is not None
         z0, z = self._inputs_in_training() if self._from_training else self._inputs(x)
         self._check_same_tokens(z0, z)
-        weighted = [name for name in self._sites if name in self._weights]
+        calls = [(n, call) for n in self._sites for call in calls_of(n, z0)]
+        weighted = [(n, call) for n, call in calls if n in self._weights]
         states = []
-        for name in weighted:
-            (before,), (now,) = z0[name], z[name]
-            width = self._sites[name].width_dim
-            states.append(SiteState(before, now, self._weights[name], self.w0.rows(name), width))
-        exponents = dict(zip(weighted, measure(states), strict=True)) if states else {}
-        for name, site in self._sites.items():
+        for name, call in weighted:
+            (before,), (now,) = z0[call], z[call]
+            site, weight = self._sites[name], self._weights[name]
+            w0 = matrix_rows(site, self.w0.rows(name), local(weight).shape[0])
+            matrix = weight_matrix(site, weight)
+            # The entries of a kernel are contracted as well: alignment stays in [0, 1].
+            n = site.width_dim if weight.ndim == 2 else matrix.shape[1]
+            states.append(SiteState(before, now, matrix, w0, n))
+        of_calls: dict[str, list[Measured]] = {name: [] for name in self._sites}
+        for (name, _), exponents in zip(weighted, measure(states) if states else [], strict=True):
+            of_calls[name].append(exponents)
+        for name, call in calls:
             if name not in self._weights:
-                (q0, k0), (q, k) = z0[name], z[name]
-                exponents[name] = bilinear_alignment(q0, k0, q, k, site.width_dim)
-        return exponents
+                (q0, k0), (q, k) = z0[call], z[call]
+                width = self._sites[name].width_dim
+                of_calls[name].append(bilinear_alignment(q0, k0, q, k, width))
+        return {name: _most_cautious(exponents) for name, exponents in of_calls.items()}
 
     def _inputs(self, x: Any) -> tuple[Inputs, Inputs]:
         """The sites' inputs on ``x``, with the initial and with the current weights."""
@@ -144,7 +154,9 @@ class Measurement:
         return self._run_initial(lambda: self._model(*args, **kwargs)), z
 
     def _check_same_tokens(self, z0: Inputs, z: Inputs) -> None:
-        for name in self._sites:
+        for name in z0:
+            if name not in z:
+                raise ValueError(f"{name}: there is no such call with the current weights")
             for before, now in zip(z0[name], z[name], strict=True):
                 if before.shape != now.shape:
                     raise ValueError(
@@ -174,8 +186,9 @@ class Measurement:
             raise ValueError(f"a forward pass does not reach {', '.join(missed)}")
         # Not site.weight: during a forward pass FSDP replaces it.
         for name, weight in self._weights.items():
-            (z,) = seen[name]
-            seen[name] = (whole_columns(z, weight),)
+            for call in calls_of(name, seen):
+                (z,) = seen[call]
+                seen[call] = (whole_columns(z, weight),)
         return seen
 
     def _watch_training(self) -> None:
@@ -183,25 +196,25 @@ class Measurement:
         if not self._from_training or self._watching:
             return
         self._watching = True
-        opened: list[Any] = []
-
-        def before(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            if torch.is_grad_enabled():
-                watching = self._capture.watching()
-                opened.append((watching, watching.__enter__(), _copied((args, kwargs))))
-
-        def after(*_: Any) -> None:
-            if not opened:
-                return
-            watching, seen, batch = opened.pop()
-            watching.__exit__(None, None, None)
-            # Activation checkpointing stops a pass that it runs again once it has what it needs.
-            if seen.keys() >= self._sites.keys():
-                self._seen_in_training = batch, self._complete(seen)
-
-        self._model.register_forward_pre_hook(before, with_kwargs=True)
+        self._model.register_forward_pre_hook(self._before_training_pass, with_kwargs=True)
         # Also after a forward pass that raised, or its hooks would stay.
-        self._model.register_forward_hook(after, always_call=True)
+        self._model.register_forward_hook(self._after_training_pass, always_call=True)
+
+    def _before_training_pass(
+        self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> None:
+        if torch.is_grad_enabled():
+            watching = self._capture.watching()
+            self._opened.append((watching, watching.__enter__(), _copied((args, kwargs))))
+
+    def _after_training_pass(self, *_: Any) -> None:
+        if not self._opened:
+            return
+        watching, seen, batch = self._opened.pop()
+        watching.__exit__(None, None, None)
+        # Activation checkpointing stops a pass that it runs again once it has what it needs.
+        if seen.keys() >= self._sites.keys():
+            self._seen_in_training = batch, self._complete(seen)
 
     def state_dict(self) -> dict[str, Any]:
         """The probe, z0, the stored initial values, and what `exponents` has not used of training.
@@ -244,6 +257,14 @@ class Measurement:
         self.w0 = self._make_initial_weights()
         self.w0.restore(state["w0"], state.get("others"))
         self._watch_training()
+
+
+def _most_cautious(calls: list[Measured]) -> Measured:
+    """The largest exponent of a site's calls, for each term."""
+    first, second, third = (
+        max((x for x in term if x is not None), default=None) for term in zip(*calls, strict=True)
+    )
+    return first, second, third
 
 
 def _check(x: Any) -> None:

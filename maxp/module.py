@@ -3,7 +3,7 @@
 Source: abc-parametrization, Everett et al. 2024 (arXiv 2407.05872), section 2.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Literal, get_args
 
 import torch
@@ -32,7 +32,13 @@ class Site:
         c: the same, for the learning rate.
         scale: the output multiplier ``n^-a``, which `mark` and `Parametrization` set.
         weight: the parameter of the operation, or None if it has none.
+        fixed_scale: no multiplier can be applied, so ``scale`` is always 1: (a, b, c) becomes
+            (0, a + b, c + a), which is the same model with Adam.
+        tied: the weight is that of an earlier site, on purpose; it then has one c for both.
     """
+
+    fixed_scale: bool = False
+    tied: bool = False
 
     width_dim: int
     layer_type: LayerType
@@ -60,6 +66,8 @@ class Site:
             raise ValueError(
                 f"layer_type must be one of {', '.join(LAYER_TYPES)}, got {layer_type!r}"
             )
+        if not isinstance(width_dim, int):
+            raise ValueError(f"width_dim must be a whole number, got {width_dim}")
         if width_dim < 2:
             raise ValueError(f"width_dim must be at least 2, got {width_dim}")
         self.width_dim, self.layer_type = width_dim, layer_type
@@ -68,7 +76,7 @@ class Site:
 
     def set_a(self, a: float) -> None:
         """Set the output multiplier to ``n^-a``."""
-        self.scale = self.width_dim**-a
+        self.scale = 1.0 if self.fixed_scale else self.width_dim**-a
 
     def site_operands(
         self, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -89,7 +97,33 @@ class Site:
         return operands
 
 
-class ParametrizedModule(Site, nn.Module):
+class ScaleInState:
+    """A site whose multiplier travels with its state dict, in the metadata of the module.
+
+    Other models ignore the metadata, so they can load the state. A state without it loads as it is.
+    """
+
+    scale: float
+
+    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)  # type: ignore[misc]
+        if hasattr(destination, "_metadata"):
+            destination._metadata.setdefault(prefix[:-1], {})["multiplier"] = self.scale
+
+    def _load_from_state_dict(
+        self, state: Any, prefix: str, metadata: dict[str, Any], *args: Any
+    ) -> None:
+        saved = metadata.get("multiplier", self.scale)
+        if abs(saved - self.scale) > 1e-6 * abs(self.scale):
+            errors = args[-1]
+            errors.append(
+                f"{prefix[:-1]}: its weight was saved with the multiplier {saved:.6g}, and has "
+                f"{self.scale:.6g} here; build Parametrization with the same base and ab_overrides"
+            )
+        super()._load_from_state_dict(state, prefix, metadata, *args)  # type: ignore[misc]
+
+
+class ParametrizedModule(ScaleInState, Site, nn.Module):
     """Wraps a module or a function as a site: ``forward`` returns ``scale * op(*args)``.
 
     Args:
@@ -162,20 +196,43 @@ def plain_name(path: str) -> str:
 def find_sites(model: nn.Module) -> dict[str, Site]:
     """The sites of a model by module name, without wrappers' parts, in order of definition.
 
+    A parameter that is a site by itself has the parameter's name, without a last ``.weight``.
+
     Raises:
-        ValueError: two sites share one weight.
+        ValueError: two sites share one weight, and the second is not marked as tied.
     """
     sites: dict[str, Site] = {}
     owner: dict[int, str] = {}
     for path, module in model.named_modules():
-        if not isinstance(module, Site):
-            continue
         name = plain_name(path)
-        weight = module.weight
-        if weight is not None and owner.setdefault(id(weight), name) != name:
-            raise ValueError(
-                f"{name} and {owner[id(weight)]} share one weight; untie them, since a weight can "
-                "have only one learning rate"
-            )
-        sites[name] = module
+        here = {name: module} if isinstance(module, Site) else {}
+        for site in module.__dict__.get("parameter_sites", ()):
+            here[site_name(f"{name}.{site.parameter}")] = site
+        for name, site in here.items():
+            weight = site.weight
+            if weight is not None and owner.setdefault(id(weight), name) != name and not site.tied:
+                raise ValueError(
+                    f"{name} and {owner[id(weight)]} share one weight; untie them, since a weight "
+                    "can have only one learning rate"
+                )
+        sites |= here
     return sites
+
+
+def site_name(parameter: str) -> str:
+    """The name of the site of a parameter, from the parameter's name in the model."""
+    return parameter.removeprefix(".").removesuffix(".weight")
+
+
+def weight_owners(sites: Mapping[str, Site]) -> dict[str, str]:
+    """For each site whose weight is that of an earlier site, the name of the earlier one."""
+    first: dict[int, str] = {}
+    owners = {
+        n: first.setdefault(id(s.weight), n) for n, s in sites.items() if s.weight is not None
+    }
+    return {name: owner for name, owner in owners.items() if owner != name}
+
+
+def is_frozen(site: Site) -> bool:
+    """Whether a site's weight is not trained."""
+    return site.weight is not None and not site.weight.requires_grad

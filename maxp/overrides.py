@@ -4,12 +4,16 @@ The most specific value wins: an override for the name, then for its longest suf
 set at the site, then an override for its layer type, then the default.
 """
 
+import logging
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import TypeVar
 
 from maxp.exponents import PRESETS, Alignment, Exponents
-from maxp.module import LAYER_TYPES, MUP_AB, Site
+from maxp.module import LAYER_TYPES, MUP_AB, Site, is_frozen, weight_owners
+
+logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 AB = tuple[float, float]
@@ -138,7 +142,10 @@ def resolve_exponents(
     check_used("ab_overrides", ab, sites)
     check_used("c_overrides", c_overrides, [n for n, s in sites.items() if s.weight is not None])
     check_used("alignment_overrides", alignment_overrides, sites)
-    return {
+    for name, owner in weight_owners(sites).items():
+        if by_name(name, c_overrides) is not None:
+            raise ValueError(f"c_overrides: {name} has the weight of {owner}; give c for {owner}")
+    exponents = {
         name: Exponents(
             *resolve_ab(name, site, ab),
             resolve_alignment(name, site, alignment_overrides, preset),
@@ -146,6 +153,36 @@ def resolve_exponents(
         )
         for name, site in sites.items()
     }
+    return _with_shared_b(sites, exponents)
+
+
+def _with_shared_b(
+    sites: Mapping[str, Site], exponents: Mapping[str, Exponents]
+) -> dict[str, Exponents]:
+    """Move powers of the width between multiplier and weight where there is no choice.
+
+    A site without a multiplier, or with a frozen weight, has a = 0; and a tied weight has one b.
+    Only a + b matters at init, and c follows a: (a, b, c) and (a + t, b - t, c - t) are the same
+    model with Adam.
+    """
+    owners, moved = weight_owners(sites), dict(exponents)
+    for name, e in exponents.items():
+        if sites[name].fixed_scale or is_frozen(sites[name]):
+            moved[name] = replace(e, a=0.0, b=e.a + e.b)
+    for name, owner in owners.items():
+        e = moved[name]
+        if sites[name].fixed_scale and e.b != moved[owner].b:
+            raise ValueError(
+                f"{name}: tied to {owner}, but no multiplier can be applied; untie them"
+            )
+        moved[name] = replace(e, a=e.a + e.b - moved[owner].b, b=moved[owner].b, c=None)
+        logger.info(
+            "%s shares its weight with %s, which gets the smaller of the learning rates that the "
+            "two roles allow; untie them to let each learn at its own",
+            name,
+            owner,
+        )
+    return moved
 
 
 def check_arguments(alignment: str, **numbers: float | None) -> None:

@@ -7,6 +7,7 @@ solves the program again. Source: Kilian and Wojnar 2025, on the program of Ever
 
 import logging
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,15 +17,27 @@ from torch.optim import Optimizer
 from maxp.alignment import Measured
 from maxp.base import Base, positive, resolve_base
 from maxp.bounds import BOUNDS, AlignmentBounds
+from maxp.checks import (
+    check_alignments,
+    check_branches,
+    check_scales,
+    check_sites,
+    warn_of_unmarked,
+)
 from maxp.depth import Depth
 from maxp.exponents import PRESETS, OptimizerType
 from maxp.factors import ParamGroups
+from maxp.fold import fold
+from maxp.initial import draw, own_weights, site_seeds
+from maxp.mark import marked
 from maxp.measurement import Measurement
-from maxp.module import bias_of, find_sites
+from maxp.module import find_sites, is_frozen, weight_owners
 from maxp.overrides import AB, check_arguments, resolve, resolve_exponents
-from maxp.shards import local, of_first_rank
+from maxp.plan import Plan
+from maxp.schedules import unwrapped
+from maxp.shards import agreed, of_first_rank
 from maxp.trace import call_model, graph_of
-from maxp.w0 import InitialWeights, draw_like, other_tensors, site_seed
+from maxp.w0 import InitialWeights, other_tensors
 
 logger = logging.getLogger(__name__)
 
@@ -39,14 +52,16 @@ class Parametrization(ParamGroups):
     - one group, called ``"SITE.bias"``, per bias with a learning rate of its own: an update of it
       moves the output by the same amount at every width. With Adam, only the biases of sites whose
       a is not 0 have such a group; with SGD, all biases of sites;
-    - one group, called ``"rest"``, for every other parameter, at ``lr_prefactor``. With ``depth``,
-      those inside blocks form the group ``"rest.inside"``. With ``weight_decay``, parameters with
-      less than two dimensions form groups whose names end in ``".no_decay"``, unless the rest has
-      no others.
+    - one group, called ``"rest"``, for every other parameter that is trained, at ``lr_prefactor``.
+      With ``depth``, those inside blocks form the group ``"rest.inside"``. With ``weight_decay``,
+      parameters with less than two dimensions form groups whose names end in ``".no_decay"``,
+      unless the rest has no others.
 
     Args:
-        model: contains `ParametrizedModule` or other `Site` modules. It may be on the meta device,
-            or sharded (DTensor weights).
+        model: contains `ParametrizedModule` or other `Site` modules; or any model, whose sites are
+            then marked by comparison with ``base`` (`maxp.mark`). It may be on the meta device,
+            sharded (DTensor weights), or wrapped in DistributedDataParallel. Ranks take the seed,
+            the base and each solution of the first rank.
         optimizer_type: ``"adam"`` or ``"sgd"``.
         alignment: the preset that is used until alignment is measured: ``"full"``, which gives
             muP's learning rates, or ``"no"``.
@@ -79,8 +94,8 @@ class Parametrization(ParamGroups):
         base: the base model, whose widths n_base and multipliers s_base exponents refer to: n^-a
             becomes s_base (n / n_base)^-a, and so on. At the base's own width, every (a, b) and
             every c gives the same run. It is a module with the same sites, on any device, before
-            its own `Parametrization`; or a mapping of site name, suffix or layer type to n_base.
-            With ``depth``, it may have fewer blocks.
+            its own `Parametrization`; or the `Plan` of `maxp.mark`; or a mapping of site name,
+            suffix or layer type to n_base. With ``depth``, a module may have fewer blocks.
             None: n_base = s_base = 1. A site without a weight keeps n^-a with every base.
         base_std: the standard deviations of the base's initial weights, by the keys of
             ``ab_overrides``. The default is the rms of the base's weights; or, if it has no values,
@@ -140,7 +155,7 @@ class Parametrization(ParamGroups):
         seed: int | None = None,
         measure_bilinear: bool = False,
         alignment_bounds: AlignmentBounds | None = BOUNDS,
-        base: Base | None = None,
+        base: Base | Plan | None = None,
         base_std: Mapping[str, float] | None = None,
         lr_multipliers: Mapping[str, float] | None = None,
         std_multipliers: Mapping[str, float] | None = None,
@@ -153,14 +168,26 @@ class Parametrization(ParamGroups):
             lr_prefactor=lr_prefactor, std_prefactor=std_prefactor, solve_interval=solve_interval,
             sample_size=sample_size, weight_decay=weight_decay, eps=eps,
         )  # fmt: skip
+        # The wrapper's forward pass would wait for other ranks, and its name would enter seeds.
+        if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+            model = model.module
         self.model = model
+        self._folded = False
+        self.plan = marked(model, base, fewer_blocks=depth is not None)
+        if self.plan is not None:
+            base, base_std = self.plan.widths, {**self.plan.stds, **(base_std or {})}
+        assert not isinstance(base, Plan)
         self.sites = find_sites(model)
         if not self.sites:
-            raise ValueError("no site found: wrap layers in ParametrizedModule")
-        self.weights: dict[str, torch.Tensor] = {
-            name: site.weight for name, site in self.sites.items() if site.weight is not None
-        }
+            raise ValueError(
+                "no site found: pass a base, wrap layers in ParametrizedModule, or call mark"
+            )
+        check_sites(self.sites)
+        warn_of_unmarked(model, base)
+        owners = weight_owners(self.sites)
+        self.weights = own_weights(self.sites, owners)
         held = dict(alignment_overrides or {})
+        check_alignments(held)
         exponents = resolve_exponents(
             self.sites, PRESETS[alignment], ab_overrides, dict(c_overrides or {}), held
         )
@@ -168,24 +195,36 @@ class Parametrization(ParamGroups):
             self.sites, base, base_std, std_multipliers, std_prefactor,
             fewer_blocks=depth is not None,
         )  # fmt: skip
+        # Other ranks may have other seeds, and a base of other weights.
+        self.seed, bases = agreed(
+            (int(torch.randint(2**62, ()).item()) if seed is None else seed, bases)
+        )
         gammas = positive("lr_multipliers", lr_multipliers, self.sites, "rest")
         if depth is not None:
             depth.check_branches(self.sites)
+            check_branches(self.sites, depth.branch_scale)
         for name, site in self.sites.items():
             at = bases[name]
             site.scale = at.scale * at.ratio ** -exponents[name].a
             site.scale *= depth.branch_scale(name) if depth else 1.0
-        self.seed = int(torch.randint(2**62, ()).item()) if seed is None else seed
-        self._seeds = {name: site_seed(self.seed, name) for name in self.weights}
+        tied = {name: owner for name, owner in owners.items() if owner in self.weights}
+        self._owners = {**{name: name for name in self.weights}, **tied}
+        self._seeds = site_seeds(self.seed, self._owners)
         self._stds = {
-            name: bases[name].std * bases[name].ratio ** -exponents[name].b for name in self.weights
+            name: bases[owner].std * bases[owner].ratio ** -exponents[owner].b
+            for name, owner in self._owners.items()
         }
-        self._initialise()
+        draw(self.sites, self.weights, self._seeds, self._stds)
 
+        self._resample_w0 = resample_w0
+        self._with_tied = {n: s.weight for n, s in self.sites.items() if s.weight is not None}
         measurable = {
             name: site
             for name, site in self.sites.items()
-            if site.layer_type != "embedding" and resolve(name, site, held) is None
+            if site.layer_type != "embedding"
+            and resolve(name, site, held) is None
+            and isinstance(site, nn.Module)
+            and not is_frozen(site)
         }
         super().__init__(
             graph_of(model, self.sites, sample_input),
@@ -200,22 +239,18 @@ class Parametrization(ParamGroups):
             alignment_bounds=alignment_bounds,
         )
         self.steps, self.warmup_steps, self.solve_interval = 0, warmup_steps, solve_interval
-        measured_weights = {n: w for n, w in self.weights.items() if n in measurable}
+        self._measured_weights = {n: w for n, w in self._with_tied.items() if n in measurable}
         self._measurement = Measurement(
             model,
             measurable,
-            measured_weights,
-            initial_weights=lambda: InitialWeights(
-                measured_weights,
-                self._seeds,
-                self._stds,
-                resample=resample_w0,
-                others=lambda: other_tensors(model, self.weights, measured_weights),
-            ),
+            self._measured_weights,
+            initial_weights=self._initial_weights,
             forward=self.forward,
             sample_size=sample_size,
             from_training=use_training_activations,
         )
+        if self.plan is not None:
+            self.plan.parametrization = self
         self._make_groups(
             model,
             {name: at.ratio for name, at in bases.items()},
@@ -226,16 +261,18 @@ class Parametrization(ParamGroups):
             {"weight_decay": weight_decay, "eps": eps},
         )
 
-    @torch.no_grad()
-    def _initialise(self) -> None:
-        """Draw every weight that is not on the meta device, and zero its site's bias."""
-        for name, weight in self.weights.items():
-            if weight.is_meta:
-                continue
-            local(weight).copy_(draw_like(weight, self._seeds[name], self._stds[name]))
-            bias = bias_of(self.sites[name])
-            if bias is not None:
-                bias.zero_()
+    def _initial_weights(self) -> InitialWeights:
+        return InitialWeights(
+            self._measured_weights,
+            self._seeds,
+            self._stds,
+            resample=self._resample_w0,
+            others=partial(other_tensors, self.model, self._with_tied, self._measured_weights),
+        )
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For pickle and copies, which have no optimizer until `apply` or `step` receives one."""
+        return {**self.__dict__, "_optimizer": None, "_scheduled_before": {}}
 
     # Measuring and solving
 
@@ -259,6 +296,7 @@ class Parametrization(ParamGroups):
                 if ``x`` is empty, contains NaN, or does not reach every site; or if ``x`` is None
                 and ``any_batch`` is False.
         """
+        self._check_not_folded()
         if x is None and not any_batch:
             raise ValueError("any_batch=False needs a fixed probe: pass x")
         self._measurement.capture(x, any_batch=any_batch)
@@ -283,17 +321,26 @@ class Parametrization(ParamGroups):
             ValueError: no alignment can be measured on ``x``: it is empty, contains NaN, does not
                 reach every site, or a site reads other tokens than with the initial weights.
         """
+        self._check_not_folded()
+        optimizer = unwrapped(optimizer)
         self._measurement.check(x)
         if optimizer is not self._optimizer and self._stepped_otherwise(optimizer):
             logger.warning(
                 "the optimizer has stepped with other learning rates than those of param_groups; "
                 "call apply(optimizer) after optimizer.load_state_dict"
             )
+        self._see_schedulers(optimizer)
         self.steps += 1
         if self.due(self.steps):
             self.measure(of_first_rank(x, self.weights.values()))
             self.solve()
+            self._take_solution_of_first_rank()
         self.apply(optimizer)
+
+    def _take_solution_of_first_rank(self) -> None:
+        state = self.solution_state()
+        if (first := agreed(state)) is not state:
+            self.load_solution_state(first)
 
     def due(self, step: int) -> bool:
         """Whether call number ``step`` of `step` measures and solves."""
@@ -312,6 +359,22 @@ class Parametrization(ParamGroups):
         self.set_measured(self._measurement.exponents(x))
         return self.measured
 
+    def fold(self) -> None:
+        """Write all multipliers into the weights, and turn marked modules into ordinary ones.
+
+        The model's outputs stay the same, and anything that loads such a model can load it. A tied
+        weight whose roles have different multipliers is untied. Call it after training: `step`
+        and `capture_initial` then raise.
+        """
+        fold(self.model, self.sites)
+        self._folded = True
+
+    def _check_not_folded(self) -> None:
+        if self._folded:
+            raise RuntimeError(
+                "fold has written the multipliers into the weights; training is over"
+            )
+
     # Resuming
 
     def state_dict(self) -> dict[str, Any]:
@@ -326,6 +389,7 @@ class Parametrization(ParamGroups):
             "steps": self.steps,
             "seed": self.seed,
             "lr_prefactor": self._lr_prefactor,
+            "scales": {name: site.scale for name, site in self.sites.items()},
             "measurement": self._measurement.state_dict() if measuring else None,
         }
 
@@ -336,11 +400,13 @@ class Parametrization(ParamGroups):
         of that state until `apply` or `step`.
 
         Raises:
-            ValueError: the state is of a model with other sites.
+            ValueError: the state is of a model with other sites, or with other multipliers.
         """
+        # A state of an earlier version does not contain the multipliers.
+        check_scales(self.sites, state.get("scales", {}))
         self.load_solution_state(state)
         self.steps, self.seed = state["steps"], state["seed"]
-        self._seeds = {name: site_seed(self.seed, name) for name in self.weights}
+        self._seeds = site_seeds(self.seed, self._owners)
         self._lr_prefactor = state["lr_prefactor"]
         if state["measurement"] is not None:
             self._measurement.load_state_dict(state["measurement"])

@@ -151,12 +151,27 @@ def on_all_ranks(holds: bool, weight: torch.Tensor) -> bool:
     return bool(answer)
 
 
+def _has_ranks() -> bool:
+    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+
+
+def agreed(value: Any) -> Any:
+    """The first rank's ``value``, without tensors, on every rank of the process group."""
+    if not _has_ranks():
+        return value
+    sent = [value]
+    dist.broadcast_object_list(sent, src=0)
+    return sent[0]
+
+
 def of_first_rank(value: Any, weights: Iterable[torch.Tensor]) -> Any:
     """The first rank's ``value`` on every rank of the weights' meshes; one broadcast per mesh axis.
 
-    Returned as it is if no weight is shared, or if a tensor in it is a DTensor: that one is the
-    same on every rank by itself.
+    Plain weights in a process group are taken for replicas, as under DistributedDataParallel: then
+    it is one broadcast to all ranks. Returned as it is if a tensor in it is a DTensor: that one is
+    the same on every rank by itself.
     """
+    weights = list(weights)
     axes = {
         (weight.device_mesh, axis): None
         for weight in weights
@@ -165,11 +180,14 @@ def of_first_rank(value: Any, weights: Iterable[torch.Tensor]) -> Any:
         if weight.device_mesh.size(axis) > 1
     }
     mine, _ = tree_flatten(value)
-    if not axes or any(isinstance(leaf, DTensor) for leaf in mine):
+    replicas = _has_ranks() and not any(isinstance(weight, DTensor) for weight in weights)
+    if not (axes or replicas) or any(isinstance(leaf, DTensor) for leaf in mine):
         return value
     sent = [tree_map_only(torch.Tensor, torch.Tensor.cpu, value)]
     for mesh, axis in axes:
         dist.broadcast_object_list(sent, group=mesh.get_group(axis), group_src=0)
+    if replicas:
+        dist.broadcast_object_list(sent, src=0)
     leaves, structure = tree_flatten(sent[0])
     return tree_unflatten(
         [

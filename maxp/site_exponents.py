@@ -80,7 +80,7 @@ class SiteExponents:
         The next `solve` uses them.
         """
         self.measured = measured
-        weighted = {site.name for site in self.graph.weighted}
+        weighted = {site.name for site in self.graph.sites if site.has_weight}
         for name, values in measured.items():
             pairs = enumerate(zip(self._raw[name], values, strict=True))
             raw = Alignment(*(self._average(name, i, old, new) for i, (old, new) in pairs))
@@ -93,7 +93,7 @@ class SiteExponents:
 
     def _set_alignment(self, name: str) -> Alignment:
         """Let the averages of a site enter the program, bounded if they are measured."""
-        alignment, weighted = self._raw[name], {site.name for site in self.graph.weighted}
+        alignment, weighted = self._raw[name], {s.name for s in self.graph.sites if s.has_weight}
         if name in weighted and any((name, i) in self._averaged for i in range(3)):
             alignment = bounded(alignment, self.alignment_bounds)
         self._exponents[name] = replace(self._exponents[name], alignment=alignment)

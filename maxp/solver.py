@@ -79,12 +79,15 @@ class Program:
         self.warm_start = warm_start and isinstance(self.solver, pulp.HiGHS)
         self._pinned = frozenset(
             operand
-            for site in graph.weighted
-            if site.layer_type == "readout"
+            for site in graph.readouts
             for operand in site.operands
             if feature_learning and operand is not None
         )
         self._model: Model | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For pickle and copies, which start the next solve anew."""
+        return {**self.__dict__, "_model": None}
 
     def solve(self, exponents: Mapping[str, Exponents]) -> Solution:
         """The optimal c to nine decimals; ties are broken towards the smallest r.

@@ -19,7 +19,8 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 from torch.utils.weak import WeakIdKeyDictionary
 
 from maxp.graph import Graph, JoinNode, Node, SiteNode, chain
-from maxp.module import Site, find_sites
+from maxp.module import Site, find_sites, is_frozen, weight_owners
+from maxp.sites import ParameterSite
 
 # In-place operations that do not read the old values.
 _OVERWRITES = frozenset({torch.ops.aten.copy_, torch.ops.aten.fill_, torch.ops.aten.zero_})
@@ -53,17 +54,17 @@ def trace(model: nn.Module, sample_input: Any) -> Graph:
             moved to the meta device if the model is there.
 
     Raises:
-        ValueError: the model has no site, or the forward pass reaches a site never or twice.
+        ValueError: the model has no site, or the forward pass does not reach a site.
     """
     sites = find_sites(model)
     if not sites:
         raise ValueError("no site found: wrap layers in ParametrizedModule")
-    tracer = _Tracer()
+    tracer = _Tracer(weight_owners(sites))
     hooks = [hook for name, site in sites.items() for hook in tracer.watch(name, site)]
     if any(parameter.is_meta for parameter in model.parameters()):
         sample_input = tree_map_only(torch.Tensor, lambda t: t.to("meta"), sample_input)
     try:
-        with evaluating(model), torch.no_grad(), tracer:
+        with evaluating(model), torch.no_grad(), _layer_by_layer(), tracer:
             call_model(model, sample_input)
     finally:
         for hook in hooks:
@@ -84,21 +85,44 @@ def graph_of(model: nn.Module, sites: Mapping[str, Site], sample_input: Any) -> 
         ValueError: a given graph has other sites than the model.
     """
     if sample_input is None:
-        return chain((n, s.layer_type, s.weight is not None) for n, s in sites.items())
+        return chain(
+            ((n, s.layer_type, s.weight is not None) for n, s in sites.items()),
+            weight_owners(sites),
+            [name for name, site in sites.items() if is_frozen(site)],
+        )
     if not isinstance(sample_input, Graph):
         return trace(model, sample_input)
-    if different := sorted({node.name for node in sample_input.sites} ^ sites.keys()):
+    if different := sorted({node.site for node in sample_input.sites} ^ sites.keys()):
         raise ValueError(f"the graph's sites are not the model's: {', '.join(different[:8])}")
     return sample_input
 
 
-class _Tracer(TorchDispatchMode):
-    """Stores the node of each tensor, by storage, so that views and in-place writes agree."""
+@contextmanager
+def _layer_by_layer() -> Iterator[None]:
+    """Without the fast path of torch's own transformer, which computes a layer in one operation."""
+    enabled = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(enabled)
 
-    def __init__(self) -> None:
+
+class _Tracer(TorchDispatchMode):
+    """Stores the node of each tensor, by storage, so that views and in-place writes agree.
+
+    Args:
+        owners: for each site with a tied weight, the site that owns it.
+    """
+
+    def __init__(self, owners: Mapping[str, str]) -> None:
         super().__init__()
         self.nodes: dict[str, Node] = {}
+        self._owners = owners
+        self._calls: dict[str, dict[tuple[str | None, ...], str]] = {}
         self._node_of = WeakIdKeyDictionary(ref_type=weakref.ref)
+        # Parameters that are sites by themselves, and views and copies of them.
+        self._parameters = WeakIdKeyDictionary(ref_type=weakref.ref)
         self._joins: dict[frozenset[str], str] = {}
         self._pending: dict[str, tuple[tuple[str | None, ...], frozenset[str]]] = {}
 
@@ -106,6 +130,9 @@ class _Tracer(TorchDispatchMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         kwargs = kwargs or {}
+        leaves = [t for t in tree_leaves((args, kwargs)) if isinstance(t, torch.Tensor)]
+        if sites := {s[0]: s for t in leaves if (s := self._parameter(t)) is not None}:
+            return self._use(sites, leaves, func(*args, **kwargs))
         read = args[1:] if func.overloadpacket in _OVERWRITES and _is_whole(args[0]) else args
         mixed = self._join(self._nodes(tree_leaves((read, kwargs))))
         out = func(*args, **kwargs)
@@ -117,12 +144,52 @@ class _Tracer(TorchDispatchMode):
         self._set(tree_leaves((out, written)), mixed)
         return out
 
+    def _parameter(self, tensor: torch.Tensor) -> tuple[str, Site] | None:
+        return self._parameters.get(tensor.untyped_storage())
+
+    def _use(
+        self, sites: Mapping[str, tuple[str, Site]], leaves: list[torch.Tensor], out: Any
+    ) -> Any:
+        """Label the output of an operation that reads parameters that are sites."""
+        others = [t for t in leaves if t.is_floating_point() and self._parameter(t) is None]
+        written = [t for t in tree_leaves(out) if isinstance(t, torch.Tensor)]
+        if not others:  # a view, a part or a copy of a parameter
+            for tensor in written:
+                self._parameters[tensor.untyped_storage()] = next(iter(sites.values()))
+            return out
+        source = self._join(self._nodes(others))
+        calls = frozenset(self._call(name, site, (source,)) for name, site in sites.values())
+        self._set(written, self._join(calls))
+        return out
+
+    def _call(self, name: str, site: Site, operands: tuple[str | None, ...]) -> str:
+        """The node of a call of a site; calls with the same operands are one node."""
+        calls = self._calls.setdefault(name, {})
+        if operands not in calls:
+            node = f"{name} (call {len(calls) + 1})" if calls else name
+            self.nodes[node] = SiteNode(
+                node,
+                site.layer_type,
+                operands,
+                site.weight is not None,
+                self._owners.get(name),
+                name if calls else None,
+                is_frozen(site),
+            )
+            calls[operands] = node
+        return calls[operands]
+
     def watch(self, name: str, site: Site) -> list[Any]:
         """Hooks that store a site's operands and label its output with the site."""
+        if isinstance(site, ParameterSite):
+            storage = site.weight.untyped_storage()
+            if site.layer_type == "embedding":
+                self._node_of[storage] = self._call(name, site, (None,))
+            else:
+                self._parameters[storage] = name, site
+            return []
 
         def before(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            if name in self.nodes:
-                raise ValueError(f"{name} is used twice in one forward pass; this is not supported")
             operands = site.site_operands(args, kwargs)
             known = {id(operand) for operand in operands}
             rest = [t for t in tree_leaves((args, kwargs)) if id(t) not in known]
@@ -133,8 +200,10 @@ class _Tracer(TorchDispatchMode):
 
         def after(_: nn.Module, args: tuple[Any, ...], out: Any) -> None:
             operands, rest = self._pending.pop(name)
-            self.nodes[name] = SiteNode(name, site.layer_type, operands, site.weight is not None)
-            self._set(tree_leaves(out), self._join(frozenset({name}) | rest))
+            if site.layer_type == "embedding":
+                operands = (None,) * len(operands)  # a further call changes as the first
+            node = self._call(name, site, operands)
+            self._set(tree_leaves(out), self._join(frozenset({node}) | rest))
 
         assert isinstance(site, nn.Module)
         return [

@@ -17,10 +17,10 @@ if [ "$(cat "$stamp" 2>/dev/null || true)" != "$wanted" ]; then
     .venv/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch
     .venv/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt \
         --editable '.[harness,dev]'
-    # An oracle of the tests. It requires torchvision but never imports it, and next to torch's CPU
-    # build, PyPI's torchvision makes `import transformers` fail.
+    # Of the tests: an oracle, and models. They require torchvision, which the tests do without: next
+    # to torch's CPU build, PyPI's torchvision makes `import transformers` fail.
     .venv/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt \
-        --no-deps mup
+        --no-deps mup timm
     echo "$wanted" > "$stamp"
 fi
 export PATH="$PWD/.venv/bin:$PATH"

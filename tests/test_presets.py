@@ -90,18 +90,18 @@ class Fork(nn.Module):
         return self.readout(self.b(h) + self.c(h))
 
 
-# With e = 1.5 at b and c their c is 1.5 - r_in. On the graph both read a: a larger c there costs
-# 1/4 and saves twice that, up to a + b - align_dZ_w0 = 1/4. On a chain only b reads a: it saves
-# nothing, and the smaller r is taken.
-FORK = {"a": (1.0, 0.25, 1.0), "b": (1.0, 0.5, 1.5), "c": (1.0, 0.5, 1.5)}
+# With e = 1/2 and 1 at b and c their c is 1 - r_in. On the graph both read a: a larger c there
+# costs 1/4 and saves twice that, up to a + b - align_dZ_w0 = 1/4. On a chain only b reads a: it
+# saves nothing, and the smaller r is taken.
+FORK = {"a": (1.0, 0.25, 1.0), "b": (0.5, 0.5, 1.0), "c": (0.5, 0.5, 1.0)}
 
 
 @pytest.mark.parametrize(
     ("given", "c"),
     [
-        ("nothing", (0.5, 1, 1.5, 1.5, 0.5)),
-        ("a sample", (0.5, 1.25, 1.25, 1.25, 0.5)),
-        ("a graph", (0.5, 1.25, 1.25, 1.25, 0.5)),
+        ("nothing", (0.5, 1, 1, 1, 0.5)),
+        ("a sample", (0.5, 1.25, 0.75, 0.75, 0.5)),
+        ("a graph", (0.5, 1.25, 0.75, 0.75, 0.5)),
     ],
 )
 def test_a_sample_input_or_a_graph_replaces_the_chain(given: str, c: tuple[float, ...]) -> None:

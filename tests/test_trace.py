@@ -265,9 +265,20 @@ def test_a_site_that_is_not_reached_is_refused_by_name() -> None:
         wired(lambda m, x: m.c(m.a(x)))
 
 
-def test_a_site_that_is_used_twice_is_refused_by_name() -> None:
-    with pytest.raises(ValueError, match="a is used twice"):
-        wired(lambda m, x: m.a(m.a(x)))
+def test_each_call_of_a_looped_site_is_a_node_with_the_first_ones_exponents() -> None:
+    model = Wired(lambda m, x: m.d(m.c(m.b(m.b(m.b(m.a(x)))))))
+    graph = trace(model, torch.randn(2, 3, 8))
+    calls = {n.name: (n.operands, n.site, n.owner) for n in graph.sites if n.site == "b"}
+    assert calls == {
+        "b": (("a",), "b", "b"),
+        "b (call 2)": (("b",), "b", "b"),
+        "b (call 3)": (("b (call 2)",), "b", "b"),
+    }
+    assert [site.name for site in graph.weighted] == ["a", "b", "c", "d"]
+
+
+def test_calls_with_the_same_operands_are_one_node() -> None:
+    assert list(wired(lambda m, x: m.d(m.c(m.b(h := m.a(x)) + m.b(2 * h))))) == list("abcd")
 
 
 def test_a_model_without_sites_is_refused() -> None:

@@ -1,0 +1,125 @@
+"""Checks of a model's sites when a `maxp.Parametrization` is built: one line per fault."""
+
+import logging
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from torch import nn
+
+from maxp.module import Site, find_sites, plain_name
+
+logger = logging.getLogger(__name__)
+
+
+def check_sites(sites: Mapping[str, Site]) -> None:
+    """Check that every site is a matrix, and that its width is one of the matrix's dimensions.
+
+    Raises:
+        ValueError: names the site and the remedy.
+    """
+    for name, site in sites.items():
+        n, weight = site.width_dim, site.weight
+        if not isinstance(n, int):
+            raise ValueError(f"{name}: width_dim must be a whole number, got {n}")
+        if weight is None:
+            continue
+        shape = "x".join(map(str, weight.shape))
+        if weight.ndim < 2:
+            raise ValueError(
+                f"{name}: a weight of shape {shape} is a gain or bias, not a matrix; leave "
+                f"{type(getattr(site, 'op', site)).__name__} unmarked"
+            )
+        if n not in {*weight.shape, weight.shape[1:].numel()}:
+            raise ValueError(
+                f"{name}: width_dim {n} is no dimension of its weight, {shape}; give the one that "
+                "grows with the model's width"
+            )
+
+
+def check_branches(sites: Mapping[str, Site], branch_scale: Callable[[str], float]) -> None:
+    """Check that the sites that end a residual branch can have a multiplier.
+
+    Raises:
+        ValueError: one cannot; the message names it.
+    """
+    for name, site in sites.items():
+        if site.fixed_scale and branch_scale(name) != 1:
+            raise ValueError(
+                f"depth: {name} ends a residual branch, but its weight is read by other modules, "
+                "so that it can have no multiplier; leave depth out for this model"
+            )
+
+
+# Optimizers whose update does not depend on the gradient's scale, by the name of their class.
+_LIKE_ADAM = frozenset(
+    ("Adam", "AdamW", "Adamax", "NAdam", "RAdam", "Adafactor", "Lion", "RMSprop", "Adagrad")
+)
+
+
+def check_optimizer(optimizer: Any, optimizer_type: str) -> None:
+    """Warn if an optimizer is not known to have the exponents of ``optimizer_type``."""
+    names = {cls.__name__ for cls in type(getattr(optimizer, "optimizer", optimizer)).__mro__}
+    known = "sgd" if "SGD" in names else "adam" if names & _LIKE_ADAM else None
+    if known == optimizer_type:
+        return
+    does = "does not depend" if optimizer_type == "adam" else "grows in proportion"
+    to = "on" if optimizer_type == "adam" else "to"
+    logger.warning(
+        "%s is %s: the learning rates assume optimizer_type=%r, an update that %s %s the "
+        "gradient's scale",
+        type(optimizer).__name__,
+        "not known" if known is None else f"an optimizer of type {known!r}",
+        optimizer_type,
+        does,
+        to,
+    )
+
+
+def check_alignments(overrides: Mapping[str, tuple[float, float, float]]) -> None:
+    """Check ``alignment_overrides``.
+
+    Raises:
+        ValueError: a value outside [0, 1]; the message names the key.
+    """
+    for key, values in overrides.items():
+        if len(values) != 3 or not all(0 <= value <= 1 for value in values):
+            raise ValueError(
+                f"alignment_overrides: {key} must be three numbers in [0, 1], got {tuple(values)}"
+            )
+
+
+def check_scales(sites: Mapping[str, Site], scales: Mapping[str, float]) -> None:
+    """Check the multipliers of a loaded state.
+
+    Raises:
+        ValueError: a site has another one.
+    """
+    for name, scale in scales.items():
+        if name in sites and not math.isclose(scale, sites[name].scale, rel_tol=1e-6):
+            raise ValueError(
+                f"{name}: the state is of a model whose multiplier is {scale:.6g}, and it is "
+                f"{sites[name].scale:.6g} here; give the same base and ab_overrides"
+            )
+
+
+def warn_of_unmarked(model: nn.Module, base: Any) -> None:
+    """Warn of each matrix that grows with the width and is no site.
+
+    Args:
+        model: with the sites that its user has marked.
+        base: the same model at another width. Nothing is compared if it is no module.
+    """
+    if not isinstance(base, nn.Module):
+        return
+    marked = {id(site.weight) for site in find_sites(model).values()}
+    shapes = {plain_name(name): p.shape for name, p in base.named_parameters()}
+    for path, parameter in model.named_parameters():
+        name, shape = plain_name(path), parameter.shape
+        grows = len(shape) > 1 and shapes.get(name, shape) != shape
+        if grows and id(parameter) not in marked:
+            logger.warning(
+                "%s grows with the width and is not marked, so its learning rate does not "
+                "transfer; wrap its module in ParametrizedModule, or let maxp.mark find all sites",
+                name,
+            )

@@ -1,0 +1,62 @@
+"""Writes multipliers into the weights, so that a model of sites becomes an ordinary one."""
+
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from maxp.module import Site, weight_owners
+from maxp.shards import local
+from maxp.sites import ParameterSite, unmark
+
+logger = logging.getLogger(__name__)
+
+
+@torch.no_grad()
+def fold(model: nn.Module, sites: Mapping[str, Site]) -> None:
+    """Multiply each site's weight and bias by its multiplier, and undo `maxp.sites.mark_module`.
+
+    A tied weight whose roles have different multipliers is untied first: the later role gets a
+    copy, and ``model.config.tie_word_embeddings``, if there is one, becomes False. A
+    `ParametrizedModule` stays, with the multiplier 1; one without a weight keeps its multiplier.
+
+    Args:
+        model: contains the sites.
+        sites: by name (`maxp.module.find_sites`).
+    """
+    for name, owner in weight_owners(sites).items():
+        if sites[name].scale != sites[owner].scale:
+            _untie(model, name, sites[name])
+    for site in sites.values():
+        if site.weight is None:
+            continue
+        for tensor in _once(site):
+            local(tensor).mul_(site.scale)
+        site.scale = 1.0
+    for module in list(model.modules()):
+        unmark(module)
+
+
+def _once(site: Site) -> list[torch.Tensor]:
+    """The tensors that a site's multiplier multiplies."""
+    if isinstance(site, ParameterSite):
+        return []
+    bias = getattr(getattr(site, "op", site), "bias", None)
+    return [site.weight, *([bias] if isinstance(bias, torch.Tensor) else [])]
+
+
+def _untie(model: nn.Module, name: str, site: Site) -> None:
+    module = getattr(site, "op", site)
+    module.weight = nn.Parameter(site.weight.detach().clone())
+    # transformers ties weights again when it loads a model whose configuration says so.
+    for part in model.modules():
+        config: Any = getattr(part, "config", None)
+        if getattr(config, "tie_word_embeddings", False):
+            config.tie_word_embeddings = False
+        tied = getattr(part, "all_tied_weights_keys", None)
+        if isinstance(tied, dict):
+            for key in [key for key in tied if f"{name}.weight".endswith(key)]:
+                del tied[key]
+    logger.info("%s: untied, since its multiplier is another than that of the shared weight", name)

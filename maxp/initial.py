@@ -1,0 +1,53 @@
+"""The weights of a model's sites: which of them are drawn, from which seeds, and drawing them."""
+
+from collections.abc import Mapping
+
+import torch
+
+from maxp.module import Site, bias_of, is_frozen
+from maxp.shards import local, region
+from maxp.w0 import draw_like, site_seed
+
+
+def own_weights(sites: Mapping[str, Site], owners: Mapping[str, str]) -> dict[str, torch.Tensor]:
+    """The trained weights, each once, by the site that owns it.
+
+    Args:
+        sites: by name.
+        owners: for each site with a tied weight, the site that owns it.
+    """
+    return {
+        name: site.weight
+        for name, site in sites.items()
+        if site.weight is not None and name not in owners and not is_frozen(site)
+    }
+
+
+def site_seeds(seed: int, owners: Mapping[str, str]) -> dict[str, int]:
+    """The seeds of the weights of sites; ``owners`` has the owner of each site's weight."""
+    return {name: site_seed(seed, owner) for name, owner in owners.items()}
+
+
+@torch.no_grad()
+def draw(
+    sites: Mapping[str, Site],
+    weights: Mapping[str, torch.Tensor],
+    seeds: Mapping[str, int],
+    stds: Mapping[str, float],
+) -> None:
+    """Draw every weight that is not on the meta device, and zero its site's bias.
+
+    The row of an embedding that stands for padding is zero as well.
+    """
+    for name, weight in weights.items():
+        if weight.is_meta:
+            continue
+        local(weight).copy_(draw_like(weight, seeds[name], stds[name]))
+        site = sites[name]
+        padding = getattr(getattr(site, "op", site), "padding_idx", None)
+        rows = region(weight)[0]
+        if padding is not None and rows.start <= padding < rows.stop:
+            local(weight)[padding - rows.start].zero_()
+        bias = bias_of(site)
+        if bias is not None:
+            bias.zero_()

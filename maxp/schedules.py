@@ -1,0 +1,110 @@
+"""Learning rates under a schedule that somebody else applies to an optimizer's groups.
+
+The lr of a group is a product: what a scheduler makes of the group's first lr, times the factor by
+which n^-c has changed since. Schedulers of `torch.optim.lr_scheduler` either compute an lr from its
+previous value or overwrite it, so they must find the lr that they wrote. Therefore, once there is
+one, a group contains the scheduler's lr, and the product while ``optimizer.step()`` runs. If
+`Parametrization.step` is called after the scheduler's step, the group contains the product from
+there on, until the optimizer has stepped.
+
+Without such a scheduler, a group contains the product, and whatever multiplied it since it was last
+written is kept: by hand, or by `ReduceLROnPlateau`.
+"""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from torch.optim import Optimizer
+
+Group = dict[str, Any]
+
+# Keys of a group, so that they are saved with the optimizer: the lr without a schedule, as it was
+# last written; its value when the scheduler was made; and the scheduler's lr while the group
+# contains the product.
+_OURS, _REFERENCE, _SCHEDULED = "maxp_lr", "maxp_reference_lr", "maxp_scheduled_lr"
+
+
+def unwrapped(optimizer: Any) -> Any:
+    """The optimizer that a wrapper of accelerate or Lightning contains."""
+    while isinstance(inner := getattr(optimizer, "optimizer", None), Optimizer):
+        optimizer = inner
+    return optimizer
+
+
+def has_scheduler(group: Group) -> bool:
+    """Whether a scheduler of torch has been made for an optimizer with this group."""
+    return "initial_lr" in group
+
+
+def write_lrs(
+    groups: Iterable[Group], lrs: Mapping[str, float], prefactor: float, *, show: bool
+) -> None:
+    """Write new learning rates into the groups of the same names, and keep their schedules.
+
+    Args:
+        groups: of an optimizer.
+        lrs: the learning rates without a schedule, by group name.
+        prefactor: the learning rate that factors multiply.
+        show: let groups with a scheduler contain the product.
+    """
+    groups = [group for group in groups if group.get("name") in lrs]
+    _refer(groups, prefactor)
+    for group in groups:
+        ours = lrs[group["name"]]
+        if has_scheduler(group):
+            scheduled = scheduled_lr(group)
+            group.pop(_SCHEDULED, None)
+            group["lr"], group[_OURS] = scheduled, ours
+            if show:
+                _show(group)
+        else:
+            written = group.get(_OURS)
+            unchanged = not written or group["lr"] == written
+            group["lr"] = ours if unchanged else ours * (group["lr"] / written)
+            group[_OURS] = ours
+
+
+def scheduled_lr(group: Group) -> float:
+    """The scheduler's lr of a group."""
+    if _SCHEDULED in group and group["lr"] == group[_SCHEDULED] * _ratio(group):
+        return group[_SCHEDULED]
+    return group["lr"]
+
+
+def show_products(optimizer: Optimizer, prefactor: float) -> None:
+    """Let every group that has a scheduler contain the product."""
+    groups = [group for group in optimizer.param_groups if _OURS in group]
+    _refer(groups, prefactor)
+    for group in groups:
+        if has_scheduler(group):
+            _show(group)
+
+
+def hide_products(optimizer: Optimizer) -> None:
+    """Let every group that has a scheduler contain the scheduler's lr."""
+    for group in optimizer.param_groups:
+        if _SCHEDULED in group:
+            group["lr"] = group.pop(_SCHEDULED)
+
+
+def _show(group: Group) -> None:
+    scheduled = scheduled_lr(group)
+    group["lr"], group[_SCHEDULED] = scheduled * _ratio(group), scheduled
+
+
+def _ratio(group: Group) -> float:
+    reference = group[_REFERENCE]
+    return group[_OURS] / reference if reference else 1.0
+
+
+def _refer(groups: list[Group], prefactor: float) -> None:
+    """Remember what the learning rates were when a scheduler was made.
+
+    A scheduler that sets one lr for all groups, such as ``OneCycleLR(optimizer, max_lr=0.01)``,
+    replaces ``lr_prefactor``.
+    """
+    new = [g for g in groups if has_scheduler(g) and _REFERENCE not in g]
+    firsts = {float(g["max_lr" if "max_lr" in g else "initial_lr"]) for g in new}
+    one_lr = len(firsts) == 1 and len({g.get(_OURS) for g in new}) > 1
+    for group in new:
+        group[_REFERENCE] = prefactor if one_lr else group.get(_OURS, group["initial_lr"])

@@ -1,0 +1,86 @@
+"""Folding multipliers into weights: an ordinary model with the same outputs."""
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from plain_models import GPT, ConvNet, Encoder, tokens
+from torch import nn
+
+from maxp import PARAMETRIZATIONS, Parametrization, ParametrizedModule, mark
+from maxp.module import find_sites
+
+MODELS: dict[str, tuple[Any, Any]] = {
+    "gpt": (GPT, tokens),
+    "tied": (lambda width: GPT(width, tied=True), tokens),
+    "convolutions": (ConvNet, lambda: torch.randn(4, 3, 8, 8)),
+    "torch's encoder": (Encoder, lambda: torch.randn(4, 5, 6)),
+}
+
+
+@pytest.mark.parametrize("ab", PARAMETRIZATIONS)
+@pytest.mark.parametrize("kind", MODELS)
+def test_a_folded_model_is_an_ordinary_one_with_the_same_outputs(kind: str, ab: str) -> None:
+    torch.manual_seed(0)
+    make, sample = MODELS[kind]
+    model, x = make(64), sample()
+    classes = {name: type(module) for name, module in model.named_modules()}
+    p = Parametrization(model, base=make(16), ab_overrides=PARAMETRIZATIONS[ab])
+    out = model(x)
+    p.fold()
+    torch.testing.assert_close(model(x), out, rtol=1e-5, atol=1e-6)
+    assert {name: type(module) for name, module in model.named_modules()} == classes
+    assert not find_sites(model)
+    again = make(64) if kind != "tied" else GPT(64)
+    again.load_state_dict(model.state_dict())
+    torch.testing.assert_close(again(x), out, rtol=1e-5, atol=1e-6)
+
+
+def test_a_tied_weight_whose_roles_have_other_multipliers_is_untied() -> None:
+    model = GPT(64, tied=True)
+    p = Parametrization(model, base=GPT(16, tied=True))
+    assert (model.embed.scale, model.head.scale) == pytest.approx((2.0, 0.5))
+    shared = model.embed.weight.detach().clone()
+    p.fold()
+    torch.testing.assert_close(model.embed.weight, 2 * shared)
+    torch.testing.assert_close(model.head.weight, shared / 2)
+
+
+def test_at_the_bases_width_a_tied_weight_stays_tied() -> None:
+    model = GPT(16, tied=True)
+    plan = mark(model, GPT(16, tied=True), delta=GPT(32, tied=True))
+    Parametrization(model, base=plan).fold()
+    assert model.head.weight is model.embed.weight
+
+
+def test_a_wrapped_module_keeps_its_wrapper_and_loses_its_multiplier() -> None:
+    site = ParametrizedModule(nn.Linear(16, 3), 16, "readout")
+    model, x = nn.Sequential(site), torch.randn(5, 16)
+    p = Parametrization(model)
+    out = model(x)
+    p.fold()
+    assert site.scale == 1.0
+    torch.testing.assert_close(model(x), out)
+    torch.testing.assert_close(site.op(x), out)
+
+
+def test_a_folded_model_can_be_marked_again_with_the_same_multipliers() -> None:
+    model = GPT(64)
+    p = Parametrization(model, base=GPT(16))
+    p.fold()
+    plain = copy.deepcopy(model)
+    again = Parametrization(model, base=GPT(16))
+    assert again.c == pytest.approx(p.c)
+    assert type(plain.head) is nn.Linear
+
+
+def test_training_does_not_go_on_after_fold() -> None:
+    model = GPT(64)
+    p = Parametrization(model, base=GPT(16))
+    optimizer = torch.optim.AdamW(p.param_groups)
+    p.fold()
+    with pytest.raises(RuntimeError, match="fold has written the multipliers into the weights"):
+        p.capture_initial(tokens())
+    with pytest.raises(RuntimeError, match="training is over"):
+        p.step(tokens(), optimizer)
