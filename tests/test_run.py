@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import statistics
 import subprocess
 import sys
 from pathlib import Path
@@ -98,11 +99,18 @@ def test_tensorboard_holds_the_same_values(maxp_run: Run) -> None:
     (events,) = (file for file in folder.rglob("events*") if folder / "hparams" not in file.parents)
     reader = event_accumulator.EventAccumulator(str(events.parent), size_guidance={"scalars": 0})
     reader.Reload()
-    record = maxp_run.steps[STEPS]
-    for name, site in record["sites"].items():
-        for label, value in site.items():
-            scalars = {e.step: e.value for e in reader.Scalars(f"sites/{name}/{label}")}
-            assert scalars[STEPS] == pytest.approx(value, rel=1e-6)
+
+    def drawn(tag: str) -> float:
+        return {e.step: e.value for e in reader.Scalars(tag)}[STEPS]
+
+    sites = maxp_run.steps[STEPS]["sites"]
+    for name, type_ in (("tok_embeddings", "embedding"), ("lm_head", "readout"), ("rest", "rest")):
+        for label, value in sites[name].items():
+            assert drawn(f"{type_}/{label}") == pytest.approx(value, rel=1e-6)
+    for label in ("lr", "c", "align_z0_dW", "align_dZ_w0", "align_dZ_dW"):
+        hidden = [v[label] for k, v in sites.items() if "layers." in k and "lr" in v]
+        for name, of in (("min", min), ("median", statistics.median), ("max", max)):
+            assert drawn(f"hidden/{label}/{name}") == pytest.approx(of(hidden), rel=1e-6)
     losses = [e.value for e in reader.Scalars("loss_metrics/global_avg_loss")]
     assert losses == pytest.approx(maxp_run.losses, rel=1e-6)
 

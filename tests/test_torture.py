@@ -12,7 +12,9 @@ import torch
 import torch.distributed.checkpoint as dcp
 
 from scripts.torture import __main__ as command
-from scripts.torture.kinds import Case, TortureError, delete, flip, saved, stop, truncate, zero
+from scripts.torture.case import Case, TortureError
+from scripts.torture.files import delete, flip, truncate, zero
+from scripts.torture.processes import saved, stop
 from scripts.torture.runs import STEPS, Tiny, difference
 
 pytestmark = pytest.mark.slow

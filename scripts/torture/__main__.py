@@ -28,7 +28,8 @@ from typing import Any
 import torch
 import tyro
 
-from scripts.torture.kinds import KINDS, NEEDS_DISK, NEEDS_ONE_PROCESS, Case, TortureError
+from scripts.torture.case import Case, TortureError
+from scripts.torture.kinds import KINDS, NEEDS_DISK, NEEDS_ONE_PROCESS
 from scripts.torture.runs import LIMIT, Tiny, difference, disk
 from train.data.corpus import prepare_embedded
 from train.progress import progress
