@@ -293,8 +293,8 @@ class Parametrization(ParamGroups):
                 measures on ``x`` alone.
 
         Raises:
-            ValueError: with ``resample_w0``, if the weights have changed since they were drawn; if a
-                site has been replaced by another module; if ``x`` is empty, contains NaN, or does
+            ValueError: with ``resample_w0``, if the weights have changed since they were drawn; if
+                a site has been replaced by another module; if ``x`` is empty, contains NaN, or does
                 not reach every site; or if it is None and ``any_batch`` is False.
         """
         self._check_not_folded()
