@@ -89,6 +89,20 @@ def check_alignments(overrides: Mapping[str, tuple[float, float, float]]) -> Non
             )
 
 
+def check_in_model(sites: Mapping[str, Site], model: nn.Module) -> None:
+    """Check that a model still has its sites.
+
+    Raises:
+        ValueError: one has been replaced, as transformers replaces an untied head that it resizes.
+    """
+    present = {id(site) for site in find_sites(model).values()}
+    if replaced := [name for name, site in sites.items() if id(site) not in present]:
+        raise ValueError(
+            f"{', '.join(replaced[:8])}: replaced since Parametrization, with its multiplier; "
+            "change the model before, for example with resize_token_embeddings"
+        )
+
+
 def check_scales(sites: Mapping[str, Site], scales: Mapping[str, float]) -> None:
     """Check the multipliers of a loaded state.
 

@@ -20,6 +20,7 @@ from maxp.bounds import BOUNDS, AlignmentBounds
 from maxp.checks import (
     check_alignments,
     check_branches,
+    check_in_model,
     check_scales,
     check_sites,
     warn_of_unmarked,
@@ -292,11 +293,12 @@ class Parametrization(ParamGroups):
                 measures on ``x`` alone.
 
         Raises:
-            ValueError: with ``resample_w0``, if the weights have changed since they were drawn; or
-                if ``x`` is empty, contains NaN, or does not reach every site; or if ``x`` is None
-                and ``any_batch`` is False.
+            ValueError: with ``resample_w0``, if the weights have changed since they were drawn; if
+                a site has been replaced by another module; if ``x`` is empty, contains NaN, or does
+                not reach every site; or if it is None and ``any_batch`` is False.
         """
         self._check_not_folded()
+        check_in_model(self.sites, self.model)
         if x is None and not any_batch:
             raise ValueError("any_batch=False needs a fixed probe: pass x")
         self._measurement.capture(x, any_batch=any_batch)

@@ -107,9 +107,12 @@ def mark_parameter(owner: nn.Module, parameter: str, width_dim: int, layer_type:
 
 
 def unmark(module: nn.Module) -> None:
-    """Make a marked module an ordinary one again. Its weight is left as it is."""
+    """Make a marked module an ordinary one again. Its weight is left as it is.
+
+    A class that was derived after marking, such as FSDP2's, is kept.
+    """
     module.__dict__.pop("parameter_sites", None)
-    if isinstance(module, MarkedSite):
+    if isinstance(module, MarkedSite) and type(module) is marked_class(module.plain_class):
         module.__class__ = module.plain_class
         for name in ("width_dim", "layer_type", "a", "b", "c", "scale", "fixed_scale", "tied"):
             module.__dict__.pop(name, None)

@@ -356,3 +356,10 @@ def test_heads_of_a_fixed_size_are_no_reason_for_a_warning(
         Parametrization(GPT(64, 1), base=GPT(16, 1))
     assert caplog.text == ""
     assert VOCABULARY
+
+
+def test_a_marked_model_compiles_in_one_graph() -> None:
+    model = GPT(64, 1)
+    Parametrization(model, base=GPT(16, 1))
+    compiled = torch.compile(model, backend="eager", fullgraph=True)
+    torch.testing.assert_close(compiled(tokens()), model(tokens()))

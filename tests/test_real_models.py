@@ -126,8 +126,24 @@ def test_a_pretrained_checkpoint_is_loaded_into_a_model_that_is_then_marked(tmp_
     model = hf.LlamaForCausalLM.from_pretrained(tmp_path)
     mark(model, llama(32)).apply()
     model.load_state_dict(plain.state_dict())
+    torch.testing.assert_close(model.state_dict(), plain.state_dict(), rtol=0, atol=0)
+
+
+def test_a_head_that_transformers_replaces_when_it_resizes_is_refused_by_name() -> None:
+    model: Any = llama(64)
+    p = Parametrization(model, base=llama(32))
     model.resize_token_embeddings(50)
-    assert model.lm_head.weight.shape == (50, 64)
+    with pytest.raises(ValueError, match="lm_head: replaced since Parametrization"):
+        p.capture_initial()
+
+
+def test_a_tied_head_keeps_its_multiplier_when_transformers_resizes() -> None:
+    model: Any = qwen3(64)
+    p = Parametrization(model, base=qwen3(32))
+    model.resize_token_embeddings(50)
+    p.capture_initial()
+    assert model.lm_head is p.sites["lm_head"]
+    assert model.lm_head.weight is model.model.embed_tokens.weight
 
 
 def test_a_fused_transposed_projection_is_measured_as_its_matrix() -> None:

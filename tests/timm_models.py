@@ -63,8 +63,8 @@ def vit(width: int) -> nn.Module:
 
 
 def convnext(width: int) -> nn.Module:
-    """Depthwise convolutions, and widths that double at each of four stages."""
+    """Depthwise convolutions; the last two of four stages are wider."""
     return timm.create_model(
-        "convnext_atto", dims=[width // 8 * 2**stage for stage in range(4)], depths=(1, 1, 1, 1),
+        "convnext_atto", dims=[width, width, 2 * width, 2 * width], depths=(1, 1, 1, 1),
         num_classes=5,
     )  # fmt: skip
