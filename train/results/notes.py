@@ -167,7 +167,9 @@ def run_notes(runs: pd.DataFrame, metric: Metric) -> list[str]:
     for column, words in COUNTS.items():
         affected = runs[runs[column] > 0]
         if len(affected):
-            notes.append(f"{words}: {affected[column].sum():.0f}, in {named(affected['path'])}")
+            # A bound that acts is no fault, so no run is named.
+            where = f"{len(affected)} runs" if column == "bounded" else named(affected["path"])
+            notes.append(f"{words}: {affected[column].sum():.0f}, in {where}")
     averaged = completed[completed[metric].notna()]
     same = ["method", "combination", "lr", "seed"]
     again = averaged[averaged.duplicated(same, keep=False)]
