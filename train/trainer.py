@@ -11,6 +11,7 @@ from torchtitan.tools.logging import logger
 from torchtitan.trainer import Trainer
 
 from maxp import Graph
+from maxp.bounds import POSSIBLE, bounded
 from train import cpu, torch_compat
 from train.alignment_table import ALIGNMENTS, Table, kind, read_table
 from train.checks import check, global_batch_size
@@ -118,7 +119,8 @@ class MaxPTrainer(Trainer):
         """The table; its rows for QK^T count only with ``measure_bilinear``, as measurements do."""
         settings = self.config.maxp
         assert settings.alignment_table is not None
-        table = read_table(settings.alignment_table)
+        # A mean over noise may be just below 0.
+        table = {n: bounded(a, POSSIBLE) for n, a in read_table(settings.alignment_table).items()}
         if settings.measure_bilinear:
             return table
         bilinear = {kind(site.name) for site in graph.sites if not site.has_weight}
