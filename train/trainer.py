@@ -120,7 +120,8 @@ class MaxPTrainer(Trainer):
         settings = self.config.maxp
         assert settings.alignment_table is not None
         # A mean over noise may be just below 0.
-        table = {n: bounded(a, POSSIBLE) for n, a in read_table(settings.alignment_table).items()}
+        read = read_table(settings.alignment_table)
+        table: Table = {name: bounded(values, POSSIBLE) for name, values in read.items()}
         if settings.measure_bilinear:
             return table
         bilinear = {kind(site.name) for site in graph.sites if not site.has_weight}
