@@ -27,6 +27,10 @@ BOUNDS = AlignmentBounds()
 """The default bounds: z0_dW and dZ_dW in [1/2, 1], dZ_w0 in [0, 1/2]."""
 
 
+POSSIBLE = AlignmentBounds((0.0, 1.0), (0.0, 1.0), (0.0, 1.0))
+"""What an alignment of data can be. Estimates of it, and measurements, may lie outside."""
+
+
 def check_bounds(bounds: AlignmentBounds | None) -> None:
     """Check the argument ``alignment_bounds`` of `maxp.Parametrization`.
 

@@ -29,17 +29,20 @@ def fold(model: nn.Module, sites: Mapping[str, Site]) -> None:
     for name, owner in weight_owners(sites).items():
         if sites[name].scale != sites[owner].scale:
             _untie(model, name, sites[name])
+    done: set[int] = set()
     for site in sites.values():
         if site.weight is None:
             continue
-        for tensor in _once(site):
-            local(tensor).mul_(site.scale)
+        for tensor in _scaled(site):
+            if id(tensor) not in done:
+                local(tensor).mul_(site.scale)
+            done.add(id(tensor))
         site.scale = 1.0
     for module in list(model.modules()):
         unmark(module)
 
 
-def _once(site: Site) -> list[torch.Tensor]:
+def _scaled(site: Site) -> list[torch.Tensor]:
     """The tensors that a site's multiplier multiplies."""
     if isinstance(site, ParameterSite):
         return []

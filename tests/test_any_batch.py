@@ -17,7 +17,6 @@ import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 import torch.nn.functional as F
 from models import CLASSES, FEATURES, MLP, linear
-from ranks import run_ranks
 from test_alignment import by_definition
 from torch import nn
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
@@ -26,6 +25,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.utils.checkpoint import checkpoint
 
 from maxp import Parametrization, ParametrizedModule
+from scripts.torture.ranks import run_ranks
 
 WIDTH, TOKENS, ROWS, LENGTH = 16, 9, 3, 5
 

@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 import torch
 from harness import Run, in_process, run, tiny
-from ranks import run_ranks
 from torchtitan.components.optimizer import ParamGroupConfig
 from torchtitan.trainer import Trainer
 
+from scripts.torture.ranks import run_ranks
 from train.cli import parse
 from train.faults import single_process_environment
 from train.model.llama3 import plain_model_config

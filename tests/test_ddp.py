@@ -5,7 +5,8 @@ from functools import cache
 from typing import Any
 
 import pytest
-from ranks import run_ranks
+
+from scripts.torture.ranks import run_ranks
 
 
 @cache

@@ -54,6 +54,17 @@ def test_at_the_bases_width_a_tied_weight_stays_tied() -> None:
     assert model.head.weight is model.embed.weight
 
 
+def test_a_tied_weight_whose_roles_have_one_multiplier_is_multiplied_once() -> None:
+    model = GPT(64, tied=True)
+    p = Parametrization(model, base=GPT(16, tied=True))
+    for site in (model.embed, model.head):
+        site.scale = 2.0
+    out = model(tokens())
+    p.fold()
+    assert model.head.weight is model.embed.weight
+    torch.testing.assert_close(model(tokens()), out)
+
+
 def test_a_wrapped_module_keeps_its_wrapper_and_loses_its_multiplier() -> None:
     site = ParametrizedModule(nn.Linear(16, 3), 16, "readout")
     model, x = nn.Sequential(site), torch.randn(5, 16)

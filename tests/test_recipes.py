@@ -3,7 +3,8 @@
 import json
 
 import pytest
-from ranks import run_ranks
+
+from scripts.torture.ranks import run_ranks
 
 
 @pytest.mark.parametrize("heading", ["DistributedDataParallel", "FSDP2"])

@@ -12,6 +12,7 @@ from torchtitan.tools.logging import logger
 from torchtitan.trainer import Trainer
 
 from maxp import BOUNDS, Graph, bounded
+from maxp.bounds import POSSIBLE
 from train import cpu, torch_compat
 from train.alignment_table import ALIGNMENTS, Table, kind, read_table
 from train.charts import SITE_PREFIX, layer_types
@@ -55,16 +56,14 @@ def _frozen_alignment(settings: MaxPSettings, graph: Graph) -> Table:
     bilinear = {kind(site.name) for site in graph.sites if not site.has_weight}
     if not settings.measure_bilinear:
         table = {name: values for name, values in table.items() if kind(name) not in bilinear}
-    if not settings.bounded:
-        return table
+    bounds = BOUNDS if settings.bounded else POSSIBLE  # a mean over noise may be just outside
     within: Table = {
-        name: values if kind(name) in bilinear else bounded(values)
+        name: bounded(values, POSSIBLE if kind(name) in bilinear else bounds)
         for name, values in table.items()
     }
     if outside := [name for name, values in table.items() if within[name] != values]:
         logger.info(
-            "--maxp.alignment-table: bounded the alignment of %d kinds of site (%s); pass "
-            "--maxp.no-bounded to take the table as it is",
+            "--maxp.alignment-table: bounded the alignment of %d kinds of site (%s)",
             len(outside),
             ", ".join(outside[:4]),
         )

@@ -12,6 +12,7 @@ import pandas as pd
 import torch
 
 from maxp import Parametrization
+from maxp.bounds import POSSIBLE, bounded
 from maxp.module import find_sites
 from scripts.study.derived import TOTAL, Layer, derive_chain
 from scripts.study.mlp import MLP, ab, build
@@ -126,7 +127,7 @@ def measure(width: int, depth: int, seed: int, plan: SinglePass) -> list[Row]:
             by_method = {init: quantities}
             if init == "mup":
                 alignment = {
-                    name: s.alignment
+                    name: bounded(s.alignment, POSSIBLE)
                     for name, s in zip(sites, spreads, strict=True)
                     if name != "embedding"
                 }
