@@ -19,7 +19,7 @@ from torch.distributed import distributed_c10d
 from waiting import ended, wait_until
 
 from train import __main__ as program
-from train.faults import limit_collectives, lost_contact, port_taken
+from train.faults import limit_collectives, limit_new_groups, lost_contact, port_taken
 from train.run.folder import RunFolder, State, load_run
 
 MEET = 4  # seconds that a process waits for another that does not come
@@ -232,6 +232,16 @@ def test_every_group_gets_the_limit_also_those_that_were_made_without_one(group:
     assert timedelta(minutes=30) in limits()
     limit_collectives(77)
     assert limits() == {timedelta(seconds=77)}
+
+
+def test_a_group_that_is_made_without_a_limit_gets_that_of_the_start(
+    group: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = distributed_c10d.default_pg_timeout
+    monkeypatch.setattr(distributed_c10d, "default_pg_timeout", before)  # restored afterwards
+    limit_new_groups(77)
+    dist.new_group(backend="gloo")
+    assert timedelta(seconds=77) in limits()
 
 
 @pytest.mark.parametrize(

@@ -21,6 +21,7 @@ from train.checkpoint_files import CheckpointError, find_resumable
 from train.cli import parse, record, wants_check
 from train.data.loader import DataError
 from train.faults import (
+    limit_new_groups,
     lost_contact,
     meeting_within,
     port_taken,
@@ -187,6 +188,7 @@ def _meeting(config: MaxPTrainer.Config, folder: RunFolder) -> AbstractContextMa
         _tell_lost(folder, reason)
         _leave_at_once(1)
 
+    limit_new_groups(config.comm.init_timeout_seconds)
     return meeting_within(config.comm.init_timeout_seconds, late)
 
 

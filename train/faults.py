@@ -71,6 +71,14 @@ def meeting_within(seconds: float, late: Callable[[str], Any]) -> Iterator[None]
         timer.cancel()
 
 
+def limit_new_groups(seconds: float) -> None:
+    """Set the time limit of groups over gloo that are made without one.
+
+    Making a group waits for all processes, with torch's own limit for half an hour.
+    """
+    distributed_c10d.default_pg_timeout = timedelta(seconds=seconds)
+
+
 def limit_collectives(seconds: float) -> None:
     """Set the time limit of collectives in every existing process group.
 
