@@ -13,7 +13,8 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from generated import many
+from hypothesis import given
 from hypothesis import strategies as st
 
 from slurm.cluster import Cluster, Container, load_cluster
@@ -220,16 +221,6 @@ def check(content: str, accept: Callable[[Path], None], known: list[str]) -> Non
     except (ValueError, RecursionError):
         keys = ["not valid TOML"]
     assert mistake.startswith(tuple(keys))
-
-
-def many(examples: int) -> Callable[[Any], Any]:
-    return settings(
-        max_examples=examples,
-        derandomize=True,
-        deadline=None,
-        database=None,
-        suppress_health_check=list(HealthCheck),
-    )
 
 
 @given(SWEEP_FILES)

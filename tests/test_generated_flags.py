@@ -6,13 +6,13 @@ import contextlib
 import io
 import math
 import re
-from collections.abc import Callable
 from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from generated import many
+from hypothesis import given
 from hypothesis import strategies as st
 
 from train.checks import global_batch_size
@@ -170,16 +170,6 @@ def check(line: list[str]) -> None:
     assert "--" in message
     assert "Traceback" not in message
     assert any(part in message for part in parts)
-
-
-def many(examples: int) -> Callable[[Any], Any]:
-    return settings(
-        max_examples=examples,
-        derandomize=True,
-        deadline=None,
-        database=None,
-        suppress_health_check=list(HealthCheck),
-    )
 
 
 @given(command_lines())
