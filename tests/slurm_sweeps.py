@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -109,6 +113,15 @@ class Sweep:
 
     def wait_step(self, step: int, run: str = MAXP) -> None:
         wait_until(f"{run} at step {step}", lambda: self.step(run) >= step, lambda: self.over(run))
+
+    @contextmanager
+    def held(self, run: str = MAXP) -> Iterator[None]:
+        """Stop the first rank where it is meanwhile, so that the run does not end."""
+        pid = read_status(self.folder / run)["pid"]
+        os.kill(pid, signal.SIGSTOP)
+        yield
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGCONT)
 
     def wait_said(self, state: str, run: str = MAXP) -> None:
         wait_until(f"{run} {state}", lambda: self.said(run) == state, lambda: self.over(run))

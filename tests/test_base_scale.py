@@ -122,3 +122,35 @@ def test_at_the_base_scale_torchtitans_own_trainer_has_the_same_losses(
     theirs = torchtitans_losses(tiny(tmp_path / "theirs", "mup-full", *FIFTY, scale=BASE), weights)
     assert len(theirs) == 50
     assert theirs == pytest.approx(ours.losses, rel=1e-5)
+
+
+# Away from the base
+
+
+def first_step(folder: Path, method: str, *flags: str) -> tuple[dict[str, float], dict[str, float]]:
+    """By group, the lr and the weight decay of the first step at the debug scale."""
+    done = run(tiny(folder, method, "--steps", "1", *flags))
+    return done.lrs[0], done.decays[0]
+
+
+def test_a_multiplier_acts_on_its_layer_type_and_on_what_it_names(
+    corpus_cache: Path, tmp_path: Path
+) -> None:
+    plain, _ = first_step(tmp_path / "plain", "mup-no")
+    group = "--maxp.lr_multipliers."
+    flags = (f"{group}embedding", "3", f"{group}rest", "0.5", f"{group}sites", "attention.wo", "2")
+    scaled, _ = first_step(tmp_path / "scaled", "mup-no", *flags)
+    factors = {"tok_embeddings": 3, "rest": 0.5}
+    factors |= {f"layers.{i}.attention.wo": 2 for i in (0, 1)}
+    assert scaled == pytest.approx({name: factors.get(name, 1) * lr for name, lr in plain.items()})
+
+
+def test_a_step_decays_all_weights_alike_and_no_gain(corpus_cache: Path, tmp_path: Path) -> None:
+    lrs, decays = first_step(tmp_path / "run", "mup-full")
+    shrink = {name: lrs[name] * decays[name] / lrs["rest"] for name in lrs}
+    assert shrink == pytest.approx({**dict.fromkeys(lrs, 0.1), "rest": 0.0})
+
+
+def test_coupled_decay_is_adamws_own(corpus_cache: Path, tmp_path: Path) -> None:
+    _, decays = first_step(tmp_path / "run", "mup-full", "--maxp.weight_decay", "coupled")
+    assert set(decays.values()) == {0.1}

@@ -13,7 +13,7 @@ from harness import STEPS, Run, run, tiny
 from maxp import bounded
 from train.alignment_table import export, read_table
 from train.method.methods import METHODS, get_method
-from train.method.settings import MaxPSettings
+from train.method.settings import LrMultipliers, MaxPSettings, StdMultipliers
 
 pytestmark = pytest.mark.usefixtures("corpus_cache")
 
@@ -125,6 +125,16 @@ def test_an_unknown_method_is_told_with_those_there_are() -> None:
         ({"probe_tokens": 0}, "--maxp.probe_tokens"),
         ({"c_ema": 1.0}, "--maxp.c_ema"),
         ({"measure_from": -1}, "--maxp.measure_from"),
+        ({"base_scale": "s9"}, "--maxp.base_scale s9: unknown; choose one of debug, "),
+        ({"depth_exponent": -1.0}, "--maxp.depth_exponent -1.0: must be in"),
+        (
+            {"lr_multipliers": LrMultipliers(embedding=0)},
+            "--maxp.lr_multipliers.embedding 0: must be positive",
+        ),
+        (
+            {"std_multipliers": StdMultipliers(sites={"lm_head": -1})},
+            "--maxp.std_multipliers.sites lm_head -1: must be positive",
+        ),
     ],
 )
 def test_settings_that_cannot_be_are_refused_by_flag(settings: dict[str, Any], flag: str) -> None:

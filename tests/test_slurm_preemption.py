@@ -23,7 +23,8 @@ def test_a_job_signalled_by_scancel_saves_and_is_queued_again(
     tiny.do("submit")
     for target in (10, 40):  # as often as the cluster likes
         tiny.wait_step(target)
-        idle.run("scancel", "--signal=USR2", tiny.job())
+        with tiny.held():
+            idle.run("scancel", "--signal=USR2", tiny.job())
         tiny.wait_said("preempted")
         tiny.wait_said("running")
     tiny.wait_completed()
@@ -38,7 +39,8 @@ def test_a_job_of_two_nodes_is_queued_again_after_both_have_saved(
     tiny = sweep(idle, tmp_path, nodes=2)
     tiny.do("submit")
     tiny.wait_step(10)
-    idle.run("scancel", "--signal=USR2", tiny.job())
+    with tiny.held():
+        idle.run("scancel", "--signal=USR2", tiny.job())
     tiny.wait_said("preempted")
     stopped = tiny.run().record.status["step"]
     assert (tiny.folder / MAXP / "checkpoint" / f"step-{stopped}" / ".metadata").exists()
@@ -51,7 +53,8 @@ def test_a_requeued_job_goes_on(idle: Cluster, uninterrupted: Run, tmp_path: Pat
     tiny = sweep(idle, tmp_path)
     tiny.do("submit")
     tiny.wait_step(10)
-    idle.run("scontrol", "requeue", tiny.job())
+    with tiny.held():
+        idle.run("scontrol", "requeue", tiny.job())
     tiny.wait_said("preempted")
     tiny.wait_completed()
     assert tiny.restarts() == 1
@@ -64,7 +67,8 @@ def test_ranks_that_are_told_to_end_past_slurm_are_queued_again(
     tiny = sweep(idle, tmp_path)
     tiny.do("submit")
     tiny.wait_step(10)
-    idle.run("scancel", "--signal=TERM", tiny.job())
+    with tiny.held():
+        idle.run("scancel", "--signal=TERM", tiny.job())
     tiny.wait_completed()
     assert tiny.restarts() == 1
     assert same(tiny.run(), uninterrupted)
