@@ -180,7 +180,7 @@ def test_a_generated_command_line_is_a_run_or_refused_in_one_line(
     check(line)
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @given(command_lines())
 @many(300)
 def test_300_generated_command_lines_are_runs_or_refused_in_one_line(
