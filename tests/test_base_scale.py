@@ -41,7 +41,9 @@ def test_every_ladder_has_a_base_which_is_its_own() -> None:
     assert {bases[name] for name in ("s1", "s5")} == {"s1"}
     assert {bases[name] for name in ("w256", "w4096")} == {"w256"}
     assert {bases[name] for name in ("cpu64", "cpu512")} == {"cpu64"}
-    debug, base = get_scale("debug"), get_scale(bases["debug"])
+    assert base_of("uneven") is None
+    debug, base = get_scale("debug"), get_scale("debug-base")
+    assert bases["debug"] == base.name
     assert (debug.dim, debug.ffn_dim) == (4 * base.dim, 4 * base.ffn_dim)
 
 

@@ -22,7 +22,7 @@ from train import cpu, torch_compat
 from train.checkpoint import CheckedCheckpointManager
 from train.data.corpus import prepare_embedded
 from train.data.loader import TextDataLoader
-from train.method.settings import MaxPSettings
+from train.method.settings import NO_BASE, MaxPSettings
 from train.metrics import HeldOutValidator, RunMetrics
 from train.model.llama3 import model_config
 from train.model.scales import LLAMA3_VOCABULARY, Scale, base_of, compute_steps, get_scale
@@ -90,7 +90,7 @@ def make_config(flags: Flags) -> MaxPTrainer.Config:
     settings = MaxPSettings(
         method=flags.method,
         lr=flags.lr,
-        base_scale=base_of(size.name),
+        base_scale=base_of(size.name) or NO_BASE,
         alignment_table=flags.alignment_table,
     )
     if flags.steps is not None and flags.steps < 1:

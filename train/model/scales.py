@@ -91,9 +91,13 @@ SCALES: dict[str, Scale] = {
 _BASES = {"debug": "debug-base", "s": "s1", "w": "w256", "cpu": "cpu64"}
 
 
-def base_of(name: str) -> str:
-    """The scale that the exponents of scale ``name`` refer to by default; a base is its own."""
-    return _BASES[name if name in _BASES else name.removesuffix("-base").rstrip("0123456789")]
+def base_of(name: str) -> str | None:
+    """The scale that the exponents of scale ``name`` refer to by default.
+
+    A base is its own. A scale that belongs to none of the ladders has none.
+    """
+    ladder = name if name in _BASES else name.removesuffix("-base").rstrip("0123456789")
+    return _BASES.get(ladder)
 
 
 def get_scale(name: str, flag: str = "--scale") -> Scale:
