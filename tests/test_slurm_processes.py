@@ -11,10 +11,14 @@ from waiting import wait_until
 from slurm import processes
 from slurm.task import training
 
-# Ends with 75 once it is signalled, as the trainer does; says that it listens.
+# Ends with 75 once it is signalled, and ignores the signal from then on, as the trainer does; says
+# that it listens.
 LISTENER = """
 import signal, sys, time
-signal.signal(signal.SIGUSR2, lambda *_: sys.exit(75))
+def stop(*_):
+    signal.signal(signal.SIGUSR2, signal.SIG_IGN)
+    sys.exit(75)
+signal.signal(signal.SIGUSR2, stop)
 print("listening", flush=True)
 time.sleep(600)
 """

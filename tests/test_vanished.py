@@ -17,8 +17,9 @@ from train.results.collect import collect
 from train.run.folder import RunFolder, read_status
 
 HOLD = """
-import sys, time
+import signal, sys, time
 from train.run.folder import RunFolder
+signal.signal(signal.SIGQUIT, signal.SIG_DFL)  # ignored in the background of a script
 RunFolder(sys.argv[1]).set_status("running", step=3)
 print(flush=True)
 time.sleep(1000)
