@@ -19,7 +19,7 @@ from torch import nn
 
 from maxp.module import MUP_AB, Site, find_sites
 from maxp.overrides import check_used, resolve
-from maxp.shards import whole
+from maxp.shards import rms
 
 logger = logging.getLogger(__name__)
 
@@ -166,7 +166,7 @@ def _std(site: Site, base: Site | None, width: int) -> float:
     """sigma_base of a site: the rms of the base's weight, or else the usual initialisation's."""
     weight: torch.Tensor = site.weight if base is None else base.weight
     if not weight.is_meta and base is not None:
-        return float(whole(weight.detach()).double().square().mean().sqrt())
+        return rms(weight)
     if site.layer_type != "embedding":
         return width**-0.5
     if is_look_up(site):

@@ -15,7 +15,7 @@ from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
 from maxp.exponents import OptimizerType
-from maxp.overrides import by_name
+from maxp.overrides import matching_key
 
 
 @dataclass(frozen=True)
@@ -55,13 +55,13 @@ class Depth:
             ValueError: an entry that matches no site.
         """
         names = list(names)
-        unused = [b for b in self.branches if all(by_name(n, {b: True}) is None for n in names)]
+        unused = [b for b in self.branches if all(matching_key(n, {b}) is None for n in names)]
         if unused:
             raise ValueError(f"depth: branches {', '.join(unused)} match no site")
 
     def branch_scale(self, name: str) -> float:
         """The factor on a site's multiplier."""
-        ends_branch = by_name(name, dict.fromkeys(self.branches, True))
+        ends_branch = matching_key(name, self.branches) is not None
         return self.ratio**-self.exponent if ends_branch else 1.0
 
     def contains(self, name: str) -> bool:

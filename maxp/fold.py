@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from maxp.module import Site, weight_owners
+from maxp.module import Site, bias_of, weight_owners
 from maxp.shards import local
 from maxp.sites import ParameterSite, unmark
 
@@ -46,8 +46,8 @@ def _scaled(site: Site) -> list[torch.Tensor]:
     """The tensors that a site's multiplier multiplies."""
     if isinstance(site, ParameterSite):
         return []
-    bias = getattr(getattr(site, "op", site), "bias", None)
-    return [site.weight, *([bias] if isinstance(bias, torch.Tensor) else [])]
+    bias = bias_of(site)
+    return [site.weight] if bias is None else [site.weight, bias]
 
 
 def _untie(model: nn.Module, name: str, site: Site) -> None:

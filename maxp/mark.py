@@ -21,9 +21,9 @@ from torch import nn
 from maxp.base import without_numbers
 from maxp.layout import CONVOLUTIONS, is_transposed
 from maxp.module import LAYER_TYPES, LayerType, find_sites, plain_name, site_name
-from maxp.overrides import by_name
+from maxp.overrides import matching_key
 from maxp.plan import MarkedWeight, Plan, named_parameters
-from maxp.shards import whole
+from maxp.shards import rms
 
 logger = logging.getLogger(__name__)
 
@@ -56,6 +56,12 @@ def mark(
             unknown; or no shape differs.
     """
     rules = dict(rules or {})
+    for key, rule in rules.items():
+        if rule is not None and rule not in LAYER_TYPES:
+            raise ValueError(
+                f"mark: the rule for {key} must be one of {', '.join(LAYER_TYPES)} or None, "
+                f"got {rule!r}"
+            )
     _warn_of_heads(model, base)
     shapes = _Shapes(model, base, delta, fewer_blocks=fewer_blocks)
     plan = _Planner(model, shapes, rules).plan()
@@ -64,10 +70,10 @@ def mark(
             "mark: no shape of a matrix differs between model and base; pass "
             "delta=make_model(another_width), to compare the base with"
         )
+    names = [site_name(name) for name in shapes.model]
+    classes = {c.__name__ for m in model.modules() for c in type(m).__mro__}
     for key in rules:
-        names = [site_name(name) for name in shapes.model]
-        classes = {c.__name__ for m in model.modules() for c in type(m).__mro__}
-        if key not in classes and all(by_name(name, {key: 0}) is None for name in names):
+        if key not in classes and all(matching_key(name, {key}) is None for name in names):
             raise ValueError(f"mark: the rule for {key} matches no parameter and no module class")
     return plan
 
@@ -217,16 +223,8 @@ class _Planner:
         )
 
     def _rule(self, name: str, module: nn.Module | None) -> tuple[bool, Rule]:
-        for key, rule in self._rules.items():
-            if rule is not None and rule not in LAYER_TYPES:
-                raise ValueError(
-                    f"mark: the rule for {key} must be one of {', '.join(LAYER_TYPES)} or None, "
-                    f"got {rule!r}"
-                )
-        parts = name.split(".")
-        for i in range(len(parts)):
-            if (suffix := ".".join(parts[i:])) in self._rules:
-                return True, self._rules[suffix]
+        if (key := matching_key(name, self._rules)) is not None:
+            return True, self._rules[key]
         for cls in type(module).__mro__ if module is not None else ():
             if cls.__name__ in self._rules:
                 return True, self._rules[cls.__name__]
@@ -271,7 +269,7 @@ def _grows(growing: list[int], fan_out: int | None, fan_in: int | None) -> tuple
 def _std(layer_type: LayerType, module: nn.Module, base: torch.Tensor, dim: int) -> float:
     """The standard deviation of a base's weight."""
     if not base.is_meta:
-        return float(whole(base.detach()).double().square().mean().sqrt())
+        return rms(base)
     if layer_type == "embedding" and not isinstance(module, (nn.Linear, *CONVOLUTIONS)):
         return 1.0
     if isinstance(module, (nn.Linear, *CONVOLUTIONS)):

@@ -6,7 +6,7 @@ set at the site, then an override for its layer type, then the default.
 
 import logging
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import TypeVar
 
@@ -38,12 +38,15 @@ def by_name(name: str, overrides: Mapping[str, T]) -> T | None:
 
     ``"fc"`` and ``"ff.fc"`` match ``"blocks.0.ff.fc"``; ``"c"`` does not.
     """
+    key = matching_key(name, overrides)
+    return None if key is None else overrides[key]
+
+
+def matching_key(name: str, keys: Container[str]) -> str | None:
+    """The key that is a site's name, or else its longest suffix, split at dots."""
     parts = name.split(".")
-    for first in range(len(parts)):
-        suffix = ".".join(parts[first:])
-        if suffix in overrides:
-            return overrides[suffix]
-    return None
+    suffixes = (".".join(parts[first:]) for first in range(len(parts)))
+    return next((suffix for suffix in suffixes if suffix in keys), None)
 
 
 def check_used(what: str, overrides: Mapping[str, object], names: Iterable[str]) -> None:

@@ -90,13 +90,14 @@ class Plan:
         p = self.parametrization
         heads = ["site", "type", "shape", "n", "n_base", "a", "b"]
         rows = []
+        lr_of = {} if p is None else p.lrs()
         for w in self.weights:
             a, b = _ab(w) if p is None else (p._exponents[w.name].a, p._exponents[w.name].b)
             row = [w.name, w.layer_type, "x".join(map(str, w.shape)), str(w.n), str(w.n_base)]
             row += [f"{a:g}", f"{b:g}"]
             if p is not None:
                 owner = w.tied_to or w.name
-                c, lr = p.c.get(owner), p.lrs().get(owner)
+                c, lr = p.c.get(owner), lr_of.get(owner)
                 row += ["frozen" if c is None else f"{c:.3g}", "-" if lr is None else f"{lr:.3g}"]
                 row += [f"{p._stds[owner]:.3g}" if owner in p._stds else "-"]
             notes = [f"tied to {w.tied_to}"] if w.tied_to else []

@@ -26,6 +26,11 @@ def whole(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
+def rms(weight: torch.Tensor) -> float:
+    """Root mean square of all entries of a weight, in float64; a collective for a DTensor."""
+    return float(whole(weight.detach()).double().square().mean().sqrt())
+
+
 def region(weight: torch.Tensor) -> tuple[slice, slice]:
     """The rows and columns of the weight, seen as (dim 0, others), that `local` returns."""
     rows, columns = weight.shape[0], weight.shape[1:].numel()

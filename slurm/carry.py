@@ -17,12 +17,12 @@ from slurm.ledger import SweepFolder
 from slurm.states import State, survey
 from train.model.scales import SCALES
 from train.results.analysis import Results
-from train.results.axes import NO_BASE
 from train.results.collect import UNREADABLE, collect
 from train.results.formats import grid
 from train.results.names import Metric, in_order, lr_text, value_text
 from train.results.notes import interval_text, regret_text
 from train.run.files import plain
+from train.run.identity import NO_BASE
 
 NOT_IN_SWEEP = "not in the sweep"
 

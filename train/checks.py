@@ -16,7 +16,6 @@ from torchtitan.distributed import ParallelDims
 from train.alignment_table import read_table
 from train.checkpoint_files import check_flags
 from train.data.loader import TextDataLoader
-from train.method.methods import get_method
 
 
 def check(config: Any) -> None:
@@ -30,9 +29,8 @@ def check(config: Any) -> None:
     _check_parallelism(config.parallelism)
     _check_mesh(config)
     _check_batch(config)
-    measures = get_method(config.maxp.method).follows or config.maxp.measure
-    check_flags(config.checkpoint, measures=measures)
-    if measures:
+    check_flags(config.checkpoint, measures=config.maxp.measures)
+    if config.maxp.measures:
         _check_probe(config)
     if config.maxp.alignment_table is not None:
         read_table(config.maxp.alignment_table)
@@ -193,7 +191,8 @@ def _check_environment() -> None:
             )
 
 
-def _processes() -> int:
+def processes() -> int:
+    """The processes of this run."""
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
@@ -201,13 +200,13 @@ def _check_mesh(config: Any) -> None:
     """torchtitan's own checks, made early; its assertions name no flag."""
     parallelism = config.parallelism
     try:
-        ParallelDims.from_config(parallelism, _processes())
+        ParallelDims.from_config(parallelism, processes())
     except AssertionError:
         names = ("data_parallel_replicate", "data_parallel_shard", "tensor_parallel")
         flags = [f"--parallelism.{n}_degree {getattr(parallelism, f'{n}_degree')}" for n in names]
         raise ValueError(
             f"{', '.join(flags)}: each must be at least 1 and their product the number of "
-            f"processes of this run, {_processes()}; a data_parallel_shard_degree of -1 takes all "
+            f"processes of this run, {processes()}; a data_parallel_shard_degree of -1 takes all "
             "processes that the others leave"
         ) from None
     if config.model_spec is not None:
@@ -239,7 +238,7 @@ def _check_probe(config: Any) -> None:
 
 def data_parallel_ranks(config: Any) -> int:
     """Processes, or groups of tensor-parallel processes, that divide a step's sequences."""
-    return max(1, _processes() // int(config.parallelism.tensor_parallel_degree))
+    return max(1, processes() // int(config.parallelism.tensor_parallel_degree))
 
 
 def global_batch_size(config: Any) -> int:

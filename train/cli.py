@@ -11,7 +11,6 @@ from torchtitan.config import ConfigManager
 
 from train.checks import check, global_batch_size
 from train.config import Flags, complete, make_config
-from train.method.methods import get_method
 from train.run.provenance import git_commit, versions
 from train.trainer import MaxPTrainer
 
@@ -87,8 +86,7 @@ def record(config: MaxPTrainer.Config) -> dict[str, Any]:
     settings = _plain(config.to_dict())
     # With the same sequences per step, a run is the same experiment on any number of processes.
     settings["training"]["global_batch_size"] = global_batch_size(config)
-    measures = get_method(config.maxp.method).follows or config.maxp.measure
-    if config.maxp.probe == "fixed" or not measures:
+    if config.maxp.probe == "fixed" or not config.maxp.measures:
         del settings["maxp"]["probe"]  # as in runs from before the flag existed
     return {
         "scale": config.scale,

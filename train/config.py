@@ -22,11 +22,11 @@ from train import cpu, torch_compat
 from train.checkpoint import CheckedCheckpointManager
 from train.data.corpus import prepare_embedded
 from train.data.loader import TextDataLoader
-from train.method.settings import NO_BASE, MaxPSettings
+from train.method.settings import MaxPSettings
 from train.metrics import HeldOutValidator, RunMetrics
 from train.model.llama3 import model_config
 from train.model.scales import LLAMA3_VOCABULARY, Scale, base_of, compute_steps, get_scale
-from train.run.identity import run_name
+from train.run.identity import NO_BASE, run_name
 from train.trainer import MaxPTrainer
 
 LLAMA3_TOKENIZER = "assets/hf/Llama-3.1-8B"

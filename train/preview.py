@@ -1,7 +1,6 @@
 """What a run would do, as ``python -m train --check`` prints it before the first step."""
 
 import copy
-import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,7 +8,7 @@ import torch
 
 from maxp import Parametrization
 from train import cpu
-from train.checks import data_parallel_ranks, global_batch_size
+from train.checks import data_parallel_ranks, global_batch_size, processes
 from train.method.methods import get_method
 from train.model import costs
 from train.model.llama3 import site_graph
@@ -30,7 +29,6 @@ def preview(config: MaxPTrainer.Config) -> str:
     settings, training = config.maxp, config.training
     batch = global_batch_size(config)
     follows = get_method(settings.method).follows
-    measures = follows or settings.measure
     folder = RunFolder(config.dump_folder)
     state = folder.describe() if (Path(folder.path) / CONFIG).exists() else "new"
     lines = [
@@ -39,8 +37,8 @@ def preview(config: MaxPTrainer.Config) -> str:
         f"folder    {folder.path} ({state})",
         f"steps     {training.steps}, each of {batch} sequences of {training.seq_len} tokens: "
         f"{training.steps * batch * training.seq_len:,} tokens",
-        f"measures  {_measurements(config, follows) if measures else 'never'}",
-        *_costs(config, measures),
+        f"measures  {_measurements(config, follows) if settings.measures else 'never'}",
+        *_costs(config),
         "",
         *_sites(config, follows),
     ]
@@ -53,7 +51,7 @@ def _measurements(config: MaxPTrainer.Config, follows: bool) -> str:
     return f"{words}{', and solves again' if follows else ''}"
 
 
-def _costs(config: MaxPTrainer.Config, measures: bool) -> list[str]:
+def _costs(config: MaxPTrainer.Config) -> list[str]:
     settings, parallelism, training = config.maxp, config.parallelism, config.training
     scale = replace(
         get_scale(config.scale),
@@ -68,18 +66,18 @@ def _costs(config: MaxPTrainer.Config, measures: bool) -> list[str]:
     )
     probe = costs.Probe(sequences=settings.probe_sequences, tokens=settings.probe_tokens)
     memory = costs.memory(scale, mesh, probe)
-    kept = memory.kept(resample_w0=settings.resample_w0) if measures else 0
+    kept = memory.kept(resample_w0=settings.resample_w0) if settings.measures else 0
     lines = [
         f"memory    {_gib(memory.model + kept)} on the first process, of which {_gib(kept)} for "
         "measuring; activations come on top"
     ]
     if not cpu.has_accelerator():
         return [*lines, "time      no estimate without a GPU"]
-    processes = int(os.environ.get("WORLD_SIZE", "1"))
-    interval = settings.solve_interval if measures else None
-    total = costs.gpu_hours(scale, training.steps, processes, solve_interval=interval)
-    words = f"on {processes} H100 at {costs.USUAL_MFU:.0%} of peak"
-    return [*lines, f"time      {total / processes:.2g} hours {words}"]
+    devices = processes()
+    interval = settings.solve_interval if settings.measures else None
+    total = costs.gpu_hours(scale, training.steps, devices, solve_interval=interval)
+    words = f"on {devices} H100 at {costs.USUAL_MFU:.0%} of peak"
+    return [*lines, f"time      {total / devices:.2g} hours {words}"]
 
 
 def _gib(size: int) -> str:

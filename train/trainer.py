@@ -90,7 +90,7 @@ class MaxPTrainer(Trainer):
     def __init__(self, config: Config) -> None:
         check(config)
         self.method = get_method(config.maxp.method)
-        self.measures = self.method.follows or config.maxp.measure
+        self.measures = config.maxp.measures
         assert config.model_spec is not None
         self._model_config = config.model_spec.model
         for group in config.optimizer.param_groups:

@@ -3,9 +3,10 @@
 from typing import Any
 
 from maxp import Depth
-from train.method.settings import NO_BASE, MaxPSettings
+from train.method.settings import MaxPSettings
 from train.model.llama3 import BRANCH_ENDS, base_model
 from train.model.scales import get_scale
+from train.run.identity import NO_BASE
 
 
 def base_arguments(settings: MaxPSettings, scale: str, vocab_size: int) -> dict[str, Any]:
@@ -14,7 +15,7 @@ def base_arguments(settings: MaxPSettings, scale: str, vocab_size: int) -> dict[
         "lr_multipliers": settings.lr_multipliers.by_key(),
         "std_multipliers": settings.std_multipliers.by_key(),
     }
-    if settings.base_scale in (None, NO_BASE):
+    if settings.base_scale == NO_BASE:
         return arguments
     here, base = get_scale(scale), get_scale(settings.base_scale)
     arguments["base"] = base_model(here, base, vocab_size)

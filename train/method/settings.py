@@ -8,8 +8,7 @@ from typing import Any, Literal, get_args
 from train.method.methods import get_method
 from train.model.costs import Probe
 from train.model.scales import get_scale
-
-NO_BASE = "none"
+from train.run.identity import NO_BASE
 
 
 @dataclass(kw_only=True, slots=True)
@@ -55,7 +54,7 @@ class MaxPSettings:
     """Learning rate of the base scale. Each site multiplies it by (n / n_base)^-c, where n is its
     width here and n_base its width in the base scale; other parameters use it unchanged."""
 
-    base_scale: str | None = None
+    base_scale: str = NO_BASE
     """Scale that a method changes nothing at, where learning rates are tuned: by default the
     smallest of the scale's ladder. none takes n_base = 1 at every site."""
 
@@ -132,7 +131,7 @@ class MaxPSettings:
             )
         if not (self.lr > 0 and math.isfinite(self.lr)):
             raise ValueError(f"--lr {self.lr}: must be positive")
-        if self.base_scale not in (None, NO_BASE):
+        if self.base_scale != NO_BASE:
             get_scale(self.base_scale, "--maxp.base_scale")
         for flag, factor in self._multipliers():
             if not (factor > 0 and math.isfinite(factor)):
@@ -149,6 +148,11 @@ class MaxPSettings:
                 raise ValueError(f"--maxp.{name} {getattr(self, name)}: must be in [0, 1)")
         if self.measure_from is not None and self.measure_from < 0:
             raise ValueError(f"--maxp.measure_from {self.measure_from}: must not be negative")
+
+    @property
+    def measures(self) -> bool:
+        """Whether alignment is measured during training."""
+        return get_method(self.method).follows or self.measure
 
     def _multipliers(self) -> Iterator[tuple[str, float]]:
         """(flag, factor) of every multiplier."""

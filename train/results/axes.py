@@ -13,12 +13,9 @@ from typing import Any
 import pandas as pd
 
 from train.results.names import short_names, value_text
-from train.run.identity import NOT_IDENTITY
+from train.run.identity import NO_BASE, NOT_IDENTITY
 
 Path = tuple[str, ...]
-
-NO_BASE = "none"
-"""Base scale of a run whose exponents act on its widths themselves."""
 
 _BASE: Path = ("maxp", "base_scale")
 _PLACED = NOT_IDENTITY | {"scale", "method", "lr", "seed", "steps"}

@@ -7,8 +7,8 @@ from typing import Any
 
 import pandas as pd
 
-from train.results.axes import NO_BASE
 from train.results.names import Metric
+from train.run.identity import NO_BASE
 
 COLUMNS = (
     *("scale", "method", "from_scale", "lr", "combination", "loss", "best_loss", "best_lr"),

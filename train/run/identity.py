@@ -8,6 +8,10 @@ from typing import Any
 
 from train.run.files import to_json
 
+NO_BASE = "none"
+"""Value of ``maxp.base_scale`` for exponents that act on widths themselves; absent from runs of
+earlier versions, which all had none."""
+
 NOT_IDENTITY = frozenset(
     {
         # where, when, with what
