@@ -187,6 +187,16 @@ def test_check_prints_what_would_run_and_writes_nothing(
     assert lrs == pytest.approx(top, rel=1e-3)
 
 
+@pytest.mark.parametrize(("probe", "kept"), [("fresh", "0.01"), ("fixed", "0.00")])
+def test_check_counts_the_initial_weights_that_the_probe_needs(
+    probe: str, kept: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # docs/measuring.md: 5.69 MiB on fresh text, 3.69 MiB and z0 on a fixed probe.
+    arguments = tiny(tmp_path / "run", "maxP", "--maxp.probe", probe, "--check")
+    assert run(arguments).code == 0
+    assert f", of which {kept} GiB for measuring" in capsys.readouterr().out
+
+
 def test_check_refuses_what_a_run_would(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     line = refused(tiny(tmp_path / "run", "maxP", "--check", "--lr", "-1"), capsys)
     assert line == "--lr -1.0: must be positive"

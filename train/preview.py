@@ -64,7 +64,9 @@ def _costs(config: MaxPTrainer.Config) -> list[str]:
         shard=max(1, data_parallel_ranks(config) // replicas),
         tensor=parallelism.tensor_parallel_degree,
     )
-    probe = costs.Probe(sequences=settings.probe_sequences, tokens=settings.probe_tokens)
+    probe = costs.Probe(
+        settings.probe_sequences, settings.probe_tokens, fresh=settings.probe == "fresh"
+    )
     memory = costs.memory(scale, mesh, probe)
     kept = memory.kept(resample_w0=settings.resample_w0) if settings.measures else 0
     lines = [
