@@ -20,10 +20,11 @@ from torch import nn
 from torch.optim import SGD, Adam, Optimizer
 from torch.utils._pytree import tree_leaves
 
-from maxp.diagnose.slopes import Array, SiteStats, fit_exponent, fit_slope, init_slopes
-from maxp.exponents import Alignment, Exponents, OptimizerType, change_exponents
-from maxp.graph import Graph
-from maxp.module import Site, find_sites
+from maxp.diagnose.judge import judge
+from maxp.diagnose.shapes import Shapes
+from maxp.diagnose.slopes import SiteStats
+from maxp.exponents import Alignment, OptimizerType
+from maxp.module import Site, find_sites, is_frozen
 from maxp.overrides import check_used, resolve_alignment
 from maxp.trace import call_model, evaluating, trace
 
@@ -33,15 +34,22 @@ _OPTIMIZERS: dict[str, Callable[[Any], Optimizer]] = {"adam": Adam, "sgd": SGD}
 
 
 class _Observed(NamedTuple):
-    """One site of one model: the rms of its output, of the output's change and of its initial
-    weight, and the values that its exponents are fitted to. The lr of a weight in no group is 0."""
+    """One site of one model: the rms of its output, of the output's change, of its initial weight,
+    of that weight's first update and gradient, and the values that its exponents are fitted to. The
+    lr of a weight in no group is 0; without a weight, what concerns it is 1."""
 
     init: float
     change: float
     weight: float
-    lr: float
+    update: float
+    gradient: float
     scale: float
     width_dim: float
+    n: float
+    lr: float
+    decay: float
+    eps: float
+    is_held: bool
 
 
 def diagnose_axis(
@@ -54,7 +62,7 @@ def diagnose_axis(
     optimizer: OptimizerType | Callable[[Any], Optimizer] = "adam",
     loss_fn: LossFn | None = None,
     alignment_overrides: Mapping[str, tuple[float, float, float]] | None = None,
-    tolerance: float = 0.05,
+    tolerance: float = 0.1,
     progress: bool = True,
 ) -> tuple[list[str], list[str], dict[str, SiteStats]]:
     """Train a model for a few steps at each width, and fit how outputs and changes depend on it.
@@ -98,10 +106,17 @@ def diagnose_axis(
     build = _OPTIMIZERS[optimizer] if isinstance(optimizer, str) else optimizer
     runs: list[dict[str, _Observed]] = []
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
-        for seed, width in _bar([(s, w) for s in range(seeds) for w in widths], progress):
+
+        def drawn(seed: int, width: int) -> tuple[Any, nn.Module, Iterable[Any]]:
             torch.manual_seed(seed)
             x = make_input(width)  # before the model, whose number of draws depends on the width
-            model, groups = make_model(width)
+            return x, *make_model(width)
+
+        first = {width: drawn(0, width) for width in widths}
+        shapes = Shapes({width: model for width, (_, model, _) in first.items()})
+        for seed, width in _bar([(s, w) for s in range(seeds) for w in widths], progress):
+            x, model, groups = first.pop(width) if width in first else drawn(seed, width)
+            shapes.mark(model, width)
             these, built = find_sites(model), build(groups)
             if not runs:
                 sites, graph = these, trace(model, x)
@@ -109,42 +124,15 @@ def diagnose_axis(
                 alignments = _alignments(sites, alignment_overrides or {})
             if list(these) != list(sites):
                 raise ValueError(f"make_model: other sites at width {width} than at {widths[0]}")
-            runs.append(_train(model, these, built, x, loss_fn or _Distance(seed), steps))
+            n = {name: w.n[width] for name, w in shapes.weights.items()}
+            runs.append(_train(model, these, n, built, x, loss_fn or _Distance(seed), steps))
 
     observed = {}
     for name in sites:
         rows = np.array([run[name] for run in runs]).reshape(seeds, len(widths), -1)
         observed[name] = dict(zip(_Observed._fields, np.moveaxis(rows, -1, 0), strict=True))
-    stats = _judge(graph, rule, alignments, observed, widths, tolerance)
+    stats = judge(graph, rule, alignments, observed, sites, shapes.weights, widths, tolerance)
     return list(sites), [name for name in sites if stats[name].affected], stats
-
-
-def _judge(
-    graph: Graph,
-    rule: OptimizerType,
-    alignments: Mapping[str, Alignment],
-    observed: Mapping[str, Mapping[str, Array]],
-    widths: Sequence[int],
-    tolerance: float,
-) -> dict[str, SiteStats]:
-    """Fit the slopes and derive the expected ones; arrays are `_Observed`, (seeds, widths)."""
-    exponents, contracted, c = {}, {}, {}
-    for name, seen in observed.items():
-        n, a, b, c[name] = (
-            sign * fit_exponent(name, what, widths, seen[what])
-            for what, sign in (("width_dim", 1), ("scale", -1), ("weight", -1), ("lr", -1))
-        )
-        # The program uses powers of width_dim, the check powers of the width.
-        alignment = Alignment(*(n * exponent for exponent in alignments[name]))
-        contracted[name], exponents[name] = n, Exponents(a, b, alignment, c[name])
-    at_init, wanted = init_slopes(graph, exponents, contracted)
-    r = change_exponents(graph, exponents, c, rule)
-    stats = {}
-    for name, seen in observed.items():
-        init = fit_slope(widths, seen["init"], at_init[name], wanted[name], tolerance)
-        change = fit_slope(widths, seen["change"], -r[name], 0.0, tolerance)
-        stats[name] = SiteStats(seen["init"], seen["change"], init, change)
-    return stats
 
 
 def _check_arguments(widths: Sequence[int], steps: int, seeds: int, optimizer: object) -> None:
@@ -190,35 +178,67 @@ class _Distance:
 
 
 def _train(
-    model: nn.Module, sites: dict[str, Site], optimizer: Optimizer, x: Any, loss: LossFn, steps: int
+    model: nn.Module,
+    sites: dict[str, Site],
+    n: Mapping[str, int],
+    optimizer: Optimizer,
+    x: Any,
+    loss: LossFn,
+    steps: int,
 ) -> dict[str, _Observed]:
-    lrs = {id(p): float(g["lr"]) for g in optimizer.param_groups for p in g["params"]}
-    weights = {n: 1.0 if s.weight is None else _rms(s.weight) for n, s in sites.items()}
+    """What is observed at each site in a few steps; ``n`` is its width by its shapes, if known."""
+    weights = {name: site.weight for name, site in sites.items() if site.weight is not None}
+    group_of = {id(p): dict(g) for g in optimizer.param_groups for p in g["params"]}
+    groups = {name: group_of.get(id(weight), {"lr": 0.0}) for name, weight in weights.items()}
+    drawn = {name: weight.detach().clone() for name, weight in weights.items()}
     before = _outputs(model, sites, x)
-    for _ in range(steps):
+    for step in range(steps):
         optimizer.zero_grad()
         loss(call_model(model, x), x).backward()
+        if step == 0:
+            gradients = {k: 0.0 if w.grad is None else _rms(w.grad) for k, w in weights.items()}
         optimizer.step()
+        if step == 0:
+            updates = {k: _rms(w.detach() - drawn[k]) for k, w in weights.items()}
     after = _outputs(model, sites, x)
     return {
         name: _Observed(
             init=_rms(before[name]),
             change=_rms(after[name] - before[name]),
-            weight=weights[name],
-            lr=1.0 if site.weight is None else lrs.get(id(site.weight), 0.0),
+            weight=_rms(drawn[name]) if name in drawn else 1.0,
+            update=updates.get(name, 1.0),
+            gradient=gradients.get(name, 1.0),
             scale=site.scale,
             width_dim=site.width_dim,
+            n=n.get(name, site.width_dim),
+            lr=float(groups[name]["lr"]) if name in groups else 1.0,
+            decay=_decay(groups.get(name, {})),
+            eps=float(groups.get(name, {}).get("eps") or 0.0),
+            is_held=is_frozen(site) or name not in weights or id(weights[name]) in group_of,
         )
         for name, site in sites.items()
     }
 
 
+def _decay(group: Mapping[str, Any]) -> float:
+    """The weight decay of a group, unless it is part of the gradient, as in `torch.optim.Adam`."""
+    return float(group.get("weight_decay", 0.0)) * group.get("decoupled_weight_decay", True)
+
+
 def _outputs(model: nn.Module, sites: Mapping[str, Site], x: Any) -> dict[str, torch.Tensor]:
-    """The sites' outputs on the probe, in evaluation mode."""
+    """The sites' outputs on the probe, in evaluation mode.
+
+    The output of a parameter that is an embedding by itself is the parameter. That of another
+    parameter is not observed: it is 0.
+    """
     outputs: dict[str, torch.Tensor] = {}
     hooks = []
     for name, site in sites.items():
-        assert isinstance(site, nn.Module)
+        if not isinstance(site, nn.Module):
+            parameter = site.weight.detach().to("cpu", torch.float64, copy=True)
+            seen = site.layer_type == "embedding"
+            outputs[name] = parameter if seen else torch.zeros(1, dtype=torch.float64)
+            continue
 
         def after(_: nn.Module, args: Any, out: Any, name: str = name) -> None:
             # A copy, as later operations may write into it; on the CPU, as MPS has no float64.
