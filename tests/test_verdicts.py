@@ -154,8 +154,8 @@ def test_sites_after_a_cause_are_wrong_because_of_it() -> None:
     assert stats["layers.0"].after == ()
     lines = explain(SITES, stats)
     assert lines[0] == (
-        "layers.1: not marked: its fan-in and fan-out grow, and it is not marked; its update is "
-        "n^0, expected n^-1; mark it as hidden"
+        "layers.1: not marked: its fan-in and fan-out grow, and its learning rate is n^0, expected "
+        "n^-1; mark it as hidden"
     )
     assert "readout: wrong only after layers.1" in lines
 

@@ -1,29 +1,21 @@
-"""Which site is the cause: its own multiplier, initial weights or updates scale with a wrong power.
+"""The cause of a wrong slope: a site whose own multiplier, weights or updates have a wrong power.
 
-A model transfers if, at each site of width n, with W0 the initial weight and dW its first update,
-
-    n^-a rms(W0)    is n^0 at an embedding, n^-1/2 at a hidden site, at most n^-1/2 at a readout
-    n^-a rms(dW)    is n^0 at an embedding, n^-align_z0_dW at another site
-    lr * decay      does not depend on the width
-
-Each of these concerns one site alone, so a site that only receives a wrong input is no cause. All
-exponents are slopes against the width of the model. They hardly depend on the seed.
+Each quantity concerns one site alone, as if its input were data. A site that only receives a wrong
+input is therefore no cause. Exponents are those of the model's width, and hardly vary with seeds.
 """
 
-from collections.abc import Iterator
 from typing import NamedTuple
 
-from maxp.module import MUP_AB, LayerType
+from maxp.module import LayerType
 
 
 class Fault(NamedTuple):
-    """A cause at a site.
+    """A cause.
 
     Attributes:
         kind: ``"not marked"``, ``"layer type"``, ``"width_dim"``, ``"multiplier"``, ``"init"``,
-            ``"not in the optimizer"``, ``"lr"``, ``"eps"``, ``"update"``, ``"decay"`` or
-            ``"unknown"``.
-        measured: what is wrong: the measured exponent, and the expected one.
+            ``"lr"``, ``"not in the optimizer"``, ``"eps"``, ``"decay"`` or ``"unknown"``.
+        measured: the measured exponent, and the expected one.
         remedy: what to do.
     """
 
@@ -32,165 +24,109 @@ class Fault(NamedTuple):
     remedy: str
 
     def __str__(self) -> str:
-        return f"{self.measured}; {self.remedy}"
+        return f"{self.kind}: {self.measured}; {self.remedy}"
 
 
 class Facts(NamedTuple):
-    """What is known of a site's weight. Quantities are exponents of the model's width.
+    """A weight, in exponents of the model's width. An offset is 0 if it is within the tolerance.
 
     Attributes:
         marked_as: the layer type that the site is marked with; None if it is not marked.
         layer_type: the layer type by its shapes.
-        n: of the width by its shapes.
-        width_dim: of the ``width_dim`` that the site is marked with.
-        align: align_z0_dW times n.
-        scale: of the multiplier; None if the site can have none.
-        weight: of the rms of the initial weight; None if that is zero.
-        lr: None if the learning rate is zero.
-        update: of the rms of the first update; None if that is zero.
-        decay: of the learning rate times the weight decay; None without decay.
-        is_held: whether the optimizer holds the weight, if it is trained.
+        n: of its width by its shapes.
+        width_dim: of the ``width_dim`` that it is marked with.
+        init: the offset of the output at init from n^0; a readout's may be negative.
+        update: the offset of the change that the site's own update makes.
+        scale: of the multiplier.
+        extra: the offset of the multiplier from muP's; 0 if the site can have none.
+        weight: of the initial weight.
+        lr: of the learning rate.
+        eps: the offset of the first update from the learning rate.
         lost: the part of the first update that eps takes, at the first and the last width.
+        decay: of the learning rate times the weight decay.
+        is_held: whether the optimizer holds the weight, or it is frozen.
     """
 
     marked_as: LayerType | None
     layer_type: LayerType
     n: float
     width_dim: float
-    align: float
-    scale: float | None
-    weight: float | None
-    lr: float | None
-    update: float | None
-    decay: float | None
-    is_held: bool
+    init: float
+    update: float
+    scale: float
+    extra: float
+    weight: float
+    lr: float
+    eps: float
     lost: tuple[float, float]
+    decay: float
+    is_held: bool
 
 
-def find_faults(
-    facts: Facts, tolerance: float, *, is_sgd: bool = False, judge_update: bool = True
-) -> Iterator[Fault]:
-    """The causes at one site.
-
-    Args:
-        facts: of the site.
-        tolerance: the allowed distance between two exponents.
-        is_sgd: whether the update grows in proportion to the gradient.
-        judge_update: False if the update is wrong only because of the gradient.
-    """
+def find_faults(facts: Facts, tolerance: float, *, is_sgd: bool) -> list[Fault]:
+    """The causes at one site."""
+    may_shrink = facts.layer_type == "readout"
+    init = max(facts.init, 0.0) if may_shrink else facts.init
+    faults = []
     if not facts.is_held:
-        yield Fault(
-            "not in the optimizer",
-            "its weight is trained, and the optimizer does not hold it",
-            "build the optimizer on all of Parametrization.param_groups, or freeze the weight",
-        )
-    init, update = _offsets(facts)
-    if abs(init) <= tolerance:
-        init = 0.0
-    if abs(update) <= tolerance or not judge_update:
-        update = 0.0
-    if init or update:
-        yield wrong_mark(facts, tolerance) or _wrong_size(facts, init, update, tolerance, is_sgd)
-    if facts.decay is not None and abs(facts.decay) > tolerance:
-        yield Fault(
-            "decay",
-            f"its learning rate times its weight decay is {_power(facts.decay)}, expected n^0",
-            "pass weight_decay to Parametrization instead of to the optimizer, or set it to 0",
-        )
+        text = "the optimizer does not hold its weight"
+        remedy = "build it on all of Parametrization.param_groups, or freeze the weight"
+        faults.append(Fault("not in the optimizer", text, remedy))
+    if init or facts.update:
+        # A multiplier moves both offsets; SGD's gradient has passed it as well.
+        at_init = facts.init - facts.extra
+        at_init = max(at_init, 0.0) if may_shrink else abs(at_init)
+        change = abs(facts.update - facts.extra * (1 + is_sgd))
+        if fault := wrong_mark(facts, tolerance):
+            faults.append(fault)
+        elif facts.extra and max(at_init, change) <= tolerance:
+            faults.append(wrong_multiplier(facts))
+        elif init:
+            text = f"its initial weights are {_pair(facts.weight, init)}"
+            remedy = "let Parametrization draw the weights, and do not draw them again after it"
+            faults.append(Fault("init", text, remedy))
+        else:
+            text = f"its learning rate is {_pair(facts.lr, facts.update)}"
+            remedy = "build the optimizer on Parametrization.param_groups, and keep their lr"
+            faults.append(Fault("lr", text, remedy))
+    if facts.eps and max(facts.lost) > tolerance:
+        first, last = facts.lost
+        text = f"its updates are {_pair(facts.lr + facts.eps, facts.eps)}: eps takes {first:.0%} "
+        text += f"of them at the smallest width, and {last:.0%} at the largest"
+        remedy = "pass eps to Parametrization instead of the optimizer, or make it smaller"
+        faults.append(Fault("eps", text, remedy))
+    if facts.decay:
+        text = f"its learning rate times its weight decay is {_pair(facts.decay, facts.decay)}"
+        remedy = "pass weight_decay to Parametrization instead of the optimizer, or set it to 0"
+        faults.append(Fault("decay", text, remedy))
+    return faults
 
 
 def wrong_mark(facts: Facts, tolerance: float) -> Fault | None:
-    """The fault of a site that is marked as something else than its shapes tell."""
+    """The fault of a site that is not marked as what it is by its shapes."""
     grows = {"embedding": "only its fan-out grows", "readout": "only its fan-in grows"}.get(
         facts.layer_type, "its fan-in and fan-out grow"
     )
+    remedy = f"mark it as {facts.layer_type}"
     if facts.marked_as is None:
-        return Fault(
-            "not marked",
-            f"{grows}, and it is not marked; its update is {_power(facts.update or 0.0)}, expected "
-            f"{_power(_update_wanted(facts))}",
-            f"mark it as {facts.layer_type}",
-        )
+        lr = f"its learning rate is {_pair(facts.lr, facts.update)}"
+        return Fault("not marked", f"{grows}, and {lr}", remedy)
     if facts.marked_as != facts.layer_type:
-        return Fault(
-            "layer type",
-            f"it is marked as {facts.marked_as}, but {grows}",
-            f"mark it as {facts.layer_type}",
-        )
+        return Fault("layer type", f"it is marked as {facts.marked_as}, but {grows}", remedy)
     if abs(facts.width_dim - facts.n) > tolerance:
-        return Fault(
-            "width_dim",
-            f"its width_dim is {_power(facts.width_dim)}, expected {_power(facts.n)}",
-            "give the dimension that grows with the model: the fan-in, or the fan-out of an "
-            "embedding",
-        )
+        text = f"its width_dim is {_pair(facts.width_dim, facts.width_dim - facts.n)}"
+        remedy = "give the fan-in, or the fan-out of an embedding"
+        return Fault("width_dim", text, remedy)
     return None
 
 
 def wrong_multiplier(facts: Facts) -> Fault:
     """The fault of a multiplier other than muP's."""
-    wanted = -MUP_AB[facts.layer_type][0] * facts.n
-    return Fault(
-        "multiplier",
-        f"its multiplier is {_power(facts.scale or 0.0)}, expected {_power(wanted)}",
-        "leave the multiplier to Parametrization, and call its constructor last",
-    )
+    text = f"its multiplier is {_pair(facts.scale, facts.extra)}"
+    return Fault("multiplier", text, "leave it to Parametrization, and call its constructor last")
 
 
-def _update_wanted(facts: Facts) -> float:
-    return 0.0 if facts.layer_type == "embedding" else -facts.align
-
-
-def _offsets(facts: Facts) -> tuple[float, float]:
-    """How far the exponents of n^-a rms(W0) and of n^-a rms(dW) are above the wanted ones."""
-    scale = facts.scale or 0.0
-    init = 0.0 if facts.weight is None else scale + facts.weight
-    if facts.weight is not None and facts.layer_type != "embedding":
-        init += facts.n / 2
-    if facts.layer_type == "readout":
-        init = max(init, 0.0)
-    return init, 0.0 if facts.update is None else scale + facts.update - _update_wanted(facts)
-
-
-def _wrong_size(facts: Facts, init: float, update: float, tolerance: float, is_sgd: bool) -> Fault:
-    """The fault of a site that is marked correctly."""
-    if facts.scale is not None:
-        extra = facts.scale + MUP_AB[facts.layer_type][0] * facts.n  # above muP's
-        # One wrong multiplier moves both by the same amount; a readout may start smaller.
-        both = abs(init - extra) <= tolerance or (facts.layer_type == "readout" and not init)
-        if abs(extra) > tolerance and both and abs(update - extra * (1 + is_sgd)) <= tolerance:
-            return wrong_multiplier(facts)
-    if init and facts.weight is not None:
-        return Fault(
-            "init",
-            f"its initial weights are {_power(facts.weight)}, expected "
-            f"{_power(facts.weight - init)}",
-            "let Parametrization draw the weights, and do not draw them again after it",
-        )
-    assert facts.update is not None
-    from_lr = 0.0 if facts.lr is None else (facts.scale or 0.0) + facts.lr - _update_wanted(facts)
-    if facts.lr is not None and (is_sgd or abs(from_lr) > tolerance):
-        wrong = update if is_sgd else from_lr
-        return Fault(
-            "lr",
-            f"its learning rate is {_power(facts.lr)}, expected {_power(facts.lr - wrong)}",
-            "build the optimizer on Parametrization.param_groups, and keep the lr of each group",
-        )
-    if max(facts.lost) > tolerance:
-        return Fault(
-            "eps",
-            f"its updates are {_power(facts.update)}, expected {_power(facts.update - update)}: "
-            f"eps takes {facts.lost[0]:.0%} of them at the first width, and {facts.lost[1]:.0%} at "
-            "the last",
-            "pass eps to Parametrization instead of to the optimizer, or make it smaller",
-        )
-    return Fault(
-        "update",
-        f"its updates are {_power(facts.update)}, expected {_power(facts.update - update)}",
-        "use an optimizer whose update does not depend on the gradient's scale, or give diagnose "
-        "the alignment_overrides that hold for its updates",
-    )
-
-
-def _power(exponent: float) -> str:
-    return f"n^{round(exponent, 2) + 0.0:g}"
+def _pair(exponent: float, offset: float) -> str:
+    """A measured power of the width, and the expected one."""
+    measured, expected = (round(x, 2) + 0.0 for x in (exponent, exponent - offset))
+    return f"n^{measured:g}, expected n^{expected:g}"

@@ -66,7 +66,7 @@ def explain(all_ops: Sequence[str], act_stats: Mapping[str, SiteStats]) -> list[
     others: dict[str, list[str]] = {}
     for op, stats in act_stats.items():
         for fault in stats.faults:
-            faults.setdefault(f"{fault.kind}: {fault}", []).append(op)
+            faults.setdefault(str(fault), []).append(op)
         if op not in all_ops:
             continue
         if stats.verdict == WRONG and not stats.faults:
