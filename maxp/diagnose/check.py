@@ -4,7 +4,7 @@ For every site, two values are measured over widths and seeds: the root mean squ
 init, and that of the output's change after a few steps. The slopes of their logarithms are compared
 with the slopes that the method derives for the model's exponents. These are fitted to the model
 itself, as slopes against the checked width: a to the multipliers, b to the initial weights, c to
-the learning rates of the param groups, and the number of contracted entries to ``width_dim``. The
+the learning rates of the param groups, and the number of contracted entries to the shapes. The
 check therefore also covers param groups made by hand, and sites of another width.
 
 Sources: Yang et al. 2022 (arXiv 2203.03466), appendix on coordinate checks. The derived slopes of
@@ -68,9 +68,17 @@ def diagnose_axis(
     """Train a model for a few steps at each width, and fit how outputs and changes depend on it.
 
     The wanted slope is 0, at init and for changes, at every site. At init, a readout or a site
-    without a weight may have a negative slope if it is derived (muP's readout: -1/2). The derived
-    slopes hold at large widths. If the width is not much larger than tokens times outputs, the
-    random part of an update still counts, and changes fall with width, the readout's first.
+    without a weight may have a negative slope if it is derived (muP's readout: -1/2). A weight that
+    grows with the width and is not marked is checked as well, as if it were a site.
+
+    Each site gets one of three verdicts: ``"right"`` if the confidence intervals of its slopes are
+    within the tolerance, ``"wrong"`` if one is outside or if the site has a fault, and otherwise
+    ``"cannot tell at these widths"``, with the width that would tell. A slope that falls only
+    because widths are small is not called wrong. If the width is not much larger than tokens times
+    outputs, the random part of an update still counts, and changes fall, the readout's first.
+
+    A fault is a cause. Its site has a wrong multiplier, initial weight, learning rate, weight decay
+    or eps, or is not marked as what its shapes tell. Other sites are wrong only after it.
 
     Args:
         make_model: takes a width and returns a model and the param groups of its optimizer, such
@@ -88,18 +96,18 @@ def diagnose_axis(
             squared distance to an N(0, 1) target, drawn once per seed.
         alignment_overrides: (z0_dW, dZ_w0, dZ_dW) that derived slopes assume, by the keys of
             `Parametrization`. The default is (1, 1/2, 1), or 1/2 at sites without a weight.
-        tolerance: the allowed distance of a slope from the wanted one; three standard errors are
-            allowed if they are larger.
+        tolerance: the allowed distance of a slope, or of an exponent, from the wanted one.
         progress: show a progress bar, if tqdm is installed.
 
     Returns:
         (all_ops, affected, act_stats): the names of the sites in order of definition, the names of
-            those whose slopes are not as wanted, and the measurements by name.
+            those that are wrong, and the measurements by name, with ``verdict``, ``faults``,
+            ``after`` (the sites whose faults reach this one) and ``width``.
 
     Raises:
         ValueError: too few widths, steps or seeds; an unknown optimizer or override; sites that
-            differ between widths; a weight or lr that is zero at some widths only; or SGD without a
-            readout.
+            differ between widths, or shapes that do not; a weight or lr that is zero at some widths
+            only; or SGD without a readout.
         TypeError: the model does not return a tensor, and there is no ``loss_fn``.
     """
     _check_arguments(widths, steps, seeds, optimizer)
