@@ -570,8 +570,9 @@ def test_the_table_names_the_width_that_would_tell(
     print_axis("muP", *mup_checked, WIDTHS)
     lines = capsys.readouterr().out.splitlines()
     assert "-0.50" in lines[1 + len(SITES)]
-    width = mup_checked[2]["readout"].width
-    assert lines[-2] == f"readout: cannot tell at these widths; widths up to {width} would"
+    first, last = mup_checked[2]["readout"].widths or (0, 0)
+    need = f"widths {first} to {last} would, or more seeds"
+    assert lines[-2] == f"readout: cannot tell at these widths; {need}"
     assert lines[-1] == "muP: no site is wrong, 4 of 5 are right over widths 128 to 512"
 
 

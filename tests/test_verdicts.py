@@ -1,5 +1,6 @@
 """The coordinate check's verdicts: a fault is found at its cause, and a correct model has none."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -228,8 +229,8 @@ def assert_nothing_is_wrong(stats: Any) -> None:
     wrong = {name: (s.text, s.faults) for name, s in stats.items() if s.verdict == "wrong"}
     assert wrong == {}
     for site in stats.values():
-        assert (site.width is None) == (site.verdict == "right")
-        assert site.width is None or site.width > WIDTHS[-1]
+        assert (site.widths is None) == (site.verdict == "right")
+        assert site.widths is None or site.widths[1] > WIDTHS[-1]
 
 
 @pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
@@ -294,15 +295,17 @@ def test_a_verdict_is_that_of_the_whole_interval(
     assert slope(mean, error, derived=derived).verdict == verdict
 
 
-def test_the_width_that_would_tell_is_that_of_a_shorter_interval() -> None:
-    # 4 standard errors are twice the tolerance: twice the logarithm of the range, 64 to 1024.
-    assert slope(0.0, 0.05).width == pytest.approx(1024)
+def test_the_widths_that_would_tell_give_a_shorter_interval() -> None:
+    # 4 standard errors are twice the tolerance: twice the logarithm of the range.
+    assert slope(0.0, 0.05).needs == pytest.approx((64, 64 * 4**2))
 
 
-def test_the_width_that_would_tell_is_that_at_which_a_random_part_is_small() -> None:
+def test_the_widths_that_would_tell_are_those_at_which_a_random_part_is_small() -> None:
     # rms^2 = 1 + k / n with k = 64: at the middle, n = 128, the slope is -64 / (2 * 192).
-    width = slope(-1 / 6, 0.0).width
-    assert -64 / (2 * (width / 2 + 64)) == pytest.approx(-0.05)
+    first, last = slope(-1 / 6, 0.0).needs
+    assert last / first == pytest.approx(256 / 64)
+    middle = math.sqrt(first * last)
+    assert -64 / (2 * (middle + 64)) == pytest.approx(-0.05)
 
 
 @pytest.mark.parametrize(("seeds", "quantile"), [(2, 12.706), (3, 4.303), (8, 2.365), (31, 2.042)])

@@ -73,7 +73,7 @@ def diagnose_axis(
 
     Each site gets one of three verdicts: ``"right"`` if the confidence intervals of its slopes are
     within the tolerance, ``"wrong"`` if one is outside or if the site has a fault, and otherwise
-    ``"cannot tell at these widths"``, with the width that would tell. A slope that falls only
+    ``"cannot tell at these widths"``, with the widths that would. A slope that falls only
     because widths are small is not called wrong. If the width is not much larger than tokens times
     outputs, the random part of an update still counts, and changes fall, the readout's first.
 
@@ -102,7 +102,7 @@ def diagnose_axis(
     Returns:
         (all_ops, affected, act_stats): the names of the sites in order of definition, the names of
             those that are wrong, and the measurements by name, with ``verdict``, ``faults``,
-            ``after`` (the sites whose faults reach this one) and ``width``.
+            ``after`` (the sites whose faults reach this one) and ``widths`` (that would tell).
 
     Raises:
         ValueError: too few widths, steps or seeds; an unknown optimizer or override; sites that

@@ -71,8 +71,8 @@ def explain(all_ops: Sequence[str], act_stats: Mapping[str, SiteStats]) -> list[
             continue
         if stats.verdict == WRONG and not stats.faults:
             others.setdefault(f"wrong only after {_few(stats.after)}", []).append(op)
-        if stats.width is not None:
-            need = f"{CANNOT_TELL}; widths up to {stats.width} would"
+        if stats.widths is not None:
+            need = "{}; widths {} to {} would, or more seeds".format(CANNOT_TELL, *stats.widths)
             others.setdefault(need, []).append(op)
     return [f"{_few(ops)}: {text}" for text, ops in (*faults.items(), *others.items())]
 

@@ -83,26 +83,26 @@ class Slope:
         return CANNOT_TELL
 
     @property
+    def needs(self) -> tuple[float, float]:
+        """The smallest and the largest width of a check that would tell, if this one cannot.
+
+        The interval must become at most as long as the tolerance: standard errors fall as one over
+        the logarithm of the range of widths. If the slope falls by more than its interval, the
+        random part of a sum must become small as well. With rms^2 ~ 1 + k / width, the slope is
+        -k / (2 (width + k)), which must be half the tolerance at the middle of the widths. The
+        mean, at the middle of these widths, gives k.
+        """
+        first, last = self.span
+        falls = min(self.wanted - self.mean, 0.45) if self.high < self.wanted else 0.0
+        k = math.sqrt(first * last) * 2 * falls / (1 - 2 * falls)
+        start = max(first, k * (1 / self.tolerance - 1) / math.sqrt(last / first))
+        longer = min(max(self.noise, 1.0), 100.0)
+        return start, max(start * (last / first) ** longer, 2.0 * last)
+
+    @property
     def noise(self) -> float:
         """The length of the interval, as a multiple of the tolerance."""
         return 2 * self.reach * self.error / self.tolerance
-
-    @property
-    def width(self) -> float:
-        """The width up to which models would tell, if this slope cannot.
-
-        It halves the interval that the tolerance allows: standard errors fall as one over the
-        logarithm of the range of widths. And it makes the random part of a sum small: with
-        rms^2 ~ 1 + k / width, the slope is -k / (2 (width + k)). The mean, at the middle of the
-        widths, gives k.
-        """
-        first, last = self.span
-        width = first * (last / first) ** min(max(self.noise, 1.0), 100.0)
-        if (falls := min(self.wanted - self.mean, 0.45)) > 0:
-            k = math.sqrt(first * last) * 2 * falls / (1 - 2 * falls)
-            # The range starts where the slope is half the tolerance, and is as wide as this one.
-            width = max(width, k * (1 / self.tolerance - 1) * math.sqrt(last / first))
-        return max(width, 2.0 * last)
 
     def near(self, value: float) -> bool:
         """Whether the mean is ``value`` within the tolerance, or three standard errors if these are
@@ -154,12 +154,13 @@ class SiteStats:
         return self.verdict == WRONG
 
     @property
-    def width(self) -> int | None:
-        """The width up to which models would tell, if the verdict is that these cannot."""
+    def widths(self) -> tuple[int, int] | None:
+        """The smallest and the largest width of a check that would tell, if this one cannot."""
         if self.verdict != CANNOT_TELL:
             return None
-        slopes = [s for s in (self.init, self.change) if s.verdict == CANNOT_TELL]
-        return int(2 ** math.ceil(math.log2(max(s.width for s in slopes))))
+        needed = [s.needs for s in (self.init, self.change) if s.verdict == CANNOT_TELL]
+        first, last = (2 ** math.ceil(math.log2(max(ends))) for ends in zip(*needed, strict=True))
+        return first, last
 
     @property
     def text(self) -> str:
@@ -173,7 +174,7 @@ class SiteStats:
         """Lists and numbers for JSON; numbers that are not finite become None."""
         slopes = {"init": vars(self.init), "change": vars(self.change)}
         rms = {"init_rms": self.init_rms.tolist(), "change_rms": self.change_rms.tolist()}
-        told = {"verdict": self.verdict, "text": self.text, "width": self.width}
+        told = {"verdict": self.verdict, "text": self.text, "widths": self.widths}
         causes = {"faults": [fault._asdict() for fault in self.faults], "after": list(self.after)}
         return {**told, **causes, **_for_json(slopes), **_for_json(rms)}
 
