@@ -34,14 +34,13 @@ _OPTIMIZERS: dict[str, Callable[[Any], Optimizer]] = {"adam": Adam, "sgd": SGD}
 
 
 class _Observed(NamedTuple):
-    """One site of one model: the rms of its output, of the output's change, of its initial weight,
-    of that weight's first update and gradient, and the values that its exponents are fitted to. The
-    lr of a weight in no group is 0; without a weight, what concerns it is 1."""
+    """One site of one model: the rms of its output, of the output's change, of its initial weight
+    and that weight's first gradient, and the values that its exponents are fitted to. The lr of a
+    weight in no group is 0; without a weight, what concerns it is 1."""
 
     init: float
     change: float
     weight: float
-    update: float
     gradient: float
     scale: float
     width_dim: float
@@ -198,7 +197,7 @@ def _train(
     weights = {name: site.weight for name, site in sites.items() if site.weight is not None}
     group_of = {id(p): dict(g) for g in optimizer.param_groups for p in g["params"]}
     groups = {name: group_of.get(id(weight), {"lr": 0.0}) for name, weight in weights.items()}
-    drawn = {name: weight.detach().clone() for name, weight in weights.items()}
+    drawn = {name: _rms(weight) for name, weight in weights.items()}
     before = _outputs(model, sites, x)
     for step in range(steps):
         optimizer.zero_grad()
@@ -206,15 +205,12 @@ def _train(
         if step == 0:
             gradients = {k: 0.0 if w.grad is None else _rms(w.grad) for k, w in weights.items()}
         optimizer.step()
-        if step == 0:
-            updates = {k: _rms(w.detach() - drawn[k]) for k, w in weights.items()}
     after = _outputs(model, sites, x)
     return {
         name: _Observed(
             init=_rms(before[name]),
             change=_rms(after[name] - before[name]),
-            weight=_rms(drawn[name]) if name in drawn else 1.0,
-            update=updates.get(name, 1.0),
+            weight=drawn.get(name, 1.0),
             gradient=gradients.get(name, 1.0),
             scale=site.scale,
             width_dim=site.width_dim,

@@ -41,7 +41,7 @@ class Facts(NamedTuple):
         extra: the offset of the multiplier from muP's; 0 if the site can have none.
         weight: of the initial weight.
         lr: of the learning rate.
-        eps: the offset of the first update from the learning rate.
+        eps: of the part of the first update that eps leaves.
         lost: the part of the first update that eps takes, at the first and the last width.
         decay: of the learning rate times the weight decay.
         is_held: whether the optimizer holds the weight, or it is frozen.
@@ -89,7 +89,7 @@ def find_faults(facts: Facts, tolerance: float, *, is_sgd: bool) -> list[Fault]:
             text = f"its learning rate is {_pair(facts.lr, facts.update)}"
             remedy = "build the optimizer on Parametrization.param_groups, and keep their lr"
             faults.append(Fault("lr", text, remedy))
-    if facts.eps and max(facts.lost) > tolerance:
+    if facts.eps:
         first, last = facts.lost
         text = f"its updates are {_pair(facts.lr + facts.eps, facts.eps)}: eps takes {first:.0%} "
         text += f"of them at the smallest width, and {last:.0%} at the largest"
@@ -123,7 +123,7 @@ def wrong_mark(facts: Facts, tolerance: float) -> Fault | None:
 def wrong_multiplier(facts: Facts) -> Fault:
     """The fault of a multiplier other than muP's."""
     text = f"its multiplier is {_pair(facts.scale, facts.extra)}"
-    return Fault("multiplier", text, "leave it to Parametrization, and call its constructor last")
+    return Fault("multiplier", text, "leave it to Parametrization, with the (a, b) of muP")
 
 
 def _pair(exponent: float, offset: float) -> str:

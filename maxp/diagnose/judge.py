@@ -97,9 +97,9 @@ def _facts(
 
     n, scale = slope(seen["n"]), slope(seen["scale"])
     extra = 0.0 if site.fixed_scale else scale + MUP_AB[shape.layer_type][0] * n
-    with np.errstate(invalid="ignore", divide="ignore"):
-        taken = seen["update"] / seen["lr"]
-        lost = (seen["eps"] / (seen["eps"] + seen["gradient"])).mean(0)
+    with np.errstate(invalid="ignore"):  # of a weight without a gradient
+        kept = seen["gradient"] / (seen["gradient"] + seen["eps"])
+    lost = 1 - kept.mean(0)
     return Facts(
         marked_as=site.layer_type if shape.is_marked else None,
         layer_type=shape.layer_type,
@@ -111,7 +111,7 @@ def _facts(
         extra=_offset(extra, tolerance),
         weight=slope(seen["weight"]),
         lr=slope(seen["lr"]),
-        eps=_offset(slope(taken), tolerance),
+        eps=_offset(slope(kept), tolerance),
         lost=(float(lost[np.argmin(widths)]), float(lost[np.argmax(widths)])),
         decay=_offset(slope(seen["lr"] * seen["decay"]), tolerance),
         is_held=bool(seen["is_held"].all()),
