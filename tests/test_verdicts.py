@@ -11,7 +11,7 @@ from models import CLASSES, FEATURES, MLP
 from plain_models import GPT, VOCABULARY
 from torch import nn
 
-from maxp import Parametrization, diagnose_axis, mark
+from maxp import PARAMETRIZATIONS, Parametrization, diagnose_axis, mark
 from maxp.diagnose.report import explain
 from maxp.diagnose.slopes import Slope, students_t
 
@@ -171,6 +171,28 @@ def test_with_sgd_a_readout_without_its_multiplier_is_the_only_cause() -> None:
     assert causes(check(make, points, optimizer="sgd")) == {"readout": ["multiplier"]}
 
 
+def test_a_head_whose_initial_weights_pass_on_a_growing_change_lacks_a_multiplier() -> None:
+    def make(width: int) -> Model:
+        model = MLP(width)
+        p = Parametrization(model, ab_overrides=PARAMETRIZATIONS["standard"], lr_prefactor=1e-2)
+        return model, p.param_groups
+
+    assert causes(check(make, points)) == {"readout": ["multiplier"]}
+
+
+def test_a_factor_between_sites_is_unknown_at_the_site_after_it() -> None:
+    class Scaled(MLP):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            h = self.embed(x) * self.embed.width_dim**0.5
+            return self.readout(self.layers[1](self.layers[0](h).relu()).relu())
+
+    def make(width: int) -> Model:
+        model = Scaled(width)
+        return model, groups_of(model)
+
+    assert causes(check(make, points)) == {"layers.0": ["unknown"]}
+
+
 def test_a_frozen_weight_is_no_fault() -> None:
     def make(width: int) -> Model:
         model = MLP(width)
@@ -234,7 +256,7 @@ def assert_nothing_is_wrong(stats: Any) -> None:
 
 
 @pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
-def test_nothing_is_wrong_in_a_correct_gpt_and_its_head_names_a_width_if_these_cannot_tell(
+def test_nothing_is_wrong_in_a_correct_gpt_whose_head_these_widths_cannot_tell(
     tied: bool,
 ) -> None:
     stats = check(gpt(tied=tied), text, loss_fn=next_token)
