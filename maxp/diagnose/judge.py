@@ -137,7 +137,10 @@ def _with_causes(
     for name, node in graph.nodes.items():
         feeds = node.parents if isinstance(node, JoinNode) else node.operands
         causes[name] = {cause for feed in feeds if feed is not None for cause in causes[feed]}
-        if isinstance(node, JoinNode) or node.call_of:
+        if isinstance(node, JoinNode):
+            continue
+        if node.call_of:
+            causes[name] |= causes[node.call_of]
             continue
         before = causes[name] | (wrong - {name} if is_sgd else set())
         own = faults.get(name, [])
