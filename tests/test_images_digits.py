@@ -105,11 +105,8 @@ def test_a_limit_takes_the_same_images_for_any_batch_size() -> None:
 @pytest.mark.parametrize("workers", [0, 2])
 def test_loading_leaves_the_random_numbers_of_training_alone(workers: int) -> None:
     def states() -> list[object]:
-        return [
-            random.getstate(),
-            np.random.get_state()[1].tolist(),
-            torch.get_rng_state().tolist(),
-        ]
+        numpy = np.random.get_state()[1]  # noqa: NPY002
+        return [random.getstate(), numpy.tolist(), torch.get_rng_state().tolist()]
 
     data = loader(8, **DIGITS, **AUGMENTED, **MIXED, num_workers=workers)
     before = states()

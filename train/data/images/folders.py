@@ -135,7 +135,7 @@ def _subfolders(folder: Path) -> list[str]:
 
 
 def _images(folder: Path, name: str) -> Iterator[str]:
-    """Paths of a class's images relative to ``folder``, sorted, those of its subfolders included."""
+    """Paths of a class's images relative to ``folder``, sorted, with those in its subfolders."""
     for parent, folders, files in os.walk(folder / name, followlinks=True):
         folders.sort()
         for file in sorted(files):

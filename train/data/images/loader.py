@@ -10,12 +10,11 @@ from torchtitan.components.dataloader import BaseDataLoader
 from torchtitan.components.loss import IGNORE_INDEX
 
 from train.data.cache import DataError
-from train.data.images.batch import MAX_UNREADABLE, Batch, log_skip
+from train.data.images.batch import MAX_UNREADABLE, Batch, Recipe, check_readable, log_skip
 from train.data.images.open import DATASETS, count_classes, is_stream, open_images
-from train.data.images.sampled import SampledBatches, SampledLoader
+from train.data.images.sampled import SampledLoader
 from train.data.images.settings import Augmented, check_augmentation
-from train.data.images.streamed import open_streamed
-from train.data.images.transforms import Transform, mixing
+from train.data.images.streamed import StreamedLoader, open_streamed
 
 logger = logging.getLogger(__name__)
 
@@ -123,49 +122,22 @@ class ImageDataLoader(BaseDataLoader):
         that this rank met; a resumed run has those of rank 0."""
         self._names: dict[str, None] = {}
         self._unreadable = 0
-        training = config.split == "train"
-        if (config.mixup or config.cutmix) and training and local_batch_size % 2:
-            raise DataError(
-                f"--training.local_batch_size {local_batch_size}: --dataloader.mixup and cutmix mix "
-                "pairs of images: pass an even number"
-            )
-        transform = Transform(config)
-        mix = mixing(config, self.num_classes)
-        shape = (config.channels, config.image_size, config.image_size)
-        self.classes: tuple[str, ...]
-        if is_stream(config.dataset):
-            self._loader, self.classes = open_streamed(
-                config, transform, mix, shape=shape, classes=self.num_classes,
-                dp_rank=dp_rank, dp_world_size=dp_world_size, batch_size=local_batch_size,
-                snapshot_every_n_steps=snapshot_every_n_steps,
-            )  # fmt: skip
-            return
-        images = open_images(config.dataset, config.dataset_path, config.split)
-        self.classes = images.classes
-        batches = SampledBatches(
-            images,
-            transform,
-            mix,
-            batch_size=local_batch_size,
-            shape=shape,
-            seed=config.seed if training else None,
-            limit=config.limit,
-        )
-        stream = (
-            f"{len(batches.order)} images of {len(images.classes)} classes "
-            f"({images.digest[:12]}), seed {config.seed}"
-        )
-        self._loader = SampledLoader(
-            batches,
-            stream,
-            training=training,
+        recipe = Recipe(
+            config,
+            classes=self.num_classes,
             batch_size=local_batch_size,
             dp_rank=dp_rank,
             dp_world_size=dp_world_size,
-            infinite=config.infinite,
-            num_workers=config.num_workers,
         )
-        logger.info("%s %s: %s", images.where, config.split, stream)
+        self.classes: tuple[str, ...]
+        """Names of the classes."""
+        self._loader: SampledLoader | StreamedLoader
+        if is_stream(config.dataset):
+            self._loader, self.classes = open_streamed(config, recipe, snapshot_every_n_steps)
+            return
+        images = open_images(config.dataset, config.dataset_path, config.split)
+        self._loader, self.classes = SampledLoader(images, recipe, config.limit), images.classes
+        logger.info("%s %s: %s", images.where, config.split, self._loader.stream)
 
     @property
     def samples(self) -> int | None:
@@ -210,10 +182,9 @@ class ImageDataLoader(BaseDataLoader):
             self._unreadable = 0
             return
         self._unreadable += len(batch.skipped)
-        if self._unreadable >= min(MAX_UNREADABLE, self.samples or MAX_UNREADABLE):
-            name, reason = next(reversed(batch.skipped.items()))
-            raise DataError(
-                f"--dataloader.dataset {self.config.dataset} {self.config.split}: "
-                f"{self._unreadable} images after each other cannot be read, the last one is {name} "
-                f"({reason}): check the files"
-            )
+        check_readable(
+            self._unreadable,
+            min(MAX_UNREADABLE, self.samples or MAX_UNREADABLE),
+            f"--dataloader.dataset {self.config.dataset} {self.config.split}",
+            batch.skipped,
+        )

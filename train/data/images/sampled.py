@@ -18,8 +18,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from train.data.cache import DataError, one_line
-from train.data.images.batch import MAX_UNREADABLE, Batch, ImageSet, filled
-from train.data.images.transforms import Mixing, Transform
+from train.data.images.batch import MAX_UNREADABLE, Batch, Draft, ImageSet, Recipe, check_readable
 from train.data.windows import stream_entries, window_order
 
 
@@ -28,31 +27,15 @@ class SampledBatches(Dataset[Batch | DataError]):
 
     Args:
         limit: number of images to read, drawn once for all epochs; None reads all.
-        seed: of the order; None for validation.
     """
 
-    def __init__(
-        self,
-        images: ImageSet,
-        transform: Transform,
-        mixing: Mixing | None,
-        *,
-        batch_size: int,
-        shape: tuple[int, ...],
-        seed: int | None,
-        limit: int | None,
-    ) -> None:
-        order = window_order(len(images.labels), 0, 0)
-        self.order = order if limit is None else order[:limit]
+    def __init__(self, images: ImageSet, recipe: Recipe, limit: int | None) -> None:
+        self.order = window_order(len(images.labels), 0, 0)[:limit]
         self._images = images
-        self._transform = transform
-        self._mixing = mixing
-        self._batch_size = batch_size
-        self._shape = shape
-        self._seed = seed
+        self._recipe = recipe
         # Images that are in memory, and transformed the same way each time.
         self._made: dict[int, torch.Tensor] | None = (
-            {} if images.in_memory and not transform.random else None
+            {} if images.in_memory and not recipe.transform.random else None
         )
 
     def __getitem__(self, first: int) -> Batch | DataError:
@@ -61,52 +44,45 @@ class SampledBatches(Dataset[Batch | DataError]):
         An error is returned, because torch makes many lines of one that a worker raises.
         """
         try:
-            return self._validation(first) if self._seed is None else self._training(first)
+            return self._training(first) if self._recipe.training else self._validation(first)
         except DataError as error:
             return error
 
     def _training(self, first: int) -> Batch:
-        skipped: dict[str, str] = {}
-        made = [self._readable(first + place, skipped) for place in range(self._batch_size)]
-        images, labels = filled(*map(list, zip(*made, strict=True)), self._batch_size, self._shape)
-        if self._mixing is not None:
-            images, labels = self._mixing(images, labels, first)
-        return Batch(images, labels, skipped)
+        draft = Draft()
+        for position in range(first, first + self._recipe.batch_size):
+            draft.add(*self._readable(position, draft.skipped))
+        return self._recipe.batch(draft, first)
 
     def _validation(self, first: int) -> Batch:
-        skipped: dict[str, str] = {}
-        images, labels = [], []
-        for index in self.order[first : first + self._batch_size]:
-            if (image := self._read(int(index), 0, skipped)) is not None:
-                images.append(image)
-                labels.append(int(self._images.labels[index]))
-        return Batch(*filled(images, labels, self._batch_size, self._shape), skipped)
+        draft = Draft()
+        for index in self.order[first : first + self._recipe.batch_size]:
+            if (image := self._read(int(index), 0, draft.skipped)) is not None:
+                draft.add(image, int(self._images.labels[index]))
+        return self._recipe.batch(draft)
 
     def _readable(self, position: int, skipped: dict[str, str]) -> tuple[torch.Tensor, int]:
         """The first image from ``position`` on that can be read, and its label."""
-        assert self._seed is not None
         size = len(self.order)
         tries = min(size, MAX_UNREADABLE)
         for place in range(position, position + tries):
-            epoch, entry = (int(x[0]) for x in stream_entries(place, 1, size, self._seed))
+            epoch, entry = (int(x[0]) for x in stream_entries(place, 1, size, self._recipe.seed))
             index = int(self.order[entry])
             if (image := self._read(index, epoch, skipped)) is not None:
                 return image, int(self._images.labels[index])
-        name, reason = next(reversed(skipped.items()))
-        raise DataError(
-            f"{self._images.where}: {tries} images after each other cannot be read, the last one "
-            f"is {name} ({reason}): check the files"
-        )
+        check_readable(tries, tries, self._images.where, skipped)
+        raise AssertionError
 
     def _read(self, index: int, epoch: int, skipped: dict[str, str]) -> torch.Tensor | None:
         if self._made is not None and index in self._made:
             return self._made[index]
+        transform = self._recipe.transform
         try:
-            image = self._transform.decode(self._images.open(index))
+            image = transform.decode(self._images.open(index))
         except Exception as error:  # Pillow raises many types for corrupt files
             skipped[self._images.name(index)] = one_line(error)
             return None
-        made = self._transform(image, epoch, index)
+        made = transform(image, epoch, index)
         if self._made is not None:
             self._made[index] = made
         return made
@@ -122,32 +98,22 @@ class SampledLoader:
         DataError: training data has fewer images than one global batch.
     """
 
-    def __init__(
-        self,
-        batches: SampledBatches,
-        stream: str,
-        *,
-        training: bool,
-        batch_size: int,
-        dp_rank: int,
-        dp_world_size: int,
-        infinite: bool,
-        num_workers: int,
-    ) -> None:
-        self.samples = len(batches.order)
+    def __init__(self, images: ImageSet, recipe: Recipe, limit: int | None) -> None:
+        self._batches = SampledBatches(images, recipe, limit)
+        self._recipe = recipe
+        self.samples = len(self._batches.order)
         self.consumed = 0
         """Number of positions that all ranks together have taken."""
-        self._batches = batches
-        self._stream = stream
-        self._training = training
-        self._offset = batch_size * dp_rank
-        self._global_batch = batch_size * dp_world_size
-        self._infinite = infinite
-        self._num_workers = num_workers
-        if training and self.samples < self._global_batch:
+        self.stream = (
+            f"{self.samples} images of {len(images.classes)} classes ({images.digest[:12]}), "
+            f"seed {recipe.seed}"
+        )
+        """What identifies the global stream."""
+        if recipe.training and self.samples < recipe.global_batch:
             raise DataError(
-                f"{stream} are fewer than one batch of {batch_size} on each of {dp_world_size} "
-                "ranks: lower --training.local_batch_size, or use more images"
+                f"{images.where} has {self.samples} training images, fewer than one batch of "
+                f"{recipe.batch_size} on each of {recipe.dp_world_size} ranks: lower "
+                "--training.local_batch_size, or use more images"
             )
 
     def __iter__(self) -> Iterator[Batch | DataError]:
@@ -155,28 +121,27 @@ class SampledLoader:
             self._batches,
             batch_size=None,
             sampler=self._positions(),
-            num_workers=self._num_workers,
+            num_workers=self._recipe.num_workers,
             generator=torch.Generator(),  # else it draws from the global one
         )
         for batch in loader:
             # Before the yield: a checkpoint written while this batch trains must not repeat it.
-            self.consumed += self._global_batch
+            self.consumed += self._recipe.global_batch
             yield batch
 
     def _positions(self) -> Iterator[int]:
-        whole = self.samples // self._global_batch * self._global_batch
-        if not self._training and whole < self.samples:
-            whole += self._global_batch
-        for position in count(self.consumed, self._global_batch):
-            if not self._infinite and position >= whole:
+        step, training = self._recipe.global_batch, self._recipe.training
+        batches = self.samples // step if training else -(-self.samples // step)
+        for position in count(self.consumed, step):
+            if not self._recipe.infinite and position >= batches * step:
                 return
             # Validation that repeats starts each pass with a new batch.
-            first = position if self._training else position % whole
-            yield first + self._offset
+            first = position if training else position % (batches * step)
+            yield first + self._recipe.batch_size * self._recipe.dp_rank
 
     def state_dict(self) -> dict[str, Any]:
         """The position in the global stream, equal on all ranks, and what identifies the stream."""
-        return {"consumed": self.consumed, "stream": self._stream}
+        return {"consumed": self.consumed, "stream": self.stream}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from a saved position, with any number of ranks, batch size and workers.
@@ -184,7 +149,7 @@ class SampledLoader:
         Raises:
             DataError: the position is in another stream.
         """
-        check_stream(state["stream"], self._stream)
+        check_stream(state["stream"], self.stream)
         self.consumed = state["consumed"]
 
 

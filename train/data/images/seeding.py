@@ -19,13 +19,14 @@ def seeded(*key: int | str) -> Iterator[None]:
     """Seed the global CPU generators by ``key`` within the context, and restore them after it."""
     digest = hashlib.blake2b(repr(key).encode(), digest_size=8).digest()
     seed = int.from_bytes(digest, "big")
-    python, numpy, pytorch = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    python, pytorch = random.getstate(), torch.get_rng_state()
+    numpy = np.random.get_state()  # noqa: NPY002
     random.seed(seed)
-    np.random.seed(seed % 2**32)  # noqa: NPY002: the generator that timm draws from
+    np.random.seed(seed % 2**32)  # noqa: NPY002
     torch.default_generator.manual_seed(seed % 2**63)  # torch.manual_seed also seeds the GPUs
     try:
         yield
     finally:
         random.setstate(python)
-        np.random.set_state(numpy)
+        np.random.set_state(numpy)  # noqa: NPY002
         torch.set_rng_state(pytorch)

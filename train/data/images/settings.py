@@ -86,9 +86,12 @@ class Augmented(BaseDataLoader):
 
 
 _TRANSFORMS = (
-    "scale ratio hflip vflip color_jitter auto_augment re_prob re_mode re_count train_interpolation"
-).split()
-_PROBABILITIES = "hflip vflip re_prob mixup_prob mixup_switch_prob label_smoothing".split()
+    *("scale", "ratio", "hflip", "vflip", "color_jitter", "auto_augment"),
+    *("re_prob", "re_mode", "re_count", "train_interpolation"),
+)
+_PROBABILITIES = (
+    *("hflip", "vflip", "re_prob", "mixup_prob", "mixup_switch_prob", "label_smoothing"),
+)
 _INTERPOLATIONS = ("bilinear", "bicubic", "lanczos", "nearest", "box", "hamming")
 
 

@@ -15,11 +15,10 @@ from typing import Any
 import torch
 from torch.utils.data import IterableDataset, get_worker_info
 
-from train.data.cache import DataError, one_line
-from train.data.images.batch import MAX_UNREADABLE, Batch, filled
+from train.data.cache import DataError, guarded, one_line
+from train.data.images.batch import MAX_UNREADABLE, Batch, Draft, Recipe, check_readable
 from train.data.images.hub import ImageStream, open_stream
 from train.data.images.sampled import check_stream
-from train.data.images.transforms import Mixing, Transform
 from train.data.stream import BlockShuffle, RankedLoader
 
 logger = logging.getLogger(__name__)
@@ -29,48 +28,25 @@ class StreamedBatches(IterableDataset[Batch | DataError]):
     """Whole batches of one worker, with a state that resumes exactly after the last one.
 
     Args:
-        data: one rank's rows.
-        classes: number of classes.
-        passes: batches of a pass over validation data, of which the last ones may have no images;
-            None ends with the data.
-        rank: of the data-parallel ranks; part of what the mixing depends on.
+        data: one rank's rows of ``stream``.
+        batches: number of batches of a pass over validation data, of which the last ones may have
+            no images; None stops at the end of the data.
     """
 
-    def __init__(
-        self,
-        data: Any,
-        stream: ImageStream,
-        transform: Transform,
-        mixing: Mixing | None,
-        *,
-        training: bool,
-        infinite: bool,
-        batch_size: int,
-        shape: tuple[int, ...],
-        classes: int,
-        passes: int | None,
-        rank: int,
-    ) -> None:
+    def __init__(self, data: Any, stream: ImageStream, recipe: Recipe, batches: int | None) -> None:
         self._data = data
         self._own_data = False
         self._stream = stream
-        self._transform = transform
-        self._mixing = mixing
-        self._training = training
-        self._infinite = infinite
-        self._batch_size = batch_size
-        self._shape = shape
-        self._classes = classes
-        self._passes = passes
-        self._rank = rank
+        self._recipe = recipe
+        self._batches = batches
         self._yielded = 0
-        self._row = 0  # since this process began the epoch
+        self._row = 0  # of the rows that were read since the iterator began the epoch
 
     def __iter__(self) -> Iterator[Batch | DataError]:
         """Batches; or an error, because torch makes many lines of one that a worker raises."""
         self._own()
         try:
-            yield from self._train() if self._training else self._validate()
+            yield from self._train() if self._recipe.training else self._validate()
         except DataError as error:
             yield error
 
@@ -91,70 +67,52 @@ class StreamedBatches(IterableDataset[Batch | DataError]):
 
     def _train(self) -> Iterator[Batch]:
         worker = info.id if (info := get_worker_info()) is not None else 0
-        images: list[torch.Tensor] = []
-        labels: list[int] = []
-        skipped: dict[str, str] = {}
+        draft = Draft()
         unreadable, whole_epoch = 0, self._yielded == 0
         while True:
-            readable = self._row = 0
+            readable = 0
             for row in self._rows():
-                if (read := self._read(row, skipped)) is None:
+                if (read := self._read(row, draft.skipped)) is None:
                     unreadable += 1
-                    self._check_unreadable(unreadable, MAX_UNREADABLE, skipped)
+                    check_readable(unreadable, MAX_UNREADABLE, self._stream.where, draft.skipped)
                     continue
                 unreadable, readable = 0, readable + 1
-                images.append(read[0])
-                labels.append(read[1])
-                if len(images) < self._batch_size:
-                    continue
-                made = filled(images, labels, self._batch_size, self._shape)
-                if self._mixing is not None:
-                    made = self._mixing(*made, self._rank, worker, self._yielded)
-                self._yielded += 1
-                yield Batch(*made, skipped)
-                images, labels, skipped = [], [], {}
+                draft.add(*read)
+                if len(draft.images) == self._recipe.batch_size:
+                    key = self._recipe.dp_rank, worker, self._yielded
+                    self._yielded += 1
+                    yield self._recipe.batch(draft, *key)
+                    draft = Draft()
             if whole_epoch and not readable:
                 if self._row:
-                    self._check_unreadable(unreadable, unreadable, skipped)
-                return  # no file is left for this worker
-            if not self._infinite:
+                    check_readable(unreadable, unreadable, self._stream.where, draft.skipped)
+                return  # there is no file for this worker
+            if not self._recipe.infinite:
                 return
             whole_epoch = True
             self._data.set_epoch(self._data.epoch + 1)
 
     def _validate(self) -> Iterator[Batch]:
+        draft = Draft()
         while True:
-            images: list[torch.Tensor] = []
-            labels: list[int] = []
-            skipped: dict[str, str] = {}
-            self._row = made = 0
+            made = 0
             for row in self._rows():
-                if (read := self._read(row, skipped)) is not None:
-                    images.append(read[0])
-                    labels.append(read[1])
-                if self._row % self._batch_size == 0:
+                if (read := self._read(row, draft.skipped)) is not None:
+                    draft.add(*read)
+                if self._row % self._recipe.batch_size == 0:
                     made += 1
-                    yield Batch(*filled(images, labels, self._batch_size, self._shape), skipped)
-                    images, labels, skipped = [], [], {}
-            last = self._passes if self._passes is not None else -(-self._row // self._batch_size)
-            for _ in range(made, last):
-                yield Batch(*filled(images, labels, self._batch_size, self._shape), skipped)
-                images, labels, skipped = [], [], {}
-            if not self._infinite or not last:
+                    yield self._recipe.batch(draft)
+                    draft = Draft()
+            whole = self._batches or -(-self._row // self._recipe.batch_size)
+            for _ in range(made, whole):
+                yield self._recipe.batch(draft)
+                draft = Draft()
+            if not self._recipe.infinite or not whole:
                 return
 
     def _rows(self) -> Iterator[dict[str, Any]]:
-        rows = iter(self._data)
-        while True:
-            try:
-                row = next(rows)
-            except StopIteration:
-                return
-            except Exception as error:  # the hub's client and each reader raise their own types
-                raise DataError(
-                    f"{self._stream.where}: reading failed after {self._row} images "
-                    f"({one_line(error)}): run the same command again to continue"
-                ) from error
+        self._row = 0
+        for row in guarded(self._data, self._stream.where):
             self._row += 1
             yield row
 
@@ -170,19 +128,19 @@ class StreamedBatches(IterableDataset[Batch | DataError]):
                 with open(value["path"], "rb") as file:
                     content = file.read()
             key = hashlib.blake2b(content, digest_size=16).hexdigest()
-            image = self._transform.decode(Image.open(io.BytesIO(content)))
+            image = self._recipe.transform.decode(Image.open(io.BytesIO(content)))
         except Exception as error:  # Pillow raises many types for corrupt files
             skipped[self._name(row)] = one_line(error)
             return None
-        return self._transform(image, self._data.epoch, key), self._label(row)
+        return self._recipe.transform(image, self._data.epoch, key), self._label(row)
 
     def _label(self, row: dict[str, Any]) -> int:
         column, _, field = self._stream.label.partition(".")
         label = row[self._stream.label] if self._stream.label in row else row[column][field]
-        if not isinstance(label, int) or not 0 <= label < self._classes:
+        if not isinstance(label, int) or not 0 <= label < self._recipe.classes:
             raise DataError(
                 f"{self._stream.where}: {self._name(row)} has label {label!r} in column "
-                f"{self._stream.label!r}, but classes are 0 to {self._classes - 1}: "
+                f"{self._stream.label!r}, but classes are 0 to {self._recipe.classes - 1}: "
                 "pass another --dataloader.label_column or --dataloader.num_classes"
             )
         return label
@@ -190,14 +148,6 @@ class StreamedBatches(IterableDataset[Batch | DataError]):
     def _name(self, row: dict[str, Any]) -> str:
         path = (row[self._stream.image] or {}).get("path") or f"image {self._row - 1}"
         return f"{path} of {row['__url__']}" if row.get("__url__") else f"{path}"
-
-    def _check_unreadable(self, count: int, most: int, skipped: dict[str, str]) -> None:
-        if count >= most:
-            name, reason = next(reversed(skipped.items()))
-            raise DataError(
-                f"{self._stream.where}: {count} images after each other cannot be read, the last "
-                f"one is {name} ({reason}): check the files"
-            )
 
 
 class StreamedLoader(RankedLoader):
@@ -231,16 +181,7 @@ class StreamedLoader(RankedLoader):
 
 
 def open_streamed(
-    config: Any,
-    transform: Transform,
-    mixing: Mixing | None,
-    *,
-    shape: tuple[int, ...],
-    classes: int,
-    dp_rank: int,
-    dp_world_size: int,
-    batch_size: int,
-    snapshot_every_n_steps: int | None,
+    config: Any, recipe: Recipe, snapshot_every_n_steps: int | None
 ) -> tuple[StreamedLoader, tuple[str, ...]]:
     """The loader of an `ImageDataLoader.Config`, and the names of the classes.
 
@@ -252,47 +193,42 @@ def open_streamed(
     stream = open_stream(
         config.dataset, config.dataset_path, config.split, config.image_column, config.label_column
     )
-    training = config.split == "train"
     rows, samples = stream.rows, stream.samples
     if config.limit is not None:
         rows = rows.take(config.limit)
         samples = min(config.limit, samples or config.limit)
-    passes = None
-    if not training and dp_world_size > 1:
+    batches = None
+    if not recipe.training and recipe.dp_world_size > 1:
         if samples is None:
             raise DataError(
                 f"{stream.where} does not say how many images it has to validate on: with several "
                 "ranks, pass --validator.dataloader.limit"
             )
-        passes = -(-samples // (batch_size * dp_world_size))
-    rows = split_dataset_by_node(rows, dp_rank, dp_world_size)
+        batches = -(-samples // recipe.global_batch)
+    rows = split_dataset_by_node(rows, recipe.dp_rank, recipe.dp_world_size)
     # One worker keeps the order of the validation images, whose first ones are those of a limit.
-    workers = min(config.num_workers, rows.num_shards if training else 1)
-    if workers < config.num_workers:
+    workers = min(recipe.num_workers, rows.num_shards if recipe.training else 1)
+    if workers < recipe.num_workers:
         logger.info(
-            "%s %s: %d workers, not --dataloader.num_workers %d: %s",
-            stream.where,
-            config.split,
-            workers,
-            config.num_workers,
-            "each rank has as many files" if training else "one keeps the order",
+            "%s %s: %d workers, not --dataloader.num_workers %d, because %s",
+            *(stream.where, config.split, workers, recipe.num_workers),
+            "a rank has as many files" if recipe.training else "one keeps the order",
         )
-    shuffle = config.shuffle_buffer if training else 0
+    shuffle = config.shuffle_buffer if recipe.training else 0
     if shuffle:
         rows = BlockShuffle(rows, seed=config.seed, block=shuffle)
-    names = stream.classes or tuple(str(label) for label in range(classes))
     identity = (
-        f"{stream.where} {config.split} of {classes} classes, seed {config.seed}, "
+        f"{stream.where} {config.split} of {recipe.classes} classes, seed {config.seed}, "
         f"shuffle_buffer {shuffle}, {workers} workers"
     )
     logger.info("%s", identity)
-    batches = StreamedBatches(
-        rows, stream, transform, mixing,
-        training=training, infinite=config.infinite, batch_size=batch_size, shape=shape,
-        classes=classes, passes=passes, rank=dp_rank,
-    )  # fmt: skip
     loader = StreamedLoader(
-        batches, samples=samples, stream=identity, dp_rank=dp_rank, dp_world_size=dp_world_size,
-        num_workers=workers, snapshot_every_n_steps=snapshot_every_n_steps,
-    )  # fmt: skip
-    return loader, names
+        StreamedBatches(rows, stream, recipe, batches),
+        samples=samples,
+        stream=identity,
+        dp_rank=recipe.dp_rank,
+        dp_world_size=recipe.dp_world_size,
+        num_workers=workers,
+        snapshot_every_n_steps=snapshot_every_n_steps,
+    )
+    return loader, stream.classes or tuple(str(label) for label in range(recipe.classes))

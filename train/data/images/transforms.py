@@ -8,7 +8,7 @@ import torch
 from train.data.cache import DataError, one_line
 from train.data.images import digits
 from train.data.images.seeding import seeded
-from train.data.images.settings import augments, mixes
+from train.data.images.settings import augments
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -74,7 +74,7 @@ class Transform:
         Args:
             image: from `decode`.
             epoch: the number of complete passes over the data.
-            key: what identifies the image; with the seed and the epoch, it fixes the random choices.
+            key: what identifies the image; with the seed and epoch, it fixes the random choices.
         """
         if not self.random:
             return self._transform(image)
@@ -117,11 +117,6 @@ class Mixing:
         with seeded(self._seed, "mix", *key):
             mixed: tuple[torch.Tensor, torch.Tensor] = self._mixup(images, labels)
             return mixed
-
-
-def mixing(config: Any, classes: int) -> Mixing | None:
-    """The mixing of this configuration; None for validation, and where labels stay indices."""
-    return Mixing(config, classes) if config.split == "train" and mixes(config) else None
 
 
 def normalisation(config: Any) -> tuple[tuple[float, ...], tuple[float, ...]]:
