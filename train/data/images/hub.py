@@ -67,13 +67,12 @@ def open_stream(
             )
     from datasets import Image
 
-    try:
-        rows = rows.cast_column(image, Image(decode=False))
-    except (TypeError, ValueError) as error:
+    if not _holds_images(features[image]):
         raise DataError(
-            f"{where}: column {image!r} holds no images ({one_line(error)}): pass "
+            f"{where}: column {image!r} holds no images but {features[image]}: pass "
             f"--dataloader.image_column, one of {', '.join(features)}"
-        ) from error
+        )
+    rows = rows.cast_column(image, Image(decode=False))
     counts = rows.info.splits or {}
     return ImageStream(
         where=where,
@@ -172,6 +171,16 @@ def _feature(features: Any, column: str) -> Any:
     name, _, field = column.partition(".")
     inner = features.get(name)
     return inner.get(field) if field and isinstance(inner, dict) else None
+
+
+def _holds_images(feature: Any) -> bool:
+    """Whether a column can be cast to ``Image``."""
+    from datasets import Image, Value
+
+    if isinstance(feature, dict):
+        return {"bytes", "path"} <= set(feature)
+    types = ("binary", "large_binary")
+    return isinstance(feature, Image) or (isinstance(feature, Value) and feature.dtype in types)
 
 
 def _class_names(feature: Any) -> tuple[str, ...] | None:
