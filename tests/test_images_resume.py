@@ -36,16 +36,19 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
     images[4] = images[4][:50]
     jpegs = [encoded(number, "JPEG") for number in range(17)]
     jpegs[4] = jpegs[4][:50]
+    for make in (parquet, tars):
+        make(root / make.__name__, "validation", images[:1], files=1)
+    parquet(root / "parquet", "train", images)
+    tars(root / "tars", "train", jpegs)
+
+    def options(dataset: str, name: str) -> dict[str, Any]:
+        return {"dataset": dataset, "dataset_path": str(root / name)} | SMALL
+
     return {
         "digits": DIGITS,
-        "folder": {"dataset": "folder", "dataset_path": str(root / "folder")} | SMALL,
-        "parquet": {"dataset": "hub", "dataset_path": str(parquet(root / "p", "train", images))}
-        | SMALL,
-        "webdataset": {
-            "dataset": "imagenet-12k",
-            "dataset_path": str(tars(root / "w", "train", jpegs)),
-        }
-        | SMALL,
+        "folder": options("folder", "folder"),
+        "parquet": options("hub", "parquet"),
+        "webdataset": options("imagenet-12k", "tars"),
     }
 
 

@@ -1,7 +1,8 @@
 """Hugging Face image datasets, streamed from the hub or read from a local copy.
 
 A local copy is a folder in the hub's format: parquet files with a column of type ``Image``, or
-webdataset tars with an image and its label (``.cls``, or ``.json`` with a field).
+webdataset tars with an image and its label (``.cls``, or ``.json`` with a field). The split
+"validation" is the dataset's own, or else its split "test", or else its last training file.
 """
 
 import logging
@@ -21,6 +22,8 @@ HUB = {  # repository, number of classes
 }
 LABELS = ("label", "labels", "cls", "json.label", "json.cls")
 """Columns that hold the label, if none is of type ``ClassLabel``."""
+
+_FILES = (".parquet", ".tar")  # of many images
 
 
 @dataclass(frozen=True)
@@ -67,9 +70,9 @@ def open_stream(
             )
     from datasets import Image
 
-    if not _holds_images(features[image]):
+    if not _holds_images(features.get(image)):
         raise DataError(
-            f"{where}: column {image!r} holds no images but {features[image]}: pass "
+            f"{where}: column {image!r} holds no images but {features.get(image)}: pass "
             f"--dataloader.image_column, one of {', '.join(features)}"
         )
     rows = rows.cast_column(image, Image(decode=False))
@@ -101,7 +104,7 @@ def hub_classes(config: Any) -> int | None:
 
 
 def _open(dataset: str, path: str | None, split: str) -> tuple[str, Any]:
-    from datasets import load_dataset
+    from datasets import load_dataset, load_dataset_builder
 
     if dataset == "hub" and path is None:
         raise DataError(
@@ -117,10 +120,19 @@ def _open(dataset: str, path: str | None, split: str) -> tuple[str, Any]:
             raise DataError(f"{where}: no such folder")
     elif path is not None:
         repository = str(folder)
+    held_out = None
     try:
-        return where, load_dataset(repository, split=split, streaming=True)
+        files = load_dataset_builder(repository).config.data_files or {}
+        *training, last = files.get("train", [""])
+        if split == "validation" and split not in files and "test" in files:
+            split = "test"
+        elif training and last.endswith(_FILES) and not {"validation", "test"} & set(files):
+            logger.info("%s has no validation split: its file %s is held out", where, last)
+            held_out = {"train": training, "validation": [last]}
+        data = load_dataset(repository, data_files=held_out, split=split, streaming=True)
     except Exception as error:  # the hub's client raises a dozen unrelated types
         raise DataError(f"{where} {_reason(repository, split, folder.is_dir(), error)}") from error
+    return where, data
 
 
 def _reason(repository: str, split: str, local: bool, error: Exception) -> str:
