@@ -154,24 +154,22 @@ def _image_column(features: Any, where: str) -> str:
     from datasets import Image
 
     columns = [name for name, feature in features.items() if isinstance(feature, Image)]
-    if len(columns) != 1:
-        raise DataError(
-            f"{where} has {len(columns) or 'no'} column{'s' * (len(columns) != 1)} of type Image: "
-            f"pass --dataloader.image_column, one of {', '.join(features)}"
-        )
-    return columns[0]
+    return _only(columns, "of type Image", "image_column", features, where)
 
 
 def _label_column(features: Any, where: str) -> str:
     from datasets import ClassLabel
 
     columns = [name for name, feature in features.items() if isinstance(feature, ClassLabel)]
-    if not columns:
-        columns = [name for name in LABELS if _feature(features, name) is not None][:1]
+    columns = columns or [name for name in LABELS if _feature(features, name) is not None][:1]
+    return _only(columns, "of labels", "label_column", features, where)
+
+
+def _only(columns: list[str], what: str, flag: str, features: Any, where: str) -> str:
     if len(columns) != 1:
         raise DataError(
-            f"{where} has {len(columns) or 'no'} column{'s' * (len(columns) != 1)} of labels: "
-            f"pass --dataloader.label_column, one of {', '.join(features)}"
+            f"{where} has {len(columns) or 'no'} column{'s' * (len(columns) != 1)} {what}: "
+            f"pass --dataloader.{flag}, one of {', '.join(features)}"
         )
     return columns[0]
 

@@ -214,7 +214,7 @@ def open_streamed(
         rows = BlockShuffle(rows, seed=config.seed, block=shuffle)
     identity = (
         f"{stream.where} {config.split} of {recipe.classes} classes, seed {config.seed}, "
-        f"shuffle_buffer {shuffle}, {workers} workers"
+        f"limit {config.limit}, shuffle_buffer {shuffle}, {workers} workers"
     )
     logger.info("%s", identity)
     loader = StreamedLoader(
