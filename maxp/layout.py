@@ -1,7 +1,7 @@
 """How a layer stores its weight and reads its input, as the matrix product that it computes.
 
-A convolution without groups contracts (channels, kernel) at each position; Conv1D of transformers
-stores its weight as (fan_in, fan_out).
+A convolution contracts (channels, kernel) at each position, in each of its groups; Conv1D of
+transformers stores its weight as (fan_in, fan_out).
 """
 
 from collections.abc import Callable
@@ -21,6 +21,12 @@ def is_transposed(layer: object) -> bool:
         c.__name__ == "Conv1D" and c.__module__.startswith("transformers.")
         for c in type(layer).__mro__
     )
+
+
+def groups_of(layer: object) -> int:
+    """The number of groups of a convolution: equal parts of its rows and of its input."""
+    layer = getattr(layer, "op", layer)
+    return layer.groups if isinstance(layer, CONVOLUTIONS) else 1
 
 
 def weight_matrix(layer: object, weight: torch.Tensor) -> torch.Tensor:

@@ -20,6 +20,7 @@ from maxp.checks import (
     warn_of_unmarked,
 )
 from maxp.depth import Depth
+from maxp.experts import is_expert_weight
 from maxp.exponents import PRESETS, OptimizerType
 from maxp.initial import draw, own_weights, site_seeds
 from maxp.mark import marked
@@ -109,6 +110,10 @@ class Parametrization(Steps):
             kept.
         bounded_values: by site, how many measured values a bound changed.
         zero_terms: by site, how many measured terms were exactly zero. The previous value was kept.
+        without_tokens: by site, how many experts had no token in both of the two passes that were
+            compared. They kept their previous values.
+        unmatched: by site, how many of its calls could not be measured, since it is not known which
+            tokens its rows belong to. The previous values were kept.
         infeasible: how many programs had no solution. The previous c was kept.
         own_parameters: the parameter, or the list of parameters, of each group but the last.
         rest: the name of the last group: ``"rest"``, or ``".rest"`` if a site is called ``rest``.
@@ -209,7 +214,7 @@ class Parametrization(Steps):
             for name, site in self.sites.items()
             if site.layer_type != "embedding"
             and resolve(name, site, held) is None
-            and isinstance(site, nn.Module)
+            and (isinstance(site, nn.Module) or is_expert_weight(site))
             and not is_frozen(site)
         }
         super().__init__(

@@ -115,8 +115,8 @@ class Steps(ParamGroups):
             RuntimeError: `capture_initial` has not been called, or stored nothing that ``x`` can be
                 measured with; or with ``use_training_activations``, training has not run the model
                 since the last measurement.
-            ValueError: no alignment can be measured on ``x``: it is empty, contains NaN, does not
-                reach every site, or a site reads other tokens than with the initial weights.
+            ValueError: no alignment can be measured on ``x``: it is empty, contains NaN, or does
+                not reach every site.
         """
         self._check_not_folded()
         optimizer = unwrapped(optimizer)
@@ -153,7 +153,7 @@ class Steps(ParamGroups):
         Raises:
             RuntimeError, ValueError: as `step`.
         """
-        self.set_measured(self._measurement.exponents(x))
+        self.set_measured(self._measurement.exponents(x), self._measurement.missed)
         return self.measured
 
     def fold(self) -> None:
