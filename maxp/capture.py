@@ -76,6 +76,10 @@ class Capture:
         # Sites that share an input, such as q, k and v, share the sample.
         self._last: tuple[torch.Tensor | None, int, tuple[torch.Tensor, ...]] = (None, 0, ())
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Load a pickle, which may be of a version that did not know of experts."""
+        self.__dict__.update({"_experts": {}, "_last": (None, 0, ())} | state)
+
     @contextmanager
     def watching(self, *, tokens: bool = False) -> Iterator[Inputs]:
         """Record into the yielded dict during the block.

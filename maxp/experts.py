@@ -16,7 +16,15 @@ from torch.distributed.tensor import DTensor
 from maxp.module import Site
 from maxp.sites import ParameterSite
 
-_ATTRIBUTES = ("num_experts", "has_gate", "has_bias", "is_transposed", "_apply_gate", "act_fn")
+_ATTRIBUTES = (
+    "num_experts",
+    "has_gate",
+    "has_bias",
+    "is_transposed",
+    "is_concatenated",
+    "_apply_gate",
+    "act_fn",
+)
 _FIRST, _SECOND = ("gate_up_proj", "up_proj"), "down_proj"
 
 
@@ -34,6 +42,16 @@ def is_expert_weight(site: Site) -> bool:
 def expert_matrix(site: Any, weight: torch.Tensor) -> torch.Tensor:
     """The matrix (out, in) of one expert, from its part of the parameter."""
     return weight.T if site.owner.is_transposed else weight
+
+
+def rows_of_expert(site: Any) -> int:
+    """The number of rows of one expert's matrix (out, in)."""
+    return int(site.weight.shape[2 if site.owner.is_transposed else 1])
+
+
+def is_interleaved(site: Any) -> bool:
+    """Whether the rows of gate and up alternate."""
+    return not site.owner.is_concatenated
 
 
 @torch.no_grad()

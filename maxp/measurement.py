@@ -53,8 +53,6 @@ class Measurement:
     ) -> None:
         self._model, self._sites, self._weights = model, dict(sites), weights
         self._make_initial_weights, self._forward = initial_weights, forward
-        # The sites that are modules with a weight.
-        self._linear = {n for n in weights if isinstance(self._sites.get(n), nn.Module)}
         self._capture = Capture(self._sites, sample_size)
         self._from_training, self._blocks = from_training, dict(blocks or {})
         # The arguments (args, kwargs) of training's last forward pass, and the sites' inputs in it.
@@ -71,6 +69,11 @@ class Measurement:
         self.probe: Any = None
         self.z0: Inputs | None = None
         self.w0: InitialWeights | None = None
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Load a pickle, which may be of a version that did not know of routing or blocks."""
+        new = {"_routed": None, "_experts": set(), "missed": Counter(), "_blocks": {}}
+        self.__dict__.update(new | state)
 
     def capture(self, x: Any, *, any_batch: bool = True) -> None:
         """Make the present weights the initial ones; and ``x``, unless it is None, the probe.
@@ -290,7 +293,8 @@ class Measurement:
         self._given, self.probe = None, state["probe"]
         self.z0 = None if state["z0"] is None else unpack(state["z0"])
         # The tokens in z0 were recorded because data selects rows.
-        recorded = [z for call, z in (self.z0 or {}).items() if site_of(call) in self._linear]
+        modules = {n for n in self._weights if isinstance(self._sites[n], nn.Module)}
+        recorded = [z for call, z in (self.z0 or {}).items() if site_of(call) in modules]
         self._routed = any(len(z) == 2 for z in recorded) or None
         seen = state["seen"]
         if isinstance(seen, bytes):

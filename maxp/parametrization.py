@@ -99,6 +99,10 @@ class Parametrization(Steps):
             with less than two dimensions, have none. None leaves the optimizer's own constant.
         eps: the same, for Adam's eps, which follows the size of the gradients.
         depth: how much deeper the model is than the base, and where residual branches end.
+        fused: for weights that contain several projections, the number of equal blocks of rows, or
+            the number of rows of each, by site name or suffix. Each block is measured, and the most
+            cautious one counts. Known are ``qkv`` and ``c_attn`` (3 blocks) and ``gate_up_proj``
+            (2); 1 is for a weight of such a name that is one projection.
 
     Attributes:
         c: the c in use, by site.
@@ -156,6 +160,7 @@ class Parametrization(Steps):
         weight_decay: float | None = None,
         eps: float | None = None,
         depth: Depth | None = None,
+        fused: Mapping[str, int | Sequence[int]] | None = None,
     ) -> None:
         check_arguments(
             alignment, c_ema=c_ema, alignment_ema=alignment_ema, warmup_steps=warmup_steps,
@@ -236,6 +241,7 @@ class Parametrization(Steps):
             sample_size=sample_size,
             resample_w0=resample_w0,
             use_training_activations=use_training_activations,
+            fused=fused,
         )
         if self.plan is not None:
             self.plan.parametrization = self

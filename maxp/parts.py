@@ -5,14 +5,15 @@ convolution. Groups are parts of one operation, so their exponents are averaged,
 Blocks and experts are operations of their own with one weight, so the most cautious counts.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 
 from maxp.alignment import Measured, SiteState
-from maxp.experts import expert_matrix
-from maxp.layout import groups_of, matrix_rows, weight_matrix
+from maxp.experts import expert_matrix, is_expert_weight, is_interleaved, rows_of_expert
+from maxp.layout import FUSED, groups_of, matrix_rows, row_blocks, weight_matrix
+from maxp.overrides import by_name, check_used
 from maxp.shards import local
 
 Rows = Callable[[int, int], torch.Tensor]
@@ -59,6 +60,34 @@ def states(
             for group, part in enumerate(columns)
         ]
     ]
+
+
+def blocks_of(
+    sites: Mapping[str, Any], fused: Mapping[str, int | Sequence[int]] | None
+) -> dict[str, list[Block]]:
+    """The blocks of rows of each fused projection, by site.
+
+    Args:
+        sites: with weights, by name.
+        fused: as in `maxp.Parametrization`.
+
+    Raises:
+        ValueError: a key that matches no site, or blocks that are not the rows of a weight.
+    """
+    given = dict(fused or {})
+    check_used("fused", given, sites)
+    blocks = {}
+    for name, site in sites.items():
+        of_expert = is_expert_weight(site)
+        rows = rows_of_expert(site) if of_expert else weight_matrix(site, site.weight).shape[0]
+        parts = by_name(name, given)
+        if parts is None:
+            parts = by_name(name, FUSED) or 1
+            if rows % parts or groups_of(site) > 1 or (of_expert and is_interleaved(site)):
+                parts = 1
+        if parts != 1:
+            blocks[name] = row_blocks(name, rows, parts)
+    return blocks
 
 
 def mean(parts: Sequence[Measured]) -> Measured:

@@ -71,6 +71,10 @@ class SiteExponents:
         self._raw = {name: e.alignment for name, e in exponents.items()}
         self._averaged: set[tuple[str, int]] = set()
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Load a pickle, which may be of a version that did not count what was not measured."""
+        self.__dict__.update({"without_tokens": Counter(), "unmatched": Counter()} | state)
+
     @property
     def alignment(self) -> dict[str, Alignment]:
         """The alignment that the program uses, by site; embeddings have none."""

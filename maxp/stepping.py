@@ -1,7 +1,7 @@
 """Training with a `maxp.Parametrization`: what its steps measure, solve and save."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -15,6 +15,7 @@ from maxp.fold import fold
 from maxp.initial import site_seeds
 from maxp.measurement import Measurement
 from maxp.module import Site
+from maxp.parts import blocks_of
 from maxp.schedules import unwrapped
 from maxp.shards import agreed, of_first_rank
 from maxp.trace import call_model
@@ -41,6 +42,7 @@ class Steps(ParamGroups):
         sample_size: int,
         resample_w0: bool,
         use_training_activations: bool,
+        fused: Mapping[str, int | Sequence[int]] | None,
     ) -> None:
         """Prepare to measure the sites ``measurable``; see `maxp.Parametrization`."""
         self.steps, self.warmup_steps, self.solve_interval = 0, warmup_steps, solve_interval
@@ -55,6 +57,7 @@ class Steps(ParamGroups):
             forward=self.forward,
             sample_size=sample_size,
             from_training=use_training_activations,
+            blocks=blocks_of({n: measurable[n] for n in self._measured_weights}, fused),
         )
 
     def _initial_weights(self) -> InitialWeights:

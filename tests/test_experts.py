@@ -280,7 +280,7 @@ def test_fused_experts_of_transformers_are_measured_one_by_one(
             one, two = before[parameter, e], now[parameter, e]
             tokens = sorted(one.keys() & two.keys())
             z0, z = (torch.stack([of[t] for t in tokens]) for of in (one, two))
-            halves = 1
+            halves = 2 if parameter == "gate_up_proj" else 1
             blocks = zip(w0[e].chunk(halves), w[e].chunk(halves), strict=True)
             values += [by_definition(z0, a, z, b, w.shape[2]) for a, b in blocks]
         largest = [max(terms) for terms in zip(*values, strict=True)]
