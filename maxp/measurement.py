@@ -13,7 +13,7 @@ from maxp.alignment import Measured, SiteState, bilinear_alignment, measure
 from maxp.base import without_numbers
 from maxp.capture import Capture, Inputs, expert_name, expert_of, site_of
 from maxp.experts import is_expert_weight
-from maxp.matching import common
+from maxp.matching import UNMATCHED, common
 from maxp.module import Site
 from maxp.packing import pack, same, unpack
 from maxp.parts import Block, mean, most_cautious, states
@@ -72,7 +72,12 @@ class Measurement:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Load a pickle, which may be of a version that did not know of routing or blocks."""
-        new = {"_routed": None, "_experts": set(), "missed": Counter(), "_blocks": {}}
+        new: dict[str, Any] = {
+            "_routed": None,
+            "_experts": set(),
+            "missed": Counter(),
+            "_blocks": {},
+        }
         self.__dict__.update(new | state)
 
     def capture(self, x: Any, *, any_batch: bool = True) -> None:
@@ -131,11 +136,14 @@ class Measurement:
         of_sites: dict[str, list[Measured]] = {name: [] for name in self._sites}
         parts: list[tuple[str, list[SiteState]]] = []
         for name, call in self._calls(z0, z):
-            if name not in self._weights:
+            before, now = z0.get(call), z.get(call)
+            if name not in self._weights and _alike(before, now):
                 (q0, k0), (q, k) = z0[call], z[call]
                 width = self._sites[name].width_dim
                 of_sites[name].append(bilinear_alignment(q0, k0, q, k, width))
-            elif isinstance(inputs := common(z0.get(call), z.get(call)), str):
+            elif name not in self._weights:
+                self.missed[name, UNMATCHED] += 1
+            elif isinstance(inputs := common(before, now), str):
                 self.missed[name, inputs] += 1
             else:
                 parts += [(name, part) for part in self._states(name, call, inputs)]
@@ -306,6 +314,13 @@ class Measurement:
         self.w0 = self._make_initial_weights()
         self.w0.restore(state["w0"], state.get("others"))
         self._watch_training()
+
+
+def _alike(before: tuple[torch.Tensor, ...] | None, now: tuple[torch.Tensor, ...] | None) -> bool:
+    """Whether a call was recorded in both of two passes, with equal shapes."""
+    if before is None or now is None:
+        return False
+    return all(a.shape == b.shape for a, b in zip(before, now, strict=True))
 
 
 def _check(x: Any) -> None:

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
+from torch import nn
 from torch.distributed.tensor import DTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
@@ -55,6 +56,9 @@ class RowTokens(TorchDispatchMode):
         # Storages into which selected rows were written, so that other views of them have changed.
         self._mixed: Any = WeakIdKeyDictionary(ref_type=weakref.ref)
 
+        # Of parameters, whose rows are no tokens.
+        self._weights: Any = WeakIdKeyDictionary(ref_type=weakref.ref)
+
     def of(self, x: torch.Tensor) -> torch.Tensor | None:
         """The token of each row of (..., n), or a negative number; None if rows are in position."""
         tokens = self._known(x)
@@ -65,6 +69,7 @@ class RowTokens(TorchDispatchMode):
     ) -> Any:
         kwargs = kwargs or {}
         inputs = [t for t in tree_leaves((args, kwargs)) if isinstance(t, torch.Tensor)]
+        self._weights.update({t.untyped_storage(): True for t in inputs if _is_weight(t)})
         # Before the call, which may write into them.
         name = str(getattr(func, "overloadpacket", func)).rpartition(".")[2].removesuffix("_")
         plain = not any(isinstance(t, DTensor) for t in inputs)
@@ -113,7 +118,7 @@ class RowTokens(TorchDispatchMode):
         if not known and name not in _SELECT:
             return None
         if name in _MOVE:
-            if not inputs[0].is_floating_point():
+            if not inputs[0].is_floating_point() or self._is_of_weight(inputs[0]):
                 return None
 
             def moved(t: torch.Tensor) -> torch.Tensor:
@@ -135,7 +140,7 @@ class RowTokens(TorchDispatchMode):
         """The tokens of ``x @ other``, whose rows are those of ``x`` or selected from ``other``."""
         if (tokens := self._known(x)) is not None:
             rows = _of_rows(tokens).unsqueeze(-1)
-        elif _is_selection(x):
+        elif not self._is_of_weight(other) and _is_selection(x):
             source = _of_rows(self._or_positions(other))
             chosen = source.gather(-1, x.argmax(-1).view(*source.shape[:-1], -1))
             rows = chosen.view(x.shape[:-1]).masked_fill(~x.any(-1), EMPTY).unsqueeze(-1)
@@ -156,6 +161,9 @@ class RowTokens(TorchDispatchMode):
         where = args[1 : 2 if name == "index_put" else 3]
         after = _WRITE[name](before.clone(), *where, self._or_positions(source))
         return lambda _: [after]
+
+    def _is_of_weight(self, x: torch.Tensor) -> bool:
+        return x.layout == torch.strided and x.untyped_storage() in self._weights
 
     def _or_positions(self, x: torch.Tensor) -> torch.Tensor:
         tokens = self._known(x)
@@ -214,10 +222,10 @@ def _fits(one: torch.Size, shape: torch.Size) -> bool:
 
 
 def _is_selection(x: torch.Tensor) -> bool:
-    """Whether each row of a matrix is zero but for at most one 1."""
+    """Whether each row of a matrix is zero but for at most one 1, and some row has one."""
     if x.numel() == 0 or not bool(((few := x.flatten()[:64]) * (1 - few) == 0).all()):
         return False
-    return bool((x * (1 - x) == 0).all()) and bool((x.sum(-1) <= 1).all())
+    return bool((x * (1 - x) == 0).all()) and bool((x.sum(-1) <= 1).all()) and bool(x.any())
 
 
 def _leaves(out: Any) -> list[torch.Tensor]:
@@ -226,6 +234,10 @@ def _leaves(out: Any) -> list[torch.Tensor]:
 
 def _is_float(x: Any) -> bool:
     return isinstance(x, torch.Tensor) and x.is_floating_point()
+
+
+def _is_weight(x: torch.Tensor) -> bool:
+    return isinstance(x, nn.Parameter) and not isinstance(x, DTensor) and x.layout == torch.strided
 
 
 def _is_whole(x: torch.Tensor) -> bool:

@@ -63,6 +63,15 @@ class MoE(nn.Module):
         rows = rows[order.argsort()].view(-1, TOP, h.shape[-1])
         return (rows * weights[..., None]).sum(1)
 
+    def choose(self, h: torch.Tensor, weights: torch.Tensor, chosen: torch.Tensor) -> torch.Tensor:
+        """Each expert chooses as many tokens."""
+        scores, tokens = self.router(h).softmax(-1).T.topk(len(h) // 2)
+        out = torch.zeros_like(h)
+        for expert, gates, token in zip(self.experts, scores, tokens, strict=True):
+            rows = expert(h.gather(0, token[:, None].expand(-1, h.shape[1])))
+            out = out.scatter_add(0, token[:, None].expand_as(rows), rows * gates[:, None])
+        return out
+
     def _slots(self, chosen: torch.Tensor) -> torch.Tensor:
         """One-hot (tokens, experts, places in an expert's buffer)."""
         here = F.one_hot(chosen, EXPERTS).sum(1)

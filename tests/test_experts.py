@@ -14,8 +14,9 @@ from torch import nn
 
 from maxp import Parametrization, mark
 from maxp.matching import NO_TOKENS, UNMATCHED, common, sampled
+from maxp.rows import RowTokens
 
-WAYS = ("index", "mask", "sort", "product", "buffer")
+WAYS = ("index", "mask", "sort", "product", "buffer", "choose")
 
 
 def batch(seed: int = 0) -> torch.Tensor:
@@ -51,6 +52,10 @@ def reads(model: MoE, x: torch.Tensor) -> dict[str, dict[int, torch.Tensor]]:
     """For both layers of each expert, the input by token; tokens are known by construction."""
     h = model.embed(x).flatten(0, 1)
     _, chosen = model.route(h)
+    if model.kind == "choose":
+        tokens = model.router(h).softmax(-1).T.topk(len(h) // 2).indices
+        chosen = torch.zeros(len(h), EXPERTS).scatter(0, tokens.T, 1.0)
+        chosen = torch.where(chosen > 0, torch.arange(EXPERTS), -1)
     inputs: dict[str, dict[int, torch.Tensor]] = {}
     for i, expert in enumerate(model.experts):
         tokens = (chosen == i).any(-1).nonzero()[:, 0].tolist()
@@ -157,6 +162,33 @@ def test_activations_of_training_do_not_tell_tokens() -> None:
         f"experts.{i}.{n}" for i in range(EXPERTS) for n in ("up", "down")
     }
     assert None not in measured["after"]
+
+
+def test_what_selects_rows_of_a_weight_leaves_tokens_in_position() -> None:
+    torch.manual_seed(0)
+    table, silent, head = nn.Linear(5, 8, bias=False), nn.Linear(8, 8, bias=False), nn.Linear(8, 4)
+    nn.init.zeros_(silent.weight)
+    numbers = torch.tensor([3, 3, 1])
+    with torch.no_grad(), RowTokens() as rows:
+        h = table(F.one_hot(numbers, 5).float())
+        assert rows.of(h) is None
+        assert rows.of(silent.weight[numbers]) is None
+        assert rows.of(h + head(silent(h))[:, :1]) is None
+
+
+def test_a_compiled_model_is_measured_as_it_is() -> None:
+    x = batch()
+    measured = []
+    for compiles in (True, False):
+        model, p, _ = built()
+        if compiles:
+            model.compile(backend="aot_eager")
+            model(x)
+        p.capture_initial()
+        change(model)
+        measured.append(p.measure(x))
+    for name, values in measured[0].items():
+        assert values == pytest.approx(measured[1][name], abs=1e-12)
 
 
 def test_counts_and_recorded_tokens_are_resumed() -> None:
