@@ -182,7 +182,7 @@ def test_a_compiled_model_is_measured_as_it_is() -> None:
     for compiles in (True, False):
         model, p, _ = built()
         if compiles:
-            model.compile(backend="aot_eager")
+            model.compile(backend="eager")
             model(x)
         p.capture_initial()
         change(model)
