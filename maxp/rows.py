@@ -26,6 +26,7 @@ UNKNOWN, EMPTY = -1, -2
 
 _SELECT = frozenset(("index", "index_select", "gather", "masked_select"))
 _REDUCE = frozenset(("sum", "mean"))
+_SORT = frozenset(("sort", "topk", "msort"))
 _MOVE = _SELECT | frozenset(
     (
         "view", "_unsafe_view", "reshape", "transpose", "permute", "t", "unsqueeze", "squeeze",
@@ -115,6 +116,8 @@ class RowTokens(TorchDispatchMode):
         if name == "copy":
             tokens = self._known(args[1])
             return lambda outputs: [None if tokens is None else tokens.expand(outputs[0].shape)]
+        if name in _SORT and known:  # each column of the rows in an order of its own
+            return lambda outputs: [torch.full_like(t, UNKNOWN, dtype=torch.long) for t in outputs]
         if not known and name not in _SELECT:
             return None
         if name in _MOVE:

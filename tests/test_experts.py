@@ -14,7 +14,7 @@ from torch import nn
 
 from maxp import Parametrization, mark
 from maxp.matching import NO_TOKENS, UNMATCHED, common, sampled
-from maxp.rows import RowTokens
+from maxp.rows import UNKNOWN, RowTokens
 
 WAYS = ("index", "mask", "sort", "product", "buffer", "choose")
 
@@ -329,3 +329,13 @@ def test_routers_are_readouts() -> None:
     types = {w.name: w.layer_type for w in plan.weights}
     assert types["model.layers.0.mlp.gate"] == "readout"
     assert types["model.layers.0.mlp.experts.gate_up_proj"] == "hidden"
+
+
+@pytest.mark.parametrize("order", ["sort", "topk"])
+def test_rows_sorted_column_by_column_are_of_unknown_tokens(order: str) -> None:
+    x = torch.randn(6, 4)
+    with torch.no_grad(), RowTokens() as rows:
+        h = x[torch.tensor([2, 0, 5])] * 2
+        assert rows.of(h).tolist() == [2, 0, 5]  # type: ignore[union-attr]
+        in_order = h.sort(dim=0).values if order == "sort" else h.topk(2, dim=0).values
+        assert set(rows.of(in_order).tolist()) == {UNKNOWN}  # type: ignore[union-attr]
