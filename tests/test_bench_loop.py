@@ -41,20 +41,30 @@ def test_costs_are_relative_to_the_plain_step_of_the_same_round() -> None:
     assert "50.00% (50.00%) | 5.90% (5.90%) | 1.49% (1.49%) |" in report([of])
 
 
-def test_every_loop_trains_and_half_of_the_calls_measure(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_loop_trains_and_every_second_timed_call_measures(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     options = Options(width=128, batch=2, sequence=16, probe=1, rounds=1, block=2)
     torch.manual_seed(0)
     x = torch.randint(256, (6, 17))
+    measured: list[Any] = []
+
+    def measurements_in(call: Any, x: torch.Tensor) -> dict[str, float]:
+        before = len(measured)
+        call(x)
+        return {"cpu": len(measured) - before}
+
+    monkeypatch.setattr(bench, "timed", measurements_in)
     for loop in bench.loops(options):
         before = [parameter.clone() for parameter in loop.model.parameters()]
-        measured = []
         if loop.p is not None:
             monkeypatch.setattr(loop.p, "set_measured", measured.append)
         loop.run(list(x.split(2)))
         assert not all(map(torch.equal, before, loop.model.parameters()))
-        calls = 0 if loop.call is None else 1
-        assert [len(times[0]) for times in (loop.measuring, loop.other)] == [calls, calls]
-        assert len(measured) == calls
+        assert len(loop.steps[0]) == 2
+        if loop.call is not None:
+            assert loop.measuring == [[{"cpu": 1}]]
+            assert loop.other == [[{"cpu": 0}]]
 
 
 @pytest.mark.parametrize(
