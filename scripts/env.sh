@@ -16,11 +16,11 @@ if [ "$(cat "$stamp" 2>/dev/null || true)" != "$wanted" ]; then
     # torch first and alone: its constraint selects the tested build, which the others then keep.
     .venv/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch
     .venv/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt \
-        --editable '.[harness,dev]'
-    # Of the tests: an oracle, and models. They require torchvision, which the tests do without: next
-    # to torch's CPU build, PyPI's torchvision makes `import transformers` fail.
+        --editable '.[harness,dev]' scikit-learn
+    # Without their dependencies: torchvision would replace torch's CPU build by the one it is built
+    # for (see train/torchvision_compat.py).
     .venv/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt \
-        --no-deps mup timm
+        --no-deps mup timm torchvision
     echo "$wanted" > "$stamp"
 fi
 export PATH="$PWD/.venv/bin:$PATH"

@@ -15,6 +15,10 @@ import pytest
 # other, the longer the busier the machine is.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+from train import torchvision_compat  # noqa: E402
+
+torchvision_compat.install()  # before transformers or lightning import torchvision
+
 if TYPE_CHECKING:
     from harness import Run
     from slurm_cluster import Cluster
