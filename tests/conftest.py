@@ -15,7 +15,7 @@ import pytest
 # other, the longer the busier the machine is.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-from train import torchvision_compat  # noqa: E402
+from train import torchvision_compat
 
 torchvision_compat.install()  # before transformers or lightning import torchvision
 
