@@ -3,7 +3,7 @@
 import logging
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TypeVar
 
@@ -33,6 +33,21 @@ class DamagedError(DataError):
 def one_line(error: Exception) -> str:
     """The type of an error and the first line of its message, to quote in a `DataError`."""
     return f"{type(error).__name__}: {error}".splitlines()[0].removesuffix(": ")
+
+
+def guarded(rows: Iterable[T], what: str) -> Iterator[T]:
+    """``rows``, whose reader's errors become a `DataError` that says ``what`` was read."""
+    iterator = iter(rows)
+    while True:
+        try:
+            row = next(iterator)
+        except StopIteration:
+            return
+        except Exception as error:  # the hub's client and each reader raise their own types
+            raise DataError(
+                f"reading {what} failed ({one_line(error)}): run the same command again to continue"
+            ) from error
+        yield row
 
 
 def cache_root() -> Path:

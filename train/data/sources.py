@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from train.data.cache import DataError, one_line
+from train.data.cache import DataError, guarded
 from train.data.corpus import embedded_documents, split_documents
 from train.data.local import local_texts
 from train.data.writer import CountedText, Text
@@ -32,17 +32,7 @@ class HubText:
             self._data.load_state_dict(position)
 
     def __iter__(self) -> Iterator[str]:
-        rows = iter(self._data)
-        while True:
-            try:
-                row = next(rows)
-            except StopIteration:
-                return
-            except Exception as error:  # the hub's client and each reader raise their own types
-                raise DataError(
-                    f"reading {self.plan['dataset']} failed ({one_line(error)}): "
-                    "run the same command again to continue"
-                ) from error
+        for row in guarded(self._data, self.plan["dataset"]):
             yield self._text(row)
 
     def position(self) -> Any:

@@ -137,7 +137,25 @@ class _ShuffledText(HuggingFaceTextDataset):
             self._data = BlockShuffle(self._data, seed=seed, block=shuffle_buffer)
 
 
-class StreamLoader(ParallelAwareDataloader):
+class RankedLoader(ParallelAwareDataloader):
+    """torchtitan's loader of a stream that is split between the ranks."""
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from the exact position of a checkpoint.
+
+        Raises:
+            DataError: the checkpoint was written with another number of data-parallel ranks.
+        """
+        if state and state["world_size"] != self.dp_world_size:
+            raise DataError(
+                f"the checkpoint's stream was split between {state['world_size']} data-parallel "
+                f"ranks, now there are {self.dp_world_size}: resume with that number, or restart "
+                "the data with --checkpoint.exclude_from_loading dataloader"
+            )
+        super().load_state_dict(state)
+
+
+class StreamLoader(RankedLoader):
     """One rank's batches of a hub dataset.
 
     Args:
@@ -155,17 +173,3 @@ class StreamLoader(ParallelAwareDataloader):
     ) -> None:
         ranks = {"dp_rank": dp_rank, "dp_world_size": dp_world_size}
         super().__init__(_ShuffledText(**ranks, **text), **ranks, **loading)
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from the exact position of a checkpoint.
-
-        Raises:
-            DataError: the checkpoint was written with another number of data-parallel ranks.
-        """
-        if state and state["world_size"] != self.dp_world_size:
-            raise DataError(
-                f"the checkpoint's stream was split between {state['world_size']} data-parallel "
-                f"ranks, now there are {self.dp_world_size}: resume with that number, or restart "
-                "the data with --checkpoint.exclude_from_loading dataloader"
-            )
-        super().load_state_dict(state)

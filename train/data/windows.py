@@ -32,6 +32,24 @@ def window_order(windows: int, seed: int, epoch: int) -> np.ndarray:
     return order
 
 
+def stream_entries(
+    first: int, count: int, size: int, seed: int | None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Epochs and entries at ``count`` positions of the endless stream over ``range(size)``.
+
+    Args:
+        seed: of the order within an epoch; None for ascending order.
+    """
+    epochs, places = np.divmod(np.arange(first, first + count), size)
+    if seed is None:
+        return epochs, places
+    entries = np.empty_like(places)
+    for epoch in np.unique(epochs):
+        of_epoch = epochs == epoch
+        entries[of_epoch] = window_order(size, seed, int(epoch))[places[of_epoch]]
+    return epochs, entries
+
+
 def cut_windows(
     tokens: np.ndarray, windows: np.ndarray, seq_len: int, *, bos: int, eos: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -145,11 +163,4 @@ class WindowLoader:
 
     def _entries(self, first: int) -> np.ndarray:
         """The windows at the positions ``first, first + 1, ...`` of the stream, one batch."""
-        epochs, places = np.divmod(np.arange(first, first + self._batch_size), self.windows)
-        if self._seed is None:
-            return places
-        windows = np.empty_like(places)
-        for epoch in np.unique(epochs):
-            of_epoch = epochs == epoch
-            windows[of_epoch] = window_order(self.windows, self._seed, int(epoch))[places[of_epoch]]
-        return windows
+        return stream_entries(first, self._batch_size, self.windows, self._seed)[1]

@@ -1,0 +1,65 @@
+"""Image loaders of the tests, and the image data that they read."""
+
+from __future__ import annotations
+
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from train.data.images import ImageDataLoader
+
+Batch = tuple[torch.Tensor, torch.Tensor]
+DIGITS = {"image_size": 8, "channels": 1}
+AUGMENTED = {"augment": "timm", "auto_augment": "rand-m9-mstd0.5-inc1", "re_prob": 0.5}
+MIXED = {"mixup": 0.8, "cutmix": 1.0, "label_smoothing": 0.1}
+
+
+def loader(batch: int = 4, *, world: int = 1, rank: int = 0, **config: Any) -> ImageDataLoader:
+    """A loader of ``batch`` images per rank, built as torchtitan builds it."""
+    built = ImageDataLoader.Config(**config).build(
+        dp_world_size=world, dp_rank=rank, tokenizer=None, seq_len=1, local_batch_size=batch,
+        snapshot_every_n_steps=1,
+    )  # fmt: skip
+    assert isinstance(built, ImageDataLoader)
+    return built
+
+
+def take(data: ImageDataLoader, count: int | None = None) -> list[Batch]:
+    """The next ``count`` batches of a new iterator; None takes all."""
+    return [(inputs["input"], labels) for inputs, labels in islice(data, count)]
+
+
+def same(first: list[Batch], second: list[Batch]) -> bool:
+    """Whether batches are equal, bit for bit."""
+    return len(first) == len(second) and all(
+        torch.equal(a, b)
+        for one, other in zip(first, second, strict=True)
+        for a, b in zip(one, other, strict=True)
+    )
+
+
+def picture(number: int, size: int = 10) -> Image.Image:
+    """A picture of noise that depends on the number only."""
+    pixels = np.random.default_rng(number).integers(0, 256, (size, size + 2, 3), dtype=np.uint8)
+    return Image.fromarray(pixels)
+
+
+def folder(root: Path, splits: dict[str, int], classes: str = "ab") -> Path:
+    """``root/SPLIT/CLASS/N.png`` with so many images per class; a split "" has no folder."""
+    number = 0
+    for split, count in splits.items():
+        for name in classes:
+            (root / split / name).mkdir(parents=True)
+            for index in range(count):
+                number += 1
+                picture(number).save(root / split / name / f"{index}.png")
+    return root
+
+
+def corrupt(file: Path) -> None:
+    """Cut a file in half."""
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])

@@ -1,0 +1,234 @@
+"""Batches of a Hugging Face image dataset, which is read in its order.
+
+An image that cannot be read is left out, so the next one takes its place. The random transforms of
+an image depend on its bytes, so they are the same for any number of ranks and workers. The order
+depends on these numbers, because the dataset's files are split between them.
+"""
+
+import copy
+import hashlib
+import io
+import logging
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch.utils.data import IterableDataset, get_worker_info
+
+from train.data.cache import DataError, guarded, one_line
+from train.data.images.batch import MAX_UNREADABLE, Batch, Draft, Recipe, check_readable
+from train.data.images.hub import ImageStream, open_stream
+from train.data.images.sampled import check_stream
+from train.data.stream import BlockShuffle, RankedLoader
+
+logger = logging.getLogger(__name__)
+
+
+class StreamedBatches(IterableDataset[Batch | DataError]):
+    """Whole batches of one worker, with a state that resumes exactly after the last one.
+
+    Args:
+        data: one rank's rows of ``stream``.
+        batches: number of batches of a pass over validation data, of which the last ones may have
+            no images; None stops at the end of the data.
+    """
+
+    def __init__(self, data: Any, stream: ImageStream, recipe: Recipe, batches: int | None) -> None:
+        self._data = data
+        self._own_data = False
+        self._stream = stream
+        self._recipe = recipe
+        self._batches = batches
+        self._yielded = 0
+        self._row = 0  # of the rows that were read since the iterator began the epoch
+
+    def __iter__(self) -> Iterator[Batch | DataError]:
+        """Batches; or an error, because torch makes many lines of one that a worker raises."""
+        self._own()
+        try:
+            yield from self._train() if self._recipe.training else self._validate()
+        except DataError as error:
+            yield error
+
+    def state_dict(self) -> dict[str, Any]:
+        """The position of the rows, and the number of batches."""
+        return {"rows": self._data.state_dict(), "yielded": self._yielded}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue after the last batch of that state."""
+        self._own()
+        self._data.load_state_dict(state["rows"])
+        self._yielded = state["yielded"]
+
+    def _own(self) -> None:
+        # The workers of one process share the epoch of a `datasets.IterableDataset` in memory.
+        if get_worker_info() is not None and not self._own_data:
+            self._data, self._own_data = copy.deepcopy(self._data), True
+
+    def _train(self) -> Iterator[Batch]:
+        worker = info.id if (info := get_worker_info()) is not None else 0
+        draft = Draft()
+        unreadable, whole_epoch = 0, self._yielded == 0
+        while True:
+            readable = 0
+            for row in self._rows():
+                if (read := self._read(row, draft.skipped)) is None:
+                    unreadable += 1
+                    check_readable(unreadable, MAX_UNREADABLE, self._stream.where, draft.skipped)
+                    continue
+                unreadable, readable = 0, readable + 1
+                draft.add(*read)
+                if len(draft.images) == self._recipe.batch_size:
+                    key = self._recipe.dp_rank, worker, self._yielded
+                    self._yielded += 1
+                    yield self._recipe.batch(draft, *key)
+                    draft = Draft()
+            if whole_epoch and not readable:
+                if self._row:
+                    check_readable(unreadable, unreadable, self._stream.where, draft.skipped)
+                return  # there is no file for this worker
+            if not self._recipe.infinite:
+                return
+            whole_epoch = True
+            self._data.set_epoch(self._data.epoch + 1)
+
+    def _validate(self) -> Iterator[Batch]:
+        draft = Draft()
+        while True:
+            made = 0
+            for row in self._rows():
+                if (read := self._read(row, draft.skipped)) is not None:
+                    draft.add(*read)
+                if self._row % self._recipe.batch_size == 0:
+                    made += 1
+                    yield self._recipe.batch(draft)
+                    draft = Draft()
+            whole = self._batches or -(-self._row // self._recipe.batch_size)
+            for _ in range(made, whole):
+                yield self._recipe.batch(draft)
+                draft = Draft()
+            if not self._recipe.infinite or not whole:
+                return
+
+    def _rows(self) -> Iterator[dict[str, Any]]:
+        self._row = 0
+        for row in guarded(self._data, self._stream.where):
+            self._row += 1
+            yield row
+
+    def _read(
+        self, row: dict[str, Any], skipped: dict[str, str]
+    ) -> tuple[torch.Tensor, int] | None:
+        from PIL import Image
+
+        value = row[self._stream.image]
+        try:
+            content = value["bytes"]
+            if content is None:
+                with open(value["path"], "rb") as file:
+                    content = file.read()
+            key = hashlib.blake2b(content, digest_size=16).hexdigest()
+            image = self._recipe.transform.decode(Image.open(io.BytesIO(content)))
+        except Exception as error:  # Pillow raises many types for corrupt files
+            skipped[self._name(row)] = one_line(error)
+            return None
+        return self._recipe.transform(image, self._data.epoch, key), self._label(row)
+
+    def _label(self, row: dict[str, Any]) -> int:
+        column, _, field = self._stream.label.partition(".")
+        label = row[self._stream.label] if self._stream.label in row else row[column][field]
+        if not isinstance(label, int) or not 0 <= label < self._recipe.classes:
+            raise DataError(
+                f"{self._stream.where}: {self._name(row)} has label {label!r} in column "
+                f"{self._stream.label!r}, but classes are 0 to {self._recipe.classes - 1}: "
+                "pass another --dataloader.label_column or --dataloader.num_classes"
+            )
+        return label
+
+    def _name(self, row: dict[str, Any]) -> str:
+        path = (row[self._stream.image] or {}).get("path") or f"image {self._row - 1}"
+        return f"{path} of {row['__url__']}" if row.get("__url__") else f"{path}"
+
+
+class StreamedLoader(RankedLoader):
+    """One rank's batches of a Hugging Face image dataset.
+
+    Args:
+        samples: images of one epoch over all ranks; None if unknown.
+        stream: what identifies the images and their order.
+    """
+
+    def __init__(
+        self, batches: StreamedBatches, *, samples: int | None, stream: str, **options: Any
+    ) -> None:
+        # Without a generator of its own, it draws from the global one.
+        super().__init__(batches, batch_size=None, generator=torch.Generator(), **options)
+        self.samples = samples
+        self._stream = stream
+
+    def state_dict(self) -> dict[str, Any]:
+        return super().state_dict() | {"stream": self._stream}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from the exact position of a checkpoint.
+
+        Raises:
+            DataError: the position is in other data, or was saved with another number of ranks or
+                workers.
+        """
+        check_stream(state["stream"], self._stream)
+        super().load_state_dict(state)
+
+
+def open_streamed(
+    config: Any, recipe: Recipe, snapshot_every_n_steps: int | None
+) -> tuple[StreamedLoader, tuple[str, ...]]:
+    """The loader of an `ImageDataLoader.Config`, and the names of the classes.
+
+    Raises:
+        DataError: the dataset cannot be used.
+    """
+    from datasets.distributed import split_dataset_by_node
+
+    stream = open_stream(
+        config.dataset, config.dataset_path, config.split, config.image_column, config.label_column
+    )
+    rows, samples = stream.rows, stream.samples
+    if config.limit is not None:
+        rows = rows.take(config.limit)
+        samples = min(config.limit, samples or config.limit)
+    batches = None
+    if not recipe.training and recipe.dp_world_size > 1:
+        if samples is None:
+            raise DataError(
+                f"{stream.where} does not say how many images it has to validate on: with several "
+                "ranks, pass --validator.dataloader.limit"
+            )
+        batches = -(-samples // recipe.global_batch)
+    rows = split_dataset_by_node(rows, recipe.dp_rank, recipe.dp_world_size)
+    # One worker keeps the order of the validation images, whose first ones are those of a limit.
+    workers = min(recipe.num_workers, rows.num_shards if recipe.training else 1)
+    if workers < recipe.num_workers:
+        logger.info(
+            "%s %s: %d workers, not --dataloader.num_workers %d, because %s",
+            *(stream.where, config.split, workers, recipe.num_workers),
+            "a rank has as many files" if recipe.training else "one keeps the order",
+        )
+    shuffle = config.shuffle_buffer if recipe.training else 0
+    if shuffle:
+        rows = BlockShuffle(rows, seed=config.seed, block=shuffle)
+    identity = (
+        f"{stream.where} {config.split} of {recipe.classes} classes, seed {config.seed}, "
+        f"shuffle_buffer {shuffle}, {workers} workers"
+    )
+    logger.info("%s", identity)
+    loader = StreamedLoader(
+        StreamedBatches(rows, stream, recipe, batches),
+        samples=samples,
+        stream=identity,
+        dp_rank=recipe.dp_rank,
+        dp_world_size=recipe.dp_world_size,
+        num_workers=workers,
+        snapshot_every_n_steps=snapshot_every_n_steps,
+    )
+    return loader, stream.classes or tuple(str(label) for label in range(recipe.classes))
