@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import io
+import json
+import tarfile
+from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -63,3 +67,44 @@ def folder(root: Path, splits: dict[str, int], classes: str = "ab") -> Path:
 def corrupt(file: Path) -> None:
     """Cut a file in half."""
     file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+
+
+def encoded(number: int, kind: str = "PNG") -> bytes:
+    """The file of `picture`."""
+    content = io.BytesIO()
+    picture(number).save(content, kind)
+    return content.getvalue()
+
+
+def parquet(
+    root: Path, split: str, images: Sequence[bytes], files: int = 3, **columns: Any
+) -> Path:
+    """A split in ImageNet-1k's layout on the hub; images are named, and labels 0, 1, 2, 0, ..."""
+    import datasets
+
+    rows = [{"bytes": x, "path": f"{split}_{i}.png"} for i, x in enumerate(images)]
+    data = {"image": rows, "label": [i % 3 for i in range(len(rows))]} | columns
+    features = {name: datasets.Value("int64") for name in data}
+    features |= {"image": datasets.Image(), "label": datasets.ClassLabel(names=["a", "b", "c"])}
+    whole = datasets.Dataset.from_dict(data, datasets.Features(features))
+    (root / "data").mkdir(parents=True, exist_ok=True)
+    for index in range(files):
+        part = whole.shard(files, index, contiguous=True)
+        part.to_parquet(root / "data" / f"{split}-{index:05}-of-{files:05}.parquet")
+    return root
+
+
+def tars(
+    root: Path, split: str, images: Sequence[bytes], files: int = 3, label: str = "cls"
+) -> Path:
+    """A split in the layout of timm/imagenet-12k-wds: tars of .jpg and .cls or .json."""
+    root.mkdir(exist_ok=True)
+    for file in range(files):
+        with tarfile.open(root / f"data-{split}-{file:04}.tar", "w") as tar:
+            for index in range(file, len(images), files):
+                target = str(index % 3) if label == "cls" else json.dumps({"label": index % 3})
+                for suffix, content in (("jpg", images[index]), (label, target.encode())):
+                    member = tarfile.TarInfo(f"{split}_{index:05}.{suffix}")
+                    member.size = len(content)
+                    tar.addfile(member, io.BytesIO(content))
+    return root

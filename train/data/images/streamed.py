@@ -10,6 +10,7 @@ import hashlib
 import io
 import logging
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -28,17 +29,14 @@ class StreamedBatches(IterableDataset[Batch | DataError]):
     """Whole batches of one worker, with a state that resumes exactly after the last one.
 
     Args:
-        data: one rank's rows of ``stream``.
-        batches: number of batches of a pass over validation data, of which the last ones may have
-            no images; None stops at the end of the data.
+        data: rows of ``stream``: for training, those of one rank.
     """
 
-    def __init__(self, data: Any, stream: ImageStream, recipe: Recipe, batches: int | None) -> None:
+    def __init__(self, data: Any, stream: ImageStream, recipe: Recipe) -> None:
         self._data = data
         self._own_data = False
         self._stream = stream
         self._recipe = recipe
-        self._batches = batches
         self._yielded = 0
         self._row = 0  # of the rows that were read since the iterator began the epoch
 
@@ -93,21 +91,25 @@ class StreamedBatches(IterableDataset[Batch | DataError]):
             self._data.set_epoch(self._data.epoch + 1)
 
     def _validate(self) -> Iterator[Batch]:
-        draft = Draft()
+        # Every rank reads all rows, so that the images and the number of batches are known.
+        size, step = self._recipe.batch_size, self._recipe.global_batch
+        first = size * self._recipe.dp_rank
         while True:
-            made = 0
+            draft, readable = Draft(), 0
             for row in self._rows():
-                if (read := self._read(row, draft.skipped)) is not None:
+                if first <= (self._row - 1) % step < first + size and (
+                    read := self._read(row, draft.skipped)
+                ):
                     draft.add(*read)
-                if self._row % self._recipe.batch_size == 0:
-                    made += 1
+                    readable += 1
+                if self._row % step == 0:
                     yield self._recipe.batch(draft)
                     draft = Draft()
-            whole = self._batches or -(-self._row // self._recipe.batch_size)
-            for _ in range(made, whole):
+            if draft.skipped and not readable:
+                check_readable(self._row, self._row, self._stream.where, draft.skipped)
+            if self._row % step:
                 yield self._recipe.batch(draft)
-                draft = Draft()
-            if not self._recipe.infinite or not whole:
+            if not self._recipe.infinite or not self._row:
                 return
 
     def _rows(self) -> Iterator[dict[str, Any]]:
@@ -121,33 +123,32 @@ class StreamedBatches(IterableDataset[Batch | DataError]):
     ) -> tuple[torch.Tensor, int] | None:
         from PIL import Image
 
-        value = row[self._stream.image]
+        value = row[self._stream.image] or {}
+        key = ""
         try:
-            content = value["bytes"]
-            if content is None:
-                with open(value["path"], "rb") as file:
-                    content = file.read()
+            content = value["bytes"] or Path(value["path"]).read_bytes()
             key = hashlib.blake2b(content, digest_size=16).hexdigest()
             image = self._recipe.transform.decode(Image.open(io.BytesIO(content)))
         except Exception as error:  # Pillow raises many types for corrupt files
-            skipped[self._name(row)] = one_line(error)
+            skipped[self._name(row, key)] = one_line(error)
             return None
-        return self._recipe.transform(image, self._data.epoch, key), self._label(row)
+        label = self._label(row, key)
+        return self._recipe.transform(image, self._data.epoch, key), label
 
-    def _label(self, row: dict[str, Any]) -> int:
+    def _label(self, row: dict[str, Any], key: str) -> int:
         column, _, field = self._stream.label.partition(".")
         label = row[self._stream.label] if self._stream.label in row else row[column][field]
         if not isinstance(label, int) or not 0 <= label < self._recipe.classes:
             raise DataError(
-                f"{self._stream.where}: {self._name(row)} has label {label!r} in column "
+                f"{self._stream.where}: {self._name(row, key)} has label {label!r} in column "
                 f"{self._stream.label!r}, but classes are 0 to {self._recipe.classes - 1}: "
                 "pass another --dataloader.label_column or --dataloader.num_classes"
             )
         return label
 
-    def _name(self, row: dict[str, Any]) -> str:
-        path = (row[self._stream.image] or {}).get("path") or f"image {self._row - 1}"
-        return f"{path} of {row['__url__']}" if row.get("__url__") else f"{path}"
+    def _name(self, row: dict[str, Any], key: str) -> str:
+        path = (row[self._stream.image] or {}).get("path") or f"the image with BLAKE2b {key}"
+        return f"{path} of {row['__url__']}" if row.get("__url__") else str(path)
 
 
 class StreamedLoader(RankedLoader):
@@ -197,15 +198,8 @@ def open_streamed(
     if config.limit is not None:
         rows = rows.take(config.limit)
         samples = min(config.limit, samples or config.limit)
-    batches = None
-    if not recipe.training and recipe.dp_world_size > 1:
-        if samples is None:
-            raise DataError(
-                f"{stream.where} does not say how many images it has to validate on: with several "
-                "ranks, pass --validator.dataloader.limit"
-            )
-        batches = -(-samples // recipe.global_batch)
-    rows = split_dataset_by_node(rows, recipe.dp_rank, recipe.dp_world_size)
+    if recipe.training:
+        rows = split_dataset_by_node(rows, recipe.dp_rank, recipe.dp_world_size)
     # One worker keeps the order of the validation images, whose first ones are those of a limit.
     workers = min(recipe.num_workers, rows.num_shards if recipe.training else 1)
     if workers < recipe.num_workers:
@@ -223,7 +217,7 @@ def open_streamed(
     )
     logger.info("%s", identity)
     loader = StreamedLoader(
-        StreamedBatches(rows, stream, recipe, batches),
+        StreamedBatches(rows, stream, recipe),
         samples=samples,
         stream=identity,
         dp_rank=recipe.dp_rank,
