@@ -15,7 +15,7 @@ from typing import Any
 
 from slurm.ledger import SweepFolder
 from slurm.states import State, survey
-from train.model.scales import SCALES
+from train.model.scales import all_scales
 from train.results.analysis import Results
 from train.results.collect import UNREADABLE, collect
 from train.results.formats import grid
@@ -72,7 +72,8 @@ def carry(folder: SweepFolder, metric: Metric) -> Carried:
         if row["from_scale"] == base
     }
     states = {standing.run.name: str(standing.state) for standing in survey(folder, planned)}
-    sizes = {run.scale: SCALES[run.scale].non_embedding_params for run in planned}
+    scales = all_scales()
+    sizes = {run.scale: scales[run.scale].non_embedding_params for run in planned}
     rows = []
     for scale in sorted(sizes.keys() - {base}, key=sizes.__getitem__):
         for method in (name for name in methods if name in best):
@@ -107,7 +108,7 @@ def _base(results: Results, scales: set[str]) -> str:
     bases = sorted({*begun["base_scale"]} - {NO_BASE})
     if len(bases) == 1:
         return str(bases[0])
-    return min(scales, key=lambda scale: SCALES[scale].non_embedding_params)
+    return min(scales, key=lambda scale: all_scales()[scale].non_embedding_params)
 
 
 def as_text(carried: Carried, *, markdown: bool) -> str:

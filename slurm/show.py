@@ -200,9 +200,14 @@ def _detail(folder: SweepFolder, standing: Standing, end: Tail) -> str:
 def _latest(file: Path, steps: int) -> tuple[Tail, float | None]:
     last, corrupt = tail.last_record(file)
     step, seconds = last.get("step"), last.get("step_seconds")
-    known = {key: last.get(key) for key in ("loss", "tokens_per_second")}
     left = None if step is None or seconds is None else max(0.0, (steps - step) * seconds)
-    return Tail(step=step, **known, skipped_lines=corrupt), left
+    now = Tail(
+        step=step,
+        loss=last.get("loss"),
+        tokens_per_second=tail.speed(last),
+        skipped_lines=corrupt,
+    )
+    return now, left
 
 
 def _finished(folder: Path, state: State) -> Tail:
