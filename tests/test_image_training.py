@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import math
+import sys
+import time
 from pathlib import Path
+from subprocess import DEVNULL
 from typing import Any
 
+import psutil
 import pytest
 import torch
-from harness import Run, run
+from harness import ROOT, Run, run
 from image_cases import folder
 from image_runs import STEPS, tiny_images
 from torch.nn import functional as F
@@ -77,6 +82,41 @@ def test_a_run_that_is_stopped_goes_on_to_the_bit(
     with monkeypatch.context() as patch:
         patch.setattr(StopFlag, "agreed", stop)
         assert run(command).code == 75
+    done = run(command)
+    assert done.code == 0
+    assert curves(done) == curves(whole)
+    assert done.validation_losses == whole.validation_losses
+
+
+def kill_at(folder: Path, step: int, command: list[str]) -> None:
+    """Kill a process of its own when its run has made a step after the last checkpoint."""
+    process = psutil.Popen([sys.executable, "-m", "train", *command], cwd=ROOT, stderr=DEVNULL)
+    begun = max((int(p.parent.name[5:]) for p in folder.glob("checkpoint/step-*/.metadata")),
+                default=0)  # fmt: skip
+    resumed = False  # until then the file holds later steps of the process before
+    while not (resumed and last_step(folder) >= begun + step):
+        resumed = resumed or last_step(folder) <= begun + 1
+        assert process.poll() is None
+        time.sleep(0.005)
+    process.kill()
+    process.wait()
+
+
+def last_step(folder: Path) -> int:
+    """As a reader of a file that is being written sees it."""
+    file = folder / "metrics.jsonl"
+    lines = file.read_text().splitlines() if file.exists() else []
+    return max((json.loads(line)["step"] for line in lines if line.endswith("}")), default=0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kills", [1, pytest.param(10, marks=pytest.mark.exhaustive)])
+def test_kills_at_arbitrary_steps_leave_the_curves_as_they_are(kills: int, tmp_path: Path) -> None:
+    more = ("--checkpoint.enable", "--checkpoint.interval", "3", "--steps", "40")
+    whole = run(tiny_images(tmp_path / "whole", "maxP", *more))
+    command = tiny_images(tmp_path / "run", "maxP", *more)
+    for number in range(kills):
+        kill_at(tmp_path / "run", 2 + number % 3, command)
     done = run(command)
     assert done.code == 0
     assert curves(done) == curves(whole)

@@ -54,8 +54,10 @@ def timm_config(model: Classifier.Config, record: Mapping[str, Any]) -> dict[str
         return {"architecture": "train.model.classifier.MLP", "model_args": arguments}
     arguments = model.timm_arguments()
     data = record["dataloader"]
-    fields = ImageDataLoader.Config.__dataclass_fields__
-    mean, std = normalisation(ImageDataLoader.Config(**{k: data[k] for k in data if k in fields}))
+    given = {key: data[key] and tuple(data[key]) for key in ("mean", "std")}
+    mean, std = normalisation(
+        ImageDataLoader.Config(dataset=data["dataset"], channels=data["channels"], **given)
+    )
     return {
         "architecture": arguments.pop(_TIMM_MODEL),
         "num_classes": model.num_classes,
