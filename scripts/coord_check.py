@@ -7,12 +7,11 @@ the slopes of log rms against log width, of each site's output at init and of th
 The output of ``inner_attention`` is that of attention: the values, mixed by softmax(QK^T).
 """
 
-import json
 import math
 import sys
 import textwrap
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -26,22 +25,22 @@ from maxp import Parametrization
 from maxp.diagnose.check import diagnose_axis
 from maxp.diagnose.report import plot_axis, print_axis
 from maxp.diagnose.slopes import SiteStats
+from scripts.command import check_file, run_command, write_json
 from scripts.coord_derived import HeadSplit, derived_slopes, footnotes, with_derived
 from train import cpu
 from train.alignment_table import kind
 from train.data.corpus import prepare_embedded
 from train.method.methods import METHODS, Method, get_method
 from train.model.llama3 import model_config, site_graph
-from train.model.scales import SCALES, VOCAB_SIZE, get_scale
+from train.model.scales import SCALES, VOCAB_SIZE, Scale, get_scale
 from train.model.sites import plain_attention_config
-from train.run.files import write_whole
 
 FAMILIES = ("cpu", "w")
 # Methods with a fixed c: a few steps after init there is no alignment to follow.
 CHECKED = tuple(name for name, m in METHODS.items() if not (m.follows or m.needs_table))
 
 
-def _file(default: str) -> Any:
+def optional_file(default: str) -> Any:
     """How `--help` shows a file that is optional."""
     return tyro.conf.arg(metavar="FILE", help_behavior_hint=f"(default: {default})")
 
@@ -77,10 +76,10 @@ class Options:
     seq_len: int = 32
     """Tokens per sequence."""
 
-    png: Annotated[Path | None, _file("./coord_check_METHOD.png")] = None
+    png: Annotated[Path | None, optional_file("./coord_check_METHOD.png")] = None
     """File to write the figure to."""
 
-    json: Annotated[Path | None, _file("none")] = None
+    json: Annotated[Path | None, optional_file("none")] = None
     """File to write every slope and rms to."""
 
     all_sites: Annotated[bool, tyro.conf.arg(help_behavior_hint="")] = False
@@ -111,11 +110,8 @@ def check(options: Options) -> None:
             raise ValueError(f"--{name.replace('_', '-')} {value}: must be at least {least}")
     if not (options.lr > 0 and math.isfinite(options.lr)):
         raise ValueError(f"--lr {options.lr}: must be positive")
-    for flag, path in (("png", options.png), ("json", options.json)):
-        if path is not None and not path.absolute().parent.is_dir():
-            raise ValueError(f"--{flag} {path}: no folder {path.parent}; create it first")
-        if path is not None and path.suffix != f".{flag}":
-            raise ValueError(f"--{flag} {path}: the name must end in .{flag}")
+    check_file("png", options.png)
+    check_file("json", options.json)
 
 
 def device() -> torch.device:
@@ -124,9 +120,11 @@ def device() -> torch.device:
     return accelerator or torch.device("cpu")
 
 
-def build_model(scale: str, method: Method, lr: float, seq_len: int) -> tuple[Any, Parametrization]:
+def build_model(
+    scale: Scale, method: Method, lr: float, seq_len: int, **arguments: Any
+) -> tuple[Any, Parametrization]:
     """The model of a scale, parametrized as in training; drawn from torch's global generator."""
-    config = model_config(get_scale(scale), VOCAB_SIZE)
+    config = model_config(scale, VOCAB_SIZE)
     for layer in config.layers:
         attention = layer.attention
         # The same on every device; it needs no masks.
@@ -144,6 +142,7 @@ def build_model(scale: str, method: Method, lr: float, seq_len: int) -> tuple[An
         ab_overrides=method.ab,
         c_overrides=dict.fromkeys(method.ab, 0.0) if method.one_lr else None,
         sample_input=site_graph(config),
+        **arguments,
     )
     return model, parametrization
 
@@ -185,7 +184,7 @@ def run(options: Options) -> None:
     derived: dict[str, tuple[float, float]] = {}
 
     def make_model(width: int) -> tuple[nn.Module, Any]:
-        scale = f"{options.family}{width}"
+        scale = get_scale(f"{options.family}{width}")
         model, parametrization = build_model(scale, method, options.lr, options.seq_len)
         head.watch(width, model.lm_head)
         derived.update(derived_slopes(parametrization.graph, method.ab, parametrization.c))
@@ -219,21 +218,12 @@ def _report(
     plot_axis(title, rows, affected, stats, widths, filename=png)
     print(f"wrote {png}")
     if options.json is not None:
-        about = {key: str(v) if isinstance(v, Path) else v for key, v in asdict(options).items()}
         sites = {name: site.as_dict() for name, site in stats.items()}
-        write_whole(options.json, json.dumps({**about, "sites": sites}, indent=1) + "\n")
-        print(f"wrote {options.json}")
+        write_json(options.json, options, {"sites": sites})
 
 
 def main() -> int:
-    options = tyro.cli(Options, prog="python -m scripts.coord_check")
-    try:
-        check(options)
-        run(options)
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return run_command(Options, check, run, "python -m scripts.coord_check")
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ from scripts import coord_check
 from scripts.coord_check import build_model, draw_batch, next_token_loss, worst_by_kind
 from scripts.coord_derived import HeadSplit, derived_slopes, footnotes
 from train.method.methods import get_method
+from train.model.scales import get_scale
 
 HIDDEN_KINDS = [
     "attention.qkv_linear.wq",
@@ -153,7 +154,7 @@ def test_the_largest_slope_of_a_kind_is_shown_or_one_whose_slope_is_lost() -> No
 def test_slopes_derived_for_llama(name: str, head_at_init: float, elsewhere: float) -> None:
     # Hidden, with update n^-c and all aligned: 1 - c, where c is 1, 1/2 and 0.
     method = get_method(name)
-    _, parametrization = build_model("cpu64", method, 1e-2, 8)
+    _, parametrization = build_model(get_scale("cpu64"), method, 1e-2, 8)
     derived = derived_slopes(parametrization.graph, method.ab, parametrization.c)
     assert derived.pop("tok_embeddings") == (0.0, 0.0)
     assert derived.pop("lm_head") == (head_at_init, elsewhere)
@@ -161,7 +162,7 @@ def test_slopes_derived_for_llama(name: str, head_at_init: float, elsewhere: flo
 
 
 def test_a_change_is_inherited_where_it_is_steeper_than_what_an_update_adds() -> None:
-    _, parametrization = build_model("cpu64", get_method("mup-full"), 1e-2, 8)
+    _, parametrization = build_model(get_scale("cpu64"), get_method("mup-full"), 1e-2, 8)
     c = parametrization.c | {"layers.1.attention.wo": 0.25}  # else 1
     derived = derived_slopes(parametrization.graph, get_method("mup-full").ab, c)
     assert derived["layers.1.attention.qkv_linear.wv"][1] == 0.0
@@ -171,7 +172,7 @@ def test_a_change_is_inherited_where_it_is_steeper_than_what_an_update_adds() ->
 
 
 def test_the_model_has_the_learning_rates_and_multipliers_of_training() -> None:
-    model, parametrization = build_model("cpu64", get_method("mup-full"), 1e-2, 8)
+    model, parametrization = build_model(get_scale("cpu64"), get_method("mup-full"), 1e-2, 8)
     lr = {group["name"]: group["lr"] for group in parametrization.param_groups}
     assert lr["layers.0.attention.wo"] == pytest.approx(1e-2 / 64)
     assert lr["layers.0.feed_forward.w2"] == pytest.approx(1e-2 / 224)
@@ -181,7 +182,7 @@ def test_the_model_has_the_learning_rates_and_multipliers_of_training() -> None:
 
 
 def test_sp_has_one_learning_rate() -> None:
-    _, parametrization = build_model("cpu64", get_method("sp"), 1e-2, 8)
+    _, parametrization = build_model(get_scale("cpu64"), get_method("sp"), 1e-2, 8)
     assert {group["lr"] for group in parametrization.param_groups} == {1e-2}
 
 

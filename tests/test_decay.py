@@ -12,6 +12,7 @@ from models import CLASSES, MLP, ViT, batch, linear
 from torch import nn
 
 from maxp import PARAMETRIZATIONS, Alignment, Depth, Parametrization
+from scripts.bench.constants import Options, main
 from scripts.study.mlp import build
 from scripts.study.rank_one import kept_with_eps
 from scripts.study.single_pass import fixed_input, forward_backward
@@ -247,6 +248,15 @@ def test_a_scaled_eps_takes_as_little_of_an_update_at_every_width() -> None:
     assert kept["fixed"][0] == kept["scaled"][0] > 0.9
     assert kept["fixed"][1] < kept["fixed"][0] - 0.05
     assert kept["scaled"][1] == pytest.approx(kept["scaled"][0], abs=0.02)
+
+
+def test_the_command_prints_both_tables(capsys: pytest.CaptureFixture[str]) -> None:
+    main(Options(decay_widths=(64, 128), eps_widths=(64, 128), steps=2, seeds=1))
+    decay, eps = capsys.readouterr().out.split("\n\n")
+    assert [line.count("|") for line in decay.splitlines()] == [5, 5, 5]
+    header, fixed, scaled = ([w.strip() for w in x.split("|")[2:4]] for x in eps.splitlines())
+    assert header == ["64", "128"]
+    assert fixed[0] == scaled[0]  # the base
 
 
 def test_eps_follows_what_is_solved() -> None:

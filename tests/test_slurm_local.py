@@ -8,6 +8,7 @@ import os
 import signal
 import socket
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -297,3 +298,33 @@ def test_an_interrupted_training_has_the_loss_curve_of_one_that_was_not(
     assert again.returncode == 0, output
     assert len(whole.losses(name)) == steps
     assert broken.losses(name) == whole.losses(name)
+
+
+@pytest.mark.exhaustive  # two sweeps of six trainings; test_checkpoint_owner.py has the small form
+def test_a_sweep_over_one_shared_checkpoint_folder_has_the_table_that_it_has_without(
+    tmp_path: Path, corpus_cache: Path
+) -> None:
+    tables = {}
+    for part in ("own", "shared"):
+        case = Case(tmp_path / part)
+        case.root.mkdir()
+        case.write(steps=8)
+        with case.sweep.open("a") as file:
+            file.write(f"{TINY}checkpoint.enable = true\ncheckpoint.interval = 4\n")
+            if part == "shared":
+                file.write(f'checkpoint.folder = "{tmp_path / "scratch"}"\n')
+        variables = {"MAXP_CACHE": str(corpus_cache), "OMP_NUM_THREADS": "1"}
+        methods = ("--methods", "maxP", "mup-full", "mup-no")
+        sweep = begin(case.submission(*methods), stub=False, **variables)
+        output, _ = sweep.communicate()
+        assert sweep.returncode == 0, output
+        table = subprocess.run(
+            [sys.executable, "-m", "train.table", "."],
+            cwd=case.folder.path, capture_output=True, text=True, check=True,
+            env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])},
+        )  # fmt: skip
+        tables[part] = table.stdout
+        assert len(case.folder.runs()) == 6
+    assert "mup-no" in tables["own"]
+    assert tables["shared"] == tables["own"]
+    assert len(list((tmp_path / "scratch").iterdir())) == 6
