@@ -1,10 +1,13 @@
 """The embedded digits: their split, their order and their labels."""
 
 import random
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import torch.distributed.checkpoint as dcp
+import tyro
 from image_cases import AUGMENTED, DIGITS, MIXED, loader, same, take
 
 from train.data.images import ImageDataLoader, count_classes
@@ -146,3 +149,22 @@ def test_colour_and_another_size() -> None:
 
 def test_classes_are_counted_without_reading_images() -> None:
     assert count_classes(ImageDataLoader.Config()) == 10
+
+
+def test_the_position_passes_through_a_checkpoint(tmp_path: Path) -> None:
+    data, fresh = loader(4, **DIGITS), loader(4, **DIGITS)
+    take(data, 3)
+    data._names = {"digit 3": None}  # as if it could not be read
+    dcp.save({"dataloader": data}, checkpoint_id=tmp_path, no_dist=True)
+    dcp.load({"dataloader": fresh}, checkpoint_id=tmp_path, no_dist=True)
+    assert fresh.state_dict() == data.state_dict()
+    assert (fresh.skipped, same(take(fresh, 2), take(data, 2))) == (1, True)
+
+
+def test_every_setting_is_a_flag() -> None:
+    flags = [
+        *("--augment", "timm", "--scale", "0.5", "1.0", "--auto-augment", "rand-m9"),
+        *("--mean", "0.5", "0.5", "0.5", "--mixup", "0.8", "--limit", "100", "--no-infinite"),
+    ]
+    config = tyro.cli(ImageDataLoader.Config, args=flags)
+    assert (config.scale, config.mean, config.limit) == ((0.5, 1.0), (0.5,) * 3, 100)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import pickle
+import signal
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import torch
 from image_cases import (
@@ -36,16 +38,19 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
     images[4] = images[4][:50]
     jpegs = [encoded(number, "JPEG") for number in range(17)]
     jpegs[4] = jpegs[4][:50]
+    for make in (parquet, tars):
+        make(root / make.__name__, "validation", images[:1], files=1)
+    parquet(root / "parquet", "train", images)
+    tars(root / "tars", "train", jpegs)
+
+    def options(dataset: str, name: str) -> dict[str, Any]:
+        return {"dataset": dataset, "dataset_path": str(root / name)} | SMALL
+
     return {
         "digits": DIGITS,
-        "folder": {"dataset": "folder", "dataset_path": str(root / "folder")} | SMALL,
-        "parquet": {"dataset": "hub", "dataset_path": str(parquet(root / "p", "train", images))}
-        | SMALL,
-        "webdataset": {
-            "dataset": "imagenet-12k",
-            "dataset_path": str(tars(root / "w", "train", jpegs)),
-        }
-        | SMALL,
+        "folder": options("folder", "folder"),
+        "parquet": options("hub", "parquet"),
+        "webdataset": options("imagenet-12k", "tars"),
     }
 
 
@@ -155,3 +160,21 @@ def test_a_stream_resumes_with_its_number_of_workers_only(data: dict[str, dict[s
     state = loader(**data["parquet"], num_workers=2).state_dict()
     with pytest.raises(DataError, match=r"2 workers\], but .* 0 workers\]: restore"):
         loader(**data["parquet"]).load_state_dict(state)
+
+
+@pytest.mark.parametrize("kind", ["folder", "parquet"])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR2])
+def test_a_signal_to_all_processes_stops_no_worker(
+    data: dict[str, dict[str, Any]], kind: str, number: int
+) -> None:
+    """Slurm and terminals send it to workers as well; the training still has to save its step."""
+    options = data[kind] | {"augment": "none"}
+    reader = iter(loader(**options, num_workers=2))
+    batches = [next(reader)]
+    workers = psutil.Process().children()
+    assert len(workers) >= 2
+    for worker in workers:
+        worker.send_signal(number)
+    batches += [next(reader) for _ in range(9)]
+    whole = take(loader(**options, num_workers=2), 10)
+    assert same([(inputs["input"], labels) for inputs, labels in batches], whole)

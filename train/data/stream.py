@@ -20,6 +20,7 @@ from torchtitan.hf_datasets.text_datasets import DATASETS, HuggingFaceTextDatase
 
 from train.data.cache import DataError, one_line
 from train.data.local import text_field
+from train.data.workers import ignore_signals
 
 VALIDATION = "c4_validation"
 _FINEWEB, _C4 = "HuggingFaceFW/fineweb-edu", "allenai/c4"
@@ -139,6 +140,9 @@ class _ShuffledText(HuggingFaceTextDataset):
 
 class RankedLoader(ParallelAwareDataloader):
     """torchtitan's loader of a stream that is split between the ranks."""
+
+    def __init__(self, dataset: Any, **options: Any) -> None:
+        super().__init__(dataset, worker_init_fn=ignore_signals, **options)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from the exact position of a checkpoint.

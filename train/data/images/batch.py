@@ -136,6 +136,6 @@ def check_readable(count: int, most: int, where: str, skipped: dict[str, str]) -
 
 
 @cache  # once per process: validation reads the same images again and again
-def log_skip(name: str, reason: str) -> None:
-    """Name an image that cannot be read."""
-    logger.warning("skipped %s: it cannot be read (%s)", name, reason)
+def log_skip(name: str, reason: str, count: int) -> None:
+    """Name an image that cannot be read, the ``count``-th one of its split."""
+    logger.warning("skipped %s: it cannot be read (%s); %d skipped so far", name, reason, count)

@@ -1,7 +1,8 @@
 """Hugging Face image datasets, streamed from the hub or read from a local copy.
 
 A local copy is a folder in the hub's format: parquet files with a column of type ``Image``, or
-webdataset tars with an image and its label (``.cls``, or ``.json`` with a field).
+webdataset tars with an image and its label (``.cls``, or ``.json`` with a field). The split
+"validation" is the dataset's own, or else its split "test", or else its last training file.
 """
 
 import logging
@@ -21,6 +22,8 @@ HUB = {  # repository, number of classes
 }
 LABELS = ("label", "labels", "cls", "json.label", "json.cls")
 """Columns that hold the label, if none is of type ``ClassLabel``."""
+
+_FILES = (".parquet", ".tar")  # of many images
 
 
 @dataclass(frozen=True)
@@ -67,13 +70,12 @@ def open_stream(
             )
     from datasets import Image
 
-    try:
-        rows = rows.cast_column(image, Image(decode=False))
-    except (TypeError, ValueError) as error:
+    if not _holds_images(features.get(image)):
         raise DataError(
-            f"{where}: column {image!r} holds no images ({one_line(error)}): pass "
+            f"{where}: column {image!r} holds no images but {features.get(image)}: pass "
             f"--dataloader.image_column, one of {', '.join(features)}"
-        ) from error
+        )
+    rows = rows.cast_column(image, Image(decode=False))
     counts = rows.info.splits or {}
     return ImageStream(
         where=where,
@@ -102,7 +104,7 @@ def hub_classes(config: Any) -> int | None:
 
 
 def _open(dataset: str, path: str | None, split: str) -> tuple[str, Any]:
-    from datasets import load_dataset
+    from datasets import load_dataset, load_dataset_builder
 
     if dataset == "hub" and path is None:
         raise DataError(
@@ -118,10 +120,19 @@ def _open(dataset: str, path: str | None, split: str) -> tuple[str, Any]:
             raise DataError(f"{where}: no such folder")
     elif path is not None:
         repository = str(folder)
+    held_out = None
     try:
-        return where, load_dataset(repository, split=split, streaming=True)
+        files = load_dataset_builder(repository).config.data_files or {}
+        *training, last = files.get("train", [""])
+        if split == "validation" and split not in files and "test" in files:
+            split = "test"
+        elif training and last.endswith(_FILES) and not {"validation", "test"} & set(files):
+            logger.info("%s has no validation split: its file %s is held out", where, last)
+            held_out = {"train": training, "validation": [last]}
+        data = load_dataset(repository, data_files=held_out, split=split, streaming=True)
     except Exception as error:  # the hub's client raises a dozen unrelated types
         raise DataError(f"{where} {_reason(repository, split, folder.is_dir(), error)}") from error
+    return where, data
 
 
 def _reason(repository: str, split: str, local: bool, error: Exception) -> str:
@@ -143,24 +154,22 @@ def _image_column(features: Any, where: str) -> str:
     from datasets import Image
 
     columns = [name for name, feature in features.items() if isinstance(feature, Image)]
-    if len(columns) != 1:
-        raise DataError(
-            f"{where} has {len(columns) or 'no'} column{'s' * (len(columns) != 1)} of type Image: "
-            f"pass --dataloader.image_column, one of {', '.join(features)}"
-        )
-    return columns[0]
+    return _only(columns, "of type Image", "image_column", features, where)
 
 
 def _label_column(features: Any, where: str) -> str:
     from datasets import ClassLabel
 
     columns = [name for name, feature in features.items() if isinstance(feature, ClassLabel)]
-    if not columns:
-        columns = [name for name in LABELS if _feature(features, name) is not None][:1]
+    columns = columns or [name for name in LABELS if _feature(features, name) is not None][:1]
+    return _only(columns, "of labels", "label_column", features, where)
+
+
+def _only(columns: list[str], what: str, flag: str, features: Any, where: str) -> str:
     if len(columns) != 1:
         raise DataError(
-            f"{where} has {len(columns) or 'no'} column{'s' * (len(columns) != 1)} of labels: "
-            f"pass --dataloader.label_column, one of {', '.join(features)}"
+            f"{where} has {len(columns) or 'no'} column{'s' * (len(columns) != 1)} {what}: "
+            f"pass --dataloader.{flag}, one of {', '.join(features)}"
         )
     return columns[0]
 
@@ -172,6 +181,16 @@ def _feature(features: Any, column: str) -> Any:
     name, _, field = column.partition(".")
     inner = features.get(name)
     return inner.get(field) if field and isinstance(inner, dict) else None
+
+
+def _holds_images(feature: Any) -> bool:
+    """Whether a column can be cast to ``Image``."""
+    from datasets import Image, Value
+
+    if isinstance(feature, dict):
+        return {"bytes", "path"} <= set(feature)
+    types = ("binary", "large_binary")
+    return isinstance(feature, Image) or (isinstance(feature, Value) and feature.dtype in types)
 
 
 def _class_names(feature: Any) -> tuple[str, ...] | None:

@@ -175,8 +175,9 @@ class ImageDataLoader(BaseDataLoader):
             DataError: too many images of the validation data cannot be read.
         """
         for name, reason in batch.skipped.items():
-            log_skip(name, reason)
-            self._names[name] = None
+            if name not in self._names:
+                self._names[name] = None
+                log_skip(name, reason, len(self._names))
         self.skipped = len(self._names)
         if bool((batch.labels != IGNORE_INDEX).any()):
             self._unreadable = 0

@@ -20,6 +20,7 @@ from torch.utils.data import DataLoader, Dataset
 from train.data.cache import DataError, one_line
 from train.data.images.batch import MAX_UNREADABLE, Batch, Draft, ImageSet, Recipe, check_readable
 from train.data.windows import stream_entries, window_order
+from train.data.workers import ignore_signals
 
 
 class SampledBatches(Dataset[Batch | DataError]):
@@ -122,6 +123,7 @@ class SampledLoader:
             batch_size=None,
             sampler=self._positions(),
             num_workers=self._recipe.num_workers,
+            worker_init_fn=ignore_signals,
             generator=torch.Generator(),  # else it draws from the global one
         )
         for batch in loader:

@@ -198,8 +198,9 @@ def open_streamed(
     if config.limit is not None:
         rows = rows.take(config.limit)
         samples = min(config.limit, samples or config.limit)
-    if recipe.training:
-        rows = split_dataset_by_node(rows, recipe.dp_rank, recipe.dp_world_size)
+    # In validation each rank reads all rows, through a dataset of its own.
+    ranks = (recipe.dp_rank, recipe.dp_world_size) if recipe.training else (0, 1)
+    rows = split_dataset_by_node(rows, *ranks)
     # One worker keeps the order of the validation images, whose first ones are those of a limit.
     workers = min(recipe.num_workers, rows.num_shards if recipe.training else 1)
     if workers < recipe.num_workers:
@@ -213,7 +214,7 @@ def open_streamed(
         rows = BlockShuffle(rows, seed=config.seed, block=shuffle)
     identity = (
         f"{stream.where} {config.split} of {recipe.classes} classes, seed {config.seed}, "
-        f"shuffle_buffer {shuffle}, {workers} workers"
+        f"limit {config.limit}, shuffle_buffer {shuffle}, {workers} workers"
     )
     logger.info("%s", identity)
     loader = StreamedLoader(
