@@ -29,7 +29,9 @@ def trained(folder: Path, scale: str) -> Run:
 
 def difference(done: Run, theirs: Any) -> float:
     with torch.no_grad():
-        return (done.trainer.model_parts[0].eval()(IMAGES) - theirs.eval()(IMAGES)).abs().max().item()
+        return (
+            (done.trainer.model_parts[0].eval()(IMAGES) - theirs.eval()(IMAGES)).abs().max().item()
+        )
 
 
 def test_timm_loads_an_exported_vit_by_folder_and_by_file(tmp_path: Path) -> None:
@@ -57,5 +59,5 @@ def test_an_exported_mlp_is_an_ordinary_one(tmp_path: Path) -> None:
     model = MLP(**config["model_args"])
     model.load_state_dict(load_file(tmp_path / "out" / "model.safetensors"))
     assert difference(done, model) < TOLERANCE
-    with pytest.raises(ValueError, match="--tokenizer .*: an image classifier has none"):
+    with pytest.raises(ValueError, match=r"--tokenizer .*: an image classifier has none"):
         export(done.folder, tmp_path / "other", tokenizer=tmp_path)

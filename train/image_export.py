@@ -54,10 +54,9 @@ def timm_config(model: Classifier.Config, record: Mapping[str, Any]) -> dict[str
         return {"architecture": "train.model.classifier.MLP", "model_args": arguments}
     arguments = model.timm_arguments()
     data = record["dataloader"]
-    given = {key: data[key] and tuple(data[key]) for key in ("mean", "std")}
-    mean, std = normalisation(
-        ImageDataLoader.Config(dataset=data["dataset"], channels=data["channels"], **given)
-    )
+    images = ImageDataLoader.Config(dataset=data["dataset"], channels=data["channels"])
+    images.mean, images.std = (data[key] and tuple(data[key]) for key in ("mean", "std"))
+    mean, std = normalisation(images)
     return {
         "architecture": arguments.pop(_TIMM_MODEL),
         "num_classes": model.num_classes,

@@ -218,7 +218,9 @@ def _outputs(model: nn.Module, sites: Mapping[str, Site], x: Any) -> dict[str, t
     outputs: dict[str, torch.Tensor] = {}
     hooks = []
     for name, site in sites.items():
-        assert isinstance(site, nn.Module)
+        if not isinstance(site, nn.Module):  # a parameter by itself, such as positions
+            outputs[name] = site.weight.detach().to("cpu", torch.float64, copy=True)
+            continue
 
         def after(_: nn.Module, args: Any, out: Any, name: str = name) -> None:
             # A copy, as later operations may write into it; on the CPU, as MPS has no float64.

@@ -206,8 +206,8 @@ BRANCH_ENDS = ("attn.proj", "mlp.fc2")
 """The sites of a ViT that end a residual branch; an MLP has none."""
 
 
-def base_classifier(config: Classifier.Config, base: ImageScale) -> nn.Module:
+def base_classifier(config: Classifier.Config, width: int) -> nn.Module:
     """The same model at the base's width, with the initial weights that its users have."""
     with torch.random.fork_rng(devices=[]), torch.device("cpu"):
         torch.manual_seed(_BASE_SEED)
-        return replace(config, width=base.dim).build()
+        return replace(config, width=width).build()

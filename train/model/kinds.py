@@ -28,7 +28,7 @@ def base_model(config: Any, scale: str, base: str) -> nn.Module:
     here, there = find_scale(scale), find_scale(base, "--maxp.base_scale")
     if isinstance(config, Classifier.Config) and isinstance(there, ImageScale):
         if config.kind == there.kind:
-            return classifier.base_classifier(config, there)
+            return classifier.base_classifier(config, there.dim)
     elif isinstance(here, Scale) and isinstance(there, Scale):
         return llama3.base_model(here, there, config.vocab_size)
     raise ValueError(
