@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import random
 import tarfile
 from collections.abc import Sequence
 from itertools import islice
@@ -44,6 +45,12 @@ def same(first: list[Batch], second: list[Batch]) -> bool:
         for one, other in zip(first, second, strict=True)
         for a, b in zip(one, other, strict=True)
     )
+
+
+def random_states() -> list[object]:
+    """The states of the global generators that training and timm draw from."""
+    numpy = np.random.get_state()[1]  # noqa: NPY002
+    return [random.getstate(), numpy.tolist(), torch.get_rng_state().tolist()]
 
 
 def picture(number: int, size: int = 10) -> Image.Image:

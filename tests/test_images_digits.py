@@ -1,6 +1,5 @@
 """The embedded digits: their split, their order and their labels."""
 
-import random
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +7,7 @@ import pytest
 import torch
 import torch.distributed.checkpoint as dcp
 import tyro
-from image_cases import AUGMENTED, DIGITS, MIXED, loader, same, take
+from image_cases import AUGMENTED, DIGITS, MIXED, loader, random_states, same, take
 
 from train.data.images import ImageDataLoader, count_classes
 from train.data.images.digits import digits
@@ -107,14 +106,10 @@ def test_a_limit_takes_the_same_images_for_any_batch_size() -> None:
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_loading_leaves_the_random_numbers_of_training_alone(workers: int) -> None:
-    def states() -> list[object]:
-        numpy = np.random.get_state()[1]  # noqa: NPY002
-        return [random.getstate(), numpy.tolist(), torch.get_rng_state().tolist()]
-
     data = loader(8, **DIGITS, **AUGMENTED, **MIXED, num_workers=workers)
-    before = states()
+    before = random_states()
     take(data, 2)
-    assert states() == before
+    assert random_states() == before
 
 
 def test_mixed_labels_are_shares_of_classes() -> None:
@@ -168,3 +163,20 @@ def test_every_setting_is_a_flag() -> None:
     ]
     config = tyro.cli(ImageDataLoader.Config, args=flags)
     assert (config.scale, config.mean, config.limit) == ((0.5, 1.0), (0.5,) * 3, 100)
+
+
+def test_random_choices_differ_between_images_epochs_and_seeds() -> None:
+    def corner(epoch: int, seed: int) -> torch.Tensor:
+        options = DIGITS | {"augment": "timm", "limit": 2, "seed": seed}
+        batches = take(loader(2, **options), epoch + 1)
+        return torch.stack(sorted(batches[epoch][0], key=lambda image: image.sum().item()))
+
+    first, again, later, other = corner(0, 0), corner(0, 0), corner(1, 0), corner(0, 1)
+    assert torch.equal(first, again)
+    assert not torch.equal(first, later)
+    assert not torch.equal(first, other)
+
+
+def test_each_batch_is_mixed_by_another_share() -> None:
+    largest = [labels.max().item() for _, labels in take(loader(32, **DIGITS, mixup=1.0), 4)]
+    assert len(set(largest)) > 2

@@ -7,7 +7,17 @@ from typing import Any
 
 import pytest
 import torch
-from image_cases import encoded, loader, parquet, picture, take, tars
+from image_cases import (
+    AUGMENTED,
+    MIXED,
+    encoded,
+    loader,
+    parquet,
+    picture,
+    random_states,
+    take,
+    tars,
+)
 
 from train.data.images import ImageDataLoader, count_classes
 
@@ -81,3 +91,14 @@ def test_ranks_share_the_training_images(tmp_path: Path) -> None:
     ranks = [pixels(take(loader(2, world=2, rank=r, **options(root)))) for r in (0, 1)]
     assert [len(images) for images in ranks] == [4, 4]
     assert len(torch.unique(torch.cat(ranks), dim=0)) == 8
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_streaming_leaves_the_random_numbers_of_training_alone(
+    tmp_path: Path, workers: int
+) -> None:
+    root = parquet(tmp_path, "train", IMAGES)
+    reader = loader(2, **options(root) | AUGMENTED | MIXED, num_workers=workers)
+    before = random_states()
+    assert len(take(reader, 2)) == 2
+    assert random_states() == before

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import pickle
 import signal
+import subprocess
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 import torch
 from image_cases import (
@@ -171,10 +172,21 @@ def test_a_signal_to_all_processes_stops_no_worker(
     options = data[kind] | {"augment": "none"}
     reader = iter(loader(**options, num_workers=2))
     batches = [next(reader)]
-    workers = psutil.Process().children()
+    workers = multiprocessing.active_children()
     assert len(workers) >= 2
-    for worker in workers:
-        worker.send_signal(number)
+    # Not from this process, which may end its workers.
+    pids = " ".join(str(worker.pid) for worker in workers)
+    subprocess.run(["sh", "-c", f"kill -{int(number)} {pids}"], check=True)
     batches += [next(reader) for _ in range(9)]
     whole = take(loader(**options, num_workers=2), 10)
     assert same([(inputs["input"], labels) for inputs, labels in batches], whole)
+
+
+@pytest.mark.parametrize("kind", ["folder", "parquet"])
+def test_the_training_process_ends_its_workers(data: dict[str, dict[str, Any]], kind: str) -> None:
+    reader = iter(loader(**data[kind], augment="none", num_workers=1))
+    next(reader)
+    worker = multiprocessing.active_children()[-1]
+    worker.terminate()
+    worker.join(60)
+    assert worker.exitcode == 0
