@@ -12,6 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from maxp import mark
 from maxp.module import find_sites
+from train.cli import parse
 from train.model.classifier import MLP, classifier_config, classifier_graph
 from train.model.image_costs import forward_flops
 from train.model.image_scales import IMAGE_SCALES
@@ -139,3 +140,10 @@ def test_the_plan_in_the_docs_is_that_of_vit_b_against_vit_s() -> None:
     ]
     page = Path(__file__).parents[1] / "docs" / "vision.md"
     assert "\n".join(shown) in page.read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("name", ["vit-debug_mup_full", "mlp-debug"])
+def test_torchtitans_command_line_trains_images(name: str) -> None:
+    config = parse(["--module", "configs.images", "--config", name])
+    assert config.scale == name.partition("_")[0]
+    assert config.maxp.method == ("mup-full" if "_" in name else "maxP")
