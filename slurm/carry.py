@@ -21,6 +21,7 @@ from train.results.collect import UNREADABLE, collect
 from train.results.formats import grid
 from train.results.names import Metric, in_order, lr_text, value_text
 from train.results.notes import interval_text, regret_text
+from train.results.transfer import base_scales
 from train.run.files import plain
 from train.run.identity import NO_BASE
 
@@ -73,7 +74,12 @@ def carry(folder: SweepFolder, metric: Metric) -> Carried:
     }
     states = {standing.run.name: str(standing.state) for standing in survey(folder, planned)}
     scales = all_scales()
-    sizes = {run.scale: scales[run.scale].non_embedding_params for run in planned}
+    bases = base_scales(results.runs)  # a sweep may have scales of several ladders
+    sizes = {
+        run.scale: scales[run.scale].non_embedding_params
+        for run in planned
+        if bases.get(run.scale, base) == base
+    }
     rows = []
     for scale in sorted(sizes.keys() - {base}, key=sizes.__getitem__):
         for method in (name for name in methods if name in best):

@@ -63,7 +63,10 @@ def test_a_run_that_goes_on_shows_its_images(tmp_path: Path) -> None:
     assert (now.tokens, now.tokens_per_second) == (25536, 900.0)
 
 
-@pytest.mark.parametrize(("name", "jobs"), [("vit-s", 81), ("digits", 270), ("vision_debug", 18)])
+@pytest.mark.parametrize(
+    ("name", "jobs"),
+    [("vit-s", 81), ("digits_vit", 135), ("digits_mlp", 135), ("vision_debug", 24)],
+)
 def test_the_sweeps_of_images_have_the_jobs_that_they_say(name: str, jobs: int) -> None:
     sweep = load_sweep(ROOT / f"configs/sweeps/{name}.toml")
     runs = expand(sweep)
@@ -84,3 +87,13 @@ def test_time_follows_from_the_flops_of_images() -> None:
     assert only.hours == pytest.approx(flops / (1e15 * 0.5) / 3600)
     [measured] = estimate(sweep, expand(sweep), GPUS, {"vit-s": 1000.0})
     assert measured.hours == pytest.approx(size.steps * size.global_batch_size / 1000 / 3600)
+
+
+def test_the_best_lr_is_carried_within_a_ladder_alone(tmp_path: Path) -> None:
+    for scale, base, loss in (("mlp-debug", "mlp-debug-base", 0.1), ("vit-debug", "x", 0.2)):
+        settings = {"maxp": {"base_scale": base}}
+        write_run(tmp_path, scale=scale, validation=loss, settings=settings)
+    assert "->" not in render(collect(tmp_path), "validation", "text")
+    settings = {"maxp": {"base_scale": "x"}}
+    write_run(tmp_path, scale="vit-z", validation=0.3, settings=settings)
+    assert "vit-debug -> vit-z" in render(collect(tmp_path), "validation", "text")

@@ -235,7 +235,7 @@ def _latex_losses(results: Results, scale: str) -> str:
             [
                 *map(escape, point),
                 _latex_lr(lr),
-                *(_latex_cell(text.replace("%", r"\%")) for text in line),
+                *map(_latex_cell, line),
             ]
             for point, (_, lr), line in zip(points, texts.index, texts.to_numpy(), strict=True)
         ],
