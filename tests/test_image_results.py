@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -97,3 +98,15 @@ def test_the_best_lr_is_carried_within_a_ladder_alone(tmp_path: Path) -> None:
     settings = {"maxp": {"base_scale": "x"}}
     write_run(tmp_path, scale="vit-z", validation=0.3, settings=settings)
     assert "vit-debug -> vit-z" in render(collect(tmp_path), "validation", "text")
+
+
+def test_the_debug_script_of_images_submits_and_shows_its_sweep(tmp_path: Path) -> None:
+    (tmp_path / "env.sh").write_text(f"PATH={tmp_path}:$PATH\n")
+    (tmp_path / "python").write_text('#!/bin/sh\nshift 2\necho "$@"\n')
+    (tmp_path / "python").chmod(0o755)
+    for name in ("run_debug.sh", "run_vision_debug.sh"):
+        (tmp_path / name).write_text((ROOT / "scripts" / name).read_text())
+    command = ["bash", str(tmp_path / "run_vision_debug.sh"), "--steps", "20"]
+    printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    sweep = "configs/sweeps/vision_debug.toml"
+    assert printed.splitlines() == [f"submit {sweep} --steps 20", f"table {sweep}"]
