@@ -46,6 +46,7 @@ class SiteState(NamedTuple):
         weight: the current weight, (out, in), possibly sharded.
         w0: returns rows ``start:stop`` of this rank's part of the initial weight.
         fan_in: n.
+        block: the rows (start, stop) of the whole weight that are measured; None is all.
     """
 
     z0: torch.Tensor
@@ -53,6 +54,7 @@ class SiteState(NamedTuple):
     weight: torch.Tensor
     w0: Callable[[int, int], torch.Tensor]
     fan_in: int
+    block: tuple[int, int] | None = None
 
 
 def compute_alignment(
@@ -151,14 +153,16 @@ def _products(
     (2,); and the sums of squares of x M^T over rows, (3, tokens).
     """
     weight = local(site.weight)
-    x = x[..., region(site.weight)[1]]
+    row, columns = region(site.weight)
+    x = x[..., columns]
+    first, end = (0, weight.shape[0]) if site.block is None else _within(site.block, row)
     keep = splits_columns(site.weight)
     kept: list[torch.Tensor] = []
     squares = x.new_zeros(2, dtype=torch.float64)
     outputs = x.new_zeros((3, x.shape[1]), dtype=torch.float64)
     rows = max(1, _CHUNK // max(1, weight.shape[1]))
-    for start in range(0, weight.shape[0], rows):
-        stop = min(start + rows, weight.shape[0])
+    for start in range(first, end, rows):
+        stop = min(start + rows, end)
         w0 = site.w0(start, stop).to(x.dtype)
         dw = weight[start:stop].to(x.dtype) - w0
         y = torch.stack([x[0] @ dw.T, x[1] @ w0.T, x[1] @ dw.T])
@@ -169,6 +173,12 @@ def _products(
             outputs += y.double().square().sum(-1)
     products = torch.cat(kept, -1) if kept else x.new_zeros((3, x.shape[1], 0)) if keep else None
     return products, squares, outputs
+
+
+def _within(block: tuple[int, int], rows: slice) -> tuple[int, int]:
+    """The part of a block of rows that a rank with ``rows`` has, counted from its first row."""
+    first, end = (min(max(row, rows.start), rows.stop) - rows.start for row in block)
+    return first, end
 
 
 def _sum_of_squares(m: torch.Tensor) -> torch.Tensor:

@@ -19,7 +19,7 @@ import torch
 from torch import nn
 
 from maxp.base import without_numbers
-from maxp.layout import CONVOLUTIONS, is_transposed
+from maxp.layout import CONVOLUTIONS, groups_of, is_transposed
 from maxp.module import LAYER_TYPES, LayerType, find_sites, plain_name, site_name
 from maxp.overrides import matching_key
 from maxp.plan import MarkedWeight, Plan, named_parameters
@@ -204,8 +204,9 @@ class _Planner:
         dim = fan_out if layer_type == "embedding" else fan_in
         dim = max(growing, default=len(shape) - 1) if dim is None else dim
         base = self._shapes.base[name]
-        groups = getattr(module, "groups", 1) if isinstance(module, CONVOLUTIONS) else 1
-        is_called = _is_called(self._parent(prefix), module, parameter) and groups == 1
+        is_called = _is_called(self._parent(prefix), module, parameter)
+        # A depthwise convolution contracts nothing that grows.
+        is_called &= groups_of(module) == 1 or layer_type != "embedding"
         owner = self._owners.setdefault(id(tensor), site_name(name))
         tied_to = owner if owner != site_name(name) else None
         return MarkedWeight(

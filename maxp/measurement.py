@@ -1,7 +1,8 @@
 """Measures alignment on a batch, against its initial activations and the initial weights."""
 
 import io
-from collections.abc import Callable, Mapping
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -9,11 +10,15 @@ from torch import nn
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from maxp.alignment import Measured, SiteState, bilinear_alignment, measure
-from maxp.capture import Capture, Inputs, calls_of
-from maxp.layout import matrix_rows, weight_matrix
+from maxp.base import without_numbers
+from maxp.capture import Capture, Inputs, expert_name, expert_of, site_of
+from maxp.experts import is_expert_weight
+from maxp.matching import UNMATCHED, common
 from maxp.module import Site
+from maxp.packing import pack, same, unpack
+from maxp.parts import Block, mean, most_cautious, states
 from maxp.passes import passing
-from maxp.shards import local, of_first_rank, reshard, whole_columns
+from maxp.shards import of_first_rank, reshard, whole_columns
 from maxp.w0 import InitialWeights
 
 
@@ -31,6 +36,7 @@ class Measurement:
         forward: runs the model on a batch.
         sample_size: the number of tokens of a batch that are measured.
         from_training: take activations from the last of training's own forward passes.
+        blocks: the blocks of rows (start, stop) of each fused projection, by site.
     """
 
     def __init__(
@@ -43,19 +49,36 @@ class Measurement:
         forward: Callable[[Any], Any],
         sample_size: int,
         from_training: bool,
+        blocks: Mapping[str, Sequence[Block]] | None = None,
     ) -> None:
         self._model, self._sites, self._weights = model, dict(sites), weights
         self._make_initial_weights, self._forward = initial_weights, forward
         self._capture = Capture(self._sites, sample_size)
-        self._from_training = from_training
+        self._from_training, self._blocks = from_training, dict(blocks or {})
         # The arguments (args, kwargs) of training's last forward pass, and the sites' inputs in it.
         self._seen_in_training: tuple[Any, Inputs] | None = None
+        # Whether data selects the rows of sites; None if nothing has suggested it. And the names of
+        # such sites, without numbers.
+        self._routed: bool | None = None
+        self._experts: set[str] = set()
+        # (site, reason) of what the last measurement left out.
+        self.missed: Counter[tuple[str, str]] = Counter()
         self._watching = False
         self._opened: list[Any] = []
         self._given: Any = None
         self.probe: Any = None
         self.z0: Inputs | None = None
         self.w0: InitialWeights | None = None
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Load a pickle, which may be of a version that did not know of routing or blocks."""
+        new: dict[str, Any] = {
+            "_routed": None,
+            "_experts": set(),
+            "missed": Counter(),
+            "_blocks": {},
+        }
+        self.__dict__.update(new | state)
 
     def capture(self, x: Any, *, any_batch: bool = True) -> None:
         """Make the present weights the initial ones; and ``x``, unless it is None, the probe.
@@ -95,7 +118,7 @@ class Measurement:
             )
 
     def exponents(self, x: Any = None) -> dict[str, Measured]:
-        """The measured exponents of every site.
+        """The measured exponents of every site. `missed` counts what could not be measured.
 
         Args:
             x: the batch to measure on, the same on every rank; None is the probe. It is not used if
@@ -109,31 +132,49 @@ class Measurement:
         self.check(x)
         assert self.w0 is not None
         z0, z = self._inputs_in_training() if self._from_training else self._inputs(x)
-        self._check_same_tokens(z0, z)
-        calls = [(n, call) for n in self._sites for call in calls_of(n, z0)]
-        weighted = [(n, call) for n, call in calls if n in self._weights]
-        states = []
-        for name, call in weighted:
-            (before,), (now,) = z0[call], z[call]
-            site, weight = self._sites[name], self._weights[name]
-            w0 = matrix_rows(site, self.w0.rows(name), local(weight).shape[0])
-            matrix = weight_matrix(site, weight)
-            # The entries of a kernel are contracted as well: alignment stays in [0, 1].
-            n = site.width_dim if weight.ndim == 2 else matrix.shape[1]
-            states.append(SiteState(before, now, matrix, w0, n))
-        of_calls: dict[str, list[Measured]] = {name: [] for name in self._sites}
-        for (name, _), exponents in zip(weighted, measure(states) if states else [], strict=True):
-            of_calls[name].append(exponents)
-        for name, call in calls:
-            if name not in self._weights:
+        self.missed = Counter()
+        of_sites: dict[str, list[Measured]] = {name: [] for name in self._sites}
+        parts: list[tuple[str, list[SiteState]]] = []
+        for name, call in self._calls(z0, z):
+            before, now = z0.get(call), z.get(call)
+            if name not in self._weights and _alike(before, now):
                 (q0, k0), (q, k) = z0[call], z[call]
                 width = self._sites[name].width_dim
-                of_calls[name].append(bilinear_alignment(q0, k0, q, k, width))
-        return {name: _most_cautious(exponents) for name, exponents in of_calls.items()}
+                of_sites[name].append(bilinear_alignment(q0, k0, q, k, width))
+            elif name not in self._weights:
+                self.missed[name, UNMATCHED] += 1
+            elif isinstance(inputs := common(before, now), str):
+                self.missed[name, inputs] += 1
+            else:
+                parts += [(name, part) for part in self._states(name, call, inputs)]
+        of_states = iter(measure([state for _, part in parts for state in part]))
+        for name, part in parts:
+            of_sites[name].append(mean([next(of_states) for _ in part]))
+        return {name: most_cautious(calls) for name, calls in of_sites.items() if calls}
+
+    def _calls(self, z0: Inputs, z: Inputs) -> list[tuple[str, str]]:
+        """(site, call) of every call in one of two passes, and of experts without tokens."""
+        calls: dict[str, dict[str, None]] = {name: {} for name in self._sites}
+        for call in (*z0, *z):
+            calls[site_of(call)][call] = None
+        for name, site in self._sites.items():
+            if is_expert_weight(site):
+                calls[name] |= dict.fromkeys(expert_name(name, e) for e in range(len(site.weight)))
+            elif not calls[name]:
+                calls[name][name] = None
+        return [(name, call) for name, of_site in calls.items() for call in of_site]
+
+    def _states(
+        self, name: str, call: str, inputs: tuple[torch.Tensor, torch.Tensor]
+    ) -> list[list[SiteState]]:
+        assert self.w0 is not None
+        site, weight = self._sites[name], self._weights[name]
+        expert = expert_of(call) if is_expert_weight(site) else None
+        return states(site, weight, self.w0.rows(name), inputs, self._blocks.get(name), expert)
 
     def _inputs(self, x: Any) -> tuple[Inputs, Inputs]:
         """The sites' inputs on ``x``, with the initial and with the current weights."""
-        if self.z0 is not None and (x is None or x is self._given or _same(x, self.probe)):
+        if self.z0 is not None and (x is None or x is self._given or same(x, self.probe)):
             return self.z0, self._run(self.probe)
         _check(x)
         return self._run_initial(lambda: self._forward(x)), self._run(x)
@@ -148,22 +189,10 @@ class Measurement:
         seen, self._seen_in_training = self._seen_in_training, None
         # The batches of ranks differ under data parallelism.
         batch, z = of_first_rank(seen, self._weights.values())
-        if self.z0 is not None and _same(batch, self.probe):
+        if self.z0 is not None and same(batch, self.probe):
             return self.z0, z
         args, kwargs = batch
         return self._run_initial(lambda: self._model(*args, **kwargs)), z
-
-    def _check_same_tokens(self, z0: Inputs, z: Inputs) -> None:
-        for name in z0:
-            if name not in z:
-                raise ValueError(f"{name}: there is no such call with the current weights")
-            for before, now in zip(z0[name], z[name], strict=True):
-                if before.shape != now.shape:
-                    raise ValueError(
-                        f"{name}: its input has {before.shape[-2]} sampled tokens with the initial "
-                        f"weights and {now.shape[-2]} with the current ones, so they cannot be "
-                        "compared; give this site an alignment_overrides"
-                    )
 
     def _run_initial(self, forward: Callable[[], Any]) -> Inputs:
         assert self.w0 is not None
@@ -175,20 +204,43 @@ class Measurement:
         return self._watched(lambda: self._forward(x))
 
     def _watched(self, forward: Callable[[], Any]) -> Inputs:
-        with passing(self._model), self._capture.watching() as seen:
-            forward()
+        if self._routed and not self._from_training:
+            seen = self._pass(forward, tokens=True)
+        else:
+            seen = self._pass(forward, tokens=False)
+            if self._routed or (self._routed is None and self._may_be_routed(seen)):
+                followed = self._pass(forward, tokens=True)
+                self._routed = self._routed or bool(self._capture.selected)
+                # Training's own passes record no tokens, so there the others stay in position.
+                changed = self._capture.selected if self._from_training else followed
+                seen |= {call: followed[call] for call in changed if self._routed}
         return self._complete(seen)
+
+    def _pass(self, forward: Callable[[], Any], *, tokens: bool) -> Inputs:
+        with passing(self._model), self._capture.watching(tokens=tokens) as seen:
+            forward()
+        return seen
+
+    def _may_be_routed(self, seen: Inputs) -> bool:
+        """Whether sites read different numbers of rows, as experts do, or some read none."""
+        reached = {site_of(call) for call in seen}
+        return len({*self._capture.rows.values()}) > 1 or not reached >= self._sites.keys()
 
     def _complete(self, seen: Inputs) -> Inputs:
         """Check that every site was reached, and gather the columns that ranks split."""
-        missed = [name for name in self._sites if name not in seen]
+        reached = {site_of(call) for call in seen}
+        # An expert may have no tokens, if others of its layer or of another layer have some.
+        self._experts |= {without_numbers(site_of(call)) for call in self._capture.selected}
+        missed = [
+            n for n in self._sites if n not in reached and without_numbers(n) not in self._experts
+        ]
         if missed:
             raise ValueError(f"a forward pass does not reach {', '.join(missed)}")
-        # Not site.weight: during a forward pass FSDP replaces it.
-        for name, weight in self._weights.items():
-            for call in calls_of(name, seen):
-                (z,) = seen[call]
-                seen[call] = (whole_columns(z, weight),)
+        for call, inputs in seen.items():
+            # Not site.weight: during a forward pass FSDP replaces it.
+            weight = self._weights.get(site_of(call))
+            if weight is not None and weight.ndim == 2:
+                seen[call] = (whole_columns(inputs[0], weight), *inputs[1:])
         return seen
 
     def _watch_training(self) -> None:
@@ -213,7 +265,8 @@ class Measurement:
         watching, seen, batch = self._opened.pop()
         watching.__exit__(None, None, None)
         # Activation checkpointing stops a pass that it runs again once it has what it needs.
-        if seen.keys() >= self._sites.keys():
+        reached = {site_of(call) for call in seen}
+        if all(n in reached or without_numbers(n) in self._experts for n in self._sites):
             self._seen_in_training = batch, self._complete(seen)
 
     def state_dict(self) -> dict[str, Any]:
@@ -225,11 +278,11 @@ class Measurement:
         seen = io.BytesIO()
         if self._seen_in_training is not None:
             batch, z = self._seen_in_training
-            torch.save((batch, _pack(z)), seen)
+            torch.save((batch, pack(z)), seen)
         others = self.w0.others()
         return {
             "probe": self.probe,
-            "z0": None if self.z0 is None else _pack(self.z0),
+            "z0": None if self.z0 is None else pack(self.z0),
             "w0": self.w0.kept(),
             "seen": seen.getvalue() or None,
             **({} if others is None else {"others": others}),
@@ -246,25 +299,28 @@ class Measurement:
         device = next(iter(self._model.parameters()), torch.empty(0)).device
         state = tree_map_only(torch.Tensor, lambda t: t.to(device), dict(state))
         self._given, self.probe = None, state["probe"]
-        self.z0 = None if state["z0"] is None else _unpack(state["z0"])
+        self.z0 = None if state["z0"] is None else unpack(state["z0"])
+        # The tokens in z0 were recorded because data selects rows.
+        modules = {n for n in self._weights if isinstance(self._sites[n], nn.Module)}
+        recorded = [z for call, z in (self.z0 or {}).items() if site_of(call) in modules]
+        self._routed = any(len(z) == 2 for z in recorded) or None
         seen = state["seen"]
         if isinstance(seen, bytes):
             batch, packed = torch.load(io.BytesIO(seen), map_location=device, weights_only=True)
-            self._seen_in_training = batch, _unpack(packed)
+            self._seen_in_training = batch, unpack(packed)
         else:  # of an earlier version, which saw training only on the probe
-            self._seen_in_training = None if seen is None else (self.probe, _unpack(seen))
+            self._seen_in_training = None if seen is None else (self.probe, unpack(seen))
         reshard(self._model)
         self.w0 = self._make_initial_weights()
         self.w0.restore(state["w0"], state.get("others"))
         self._watch_training()
 
 
-def _most_cautious(calls: list[Measured]) -> Measured:
-    """The largest exponent of a site's calls, for each term."""
-    first, second, third = (
-        max((x for x in term if x is not None), default=None) for term in zip(*calls, strict=True)
-    )
-    return first, second, third
+def _alike(before: tuple[torch.Tensor, ...] | None, now: tuple[torch.Tensor, ...] | None) -> bool:
+    """Whether a call was recorded in both of two passes, with equal shapes."""
+    if before is None or now is None:
+        return False
+    return all(a.shape == b.shape for a, b in zip(before, now, strict=True))
 
 
 def _check(x: Any) -> None:
@@ -284,36 +340,3 @@ def _check(x: Any) -> None:
 
 def _copied(x: Any) -> Any:
     return tree_map_only(torch.Tensor, lambda t: t.detach().clone(), x)
-
-
-def _pack(inputs: Inputs) -> dict[str, Any]:
-    """`Inputs` in which a tensor that several sites share is stored once."""
-    tensors: list[torch.Tensor] = []
-    index: dict[str, list[int]] = {}
-    for name, group in inputs.items():
-        index[name] = []
-        for z in group:
-            known = [i for i, tensor in enumerate(tensors) if tensor is z]
-            index[name].append(known[0] if known else len(tensors))
-            if not known:
-                tensors.append(z)
-    return {"tensors": tensors, "index": index}
-
-
-def _unpack(packed: Mapping[str, Any]) -> Inputs:
-    return {
-        name: tuple(packed["tensors"][i] for i in indices)
-        for name, indices in packed["index"].items()
-    }
-
-
-def _same(x: Any, probe: Any) -> bool:
-    """Whether two nested structures contain equal tensors, in order."""
-    mine, theirs = (
-        [leaf for leaf in tree_leaves(value) if isinstance(leaf, torch.Tensor)]
-        for value in (x, probe)
-    )
-    return len(mine) == len(theirs) and all(
-        a.shape == b.shape and a.dtype == b.dtype and torch.equal(a, b)
-        for a, b in zip(mine, theirs, strict=True)
-    )

@@ -11,6 +11,7 @@ from maxp.alignment import Measured
 from maxp.bounds import BOUNDS, AlignmentBounds, bounded, check_bounds
 from maxp.exponents import Alignment, Exponents, OptimizerType, change_exponents
 from maxp.graph import Graph
+from maxp.matching import NO_TOKENS
 from maxp.solver import InfeasibleProgramError, Program
 
 logger = logging.getLogger(__name__)
@@ -63,10 +64,16 @@ class SiteExponents:
         self.refused: Counter[str] = Counter()
         self.zero_terms: Counter[str] = Counter()
         self.bounded_values: Counter[str] = Counter()
+        self.without_tokens: Counter[str] = Counter()
+        self.unmatched: Counter[str] = Counter()
         self.infeasible = 0
         # The averages of measured alignments, before bounds.
         self._raw = {name: e.alignment for name, e in exponents.items()}
         self._averaged: set[tuple[str, int]] = set()
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Load a pickle, which may be of a version that did not count what was not measured."""
+        self.__dict__.update({"without_tokens": Counter(), "unmatched": Counter()} | state)
 
     @property
     def alignment(self) -> dict[str, Alignment]:
@@ -74,12 +81,27 @@ class SiteExponents:
         embeddings = {site.name for site in self.graph.sites if site.layer_type == "embedding"}
         return {n: e.alignment for n, e in self._exponents.items() if n not in embeddings}
 
-    def set_measured(self, measured: dict[str, Measured]) -> None:
+    def set_measured(
+        self, measured: dict[str, Measured], missed: Mapping[tuple[str, str], int] | None = None
+    ) -> None:
         """Average newly measured alignments with the previous ones, and bound the averages.
 
         The next `solve` uses them.
+
+        Args:
+            measured: by site; a site without an entry keeps its alignment.
+            missed: how many calls were not measured, by site and reason (`maxp.matching`).
         """
-        self.measured = measured
+        for (name, reason), count in (missed or {}).items():
+            counter = self.without_tokens if reason == NO_TOKENS else self.unmatched
+            if counter is self.unmatched and name not in counter:
+                logger.warning(
+                    "%s: not measured, since it is not known which tokens it reads with the "
+                    "initial and the current weights; give it an alignment_overrides",
+                    name,
+                )
+            counter[name] += count
+        self.measured = dict.fromkeys((n for n, _ in missed or ()), (None, None, None)) | measured
         weighted = {site.name for site in self.graph.sites if site.has_weight}
         for name, values in measured.items():
             pairs = enumerate(zip(self._raw[name], values, strict=True))
@@ -142,6 +164,9 @@ class SiteExponents:
             "zero_terms": {name: self.zero_terms[name] for name in self._measurable},
             "bounded_values": {name: self.bounded_values[name] for name in self._measurable},
             "infeasible": self.infeasible,
+            # Only where there are any: earlier states, and those of other models, have none.
+            **({"without_tokens": dict(self.without_tokens)} if self.without_tokens else {}),
+            **({"unmatched": dict(self.unmatched)} if self.unmatched else {}),
         }
 
     def load_solution_state(self, state: Mapping[str, Any]) -> None:
@@ -161,6 +186,8 @@ class SiteExponents:
         self.refused, self.zero_terms = +Counter(state["refused"]), +Counter(state["zero_terms"])
         # A state of a version without bounds does not contain this count.
         self.bounded_values = +Counter(state.get("bounded_values", {}))
+        self.without_tokens = Counter(state.get("without_tokens", {}))
+        self.unmatched = Counter(state.get("unmatched", {}))
         self.infeasible = state["infeasible"]
         for name in self._exponents:
             self._set_alignment(name)

@@ -218,6 +218,9 @@ class InitialWeights:
             ValueError: with ``resample``, if the copies differ from what is drawn again.
         """
         self._others = others
+        if kept is not None and others is not None:
+            # An earlier version did not measure all of these weights.
+            kept |= {n: others.pop(n) for n in self._weights if n not in kept and n in others}
         if kept is None or self._kept is not None:
             self._kept = kept
             return

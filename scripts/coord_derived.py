@@ -118,7 +118,7 @@ def footnotes(
     if not every:
         yield (
             "each row is the layer of its kind that is furthest from the wanted slopes; "
-            f"{wrong} of all {len(stats)} sites are not right (--all-sites shows every site)"
+            f"{wrong} of all {len(stats)} sites are wrong (--all-sites shows every site)"
         )
     seeds = min(len(s.init_rms) for s in stats.values())
     if wrong and seeds < _FEW:

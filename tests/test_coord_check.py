@@ -112,7 +112,7 @@ def test_mup_full_does_not_grow(mup: Checked) -> None:
 def test_mups_readout_at_init_is_not_called_wrong(mup: Checked) -> None:
     head = mup.data["sites"]["lm_head"]
     assert head["init"]["mean"] == pytest.approx(-0.5, abs=0.05)
-    assert "init" not in head["verdict"]
+    assert "init" not in head["text"]
 
 
 def test_a_change_of_the_readout_that_falls_is_explained_by_its_parts(mup: Checked) -> None:

@@ -304,6 +304,25 @@ def test_the_probe_is_the_same_for_every_seed_and_shuffle(
     assert probe() == probe(seed=5) == probe(shuffle_buffer=0)
 
 
+def test_workers_with_files_of_different_lengths_resume_exactly(
+    tmp_path: Path, tokenizer: HuggingFaceTokenizer
+) -> None:
+    """One worker is in its next epochs while the other is in its first."""
+    (tmp_path / "README.md").write_text(FINEWEB_CARD)
+    for shard, documents in enumerate((FULL[:3], FULL[3:])):
+        write_parquet(tmp_path / f"data/CC-MAIN-2013/{shard}.parquet", documents)
+
+    def loader() -> TextDataLoader:
+        options: Any = {"infinite": True, "shuffle_buffer": 8, "num_workers": 2}
+        return build(tokenizer, tmp_path, **options)
+
+    whole = rows(islice(loader(), 120))
+    begun, rest = loader(), loader()
+    first = rows(islice(begun, 61))
+    rest.load_state_dict(begun.state_dict())
+    assert first + rows(islice(rest, 59)) == whole
+
+
 def test_fresh_text_of_a_stream_continues_from_a_saved_position(
     fineweb: Path, tokenizer: HuggingFaceTokenizer
 ) -> None:

@@ -101,7 +101,7 @@ def assert_grows_at_one_lr(checked: Checked) -> None:
     for name in [*HIDDEN_SITES, "readout"]:
         assert change[name].mean > 0.5, name
         assert name in affected
-        assert "GROWS" in stats[name].verdict
+        assert "GROWS" in stats[name].text
     assert max(slope.mean for slope in change.values()) > 1
 
 
@@ -172,7 +172,7 @@ def test_an_lr_that_falls_too_fast_is_affected() -> None:
     _, affected, stats = check(make)
     assert "embedding" in affected
     assert stats["embedding"].change.derived == pytest.approx(-0.5)
-    assert stats["embedding"].verdict.startswith("falls n^-0.")
+    assert stats["embedding"].text.startswith("falls n^-0.")
 
 
 def test_a_readout_without_its_multiplier_is_affected_and_it_alone() -> None:
@@ -200,7 +200,7 @@ def test_a_hidden_weight_that_is_drawn_too_large_is_affected_at_init() -> None:
     assert set(HIDDEN_SITES) <= set(affected)
     assert stats["hidden.0"].init.derived == pytest.approx(0.5)
     assert stats["hidden.0"].init.near(0.5)
-    assert stats["hidden.0"].verdict.startswith("init GROWS n^0.")
+    assert stats["hidden.0"].text.startswith("init GROWS n^0.")
 
 
 def test_under_mup_with_sgd_changes_are_flat_and_derived_so() -> None:
@@ -357,13 +357,13 @@ def test_a_readout_that_starts_at_zero_is_not_affected() -> None:
     _, affected, stats = check(make)
     assert affected == []
     assert stats["readout"].init.mean == stats["readout"].init.derived == -math.inf
-    assert stats["readout"].verdict.startswith("init zero, ")
+    assert stats["readout"].text.startswith("init zero, ")
 
 
 def test_what_is_not_finite_is_affected() -> None:
     stats = broken()
     assert stats.affected
-    assert "NOT FINITE" in stats.verdict
+    assert "NOT FINITE" in stats.text
 
 
 def test_an_lr_of_zero_at_one_width_only_is_an_error_that_names_the_site() -> None:
@@ -552,17 +552,28 @@ def test_the_table_shows_derived_slopes_and_what_grows(
     for power, name in enumerate(SITES):
         assert f"{power:+.2f}" in rows[name], rows[name]
     assert "GROWS n^" in rows["hidden.0"]
-    assert "4 of 5 sites are not right" in lines[-1]
+    assert "4 of 5 sites are wrong" in lines[-1]
     assert "hidden.0 (GROWS" in lines[-1]
 
 
 def test_the_table_of_a_right_parametrization_says_so(
     mup_checked: Checked, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    print_axis("muP", SITES[:-1], *mup_checked[1:], WIDTHS)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[-1] == "muP: all 4 sites are right over widths 128 to 512"
+
+
+def test_the_table_names_the_width_that_would_tell(
+    mup_checked: Checked, capsys: pytest.CaptureFixture[str]
+) -> None:
     print_axis("muP", *mup_checked, WIDTHS)
     lines = capsys.readouterr().out.splitlines()
     assert "-0.50" in lines[1 + len(SITES)]
-    assert lines[-1] == "muP: all 5 sites are right over widths 128 to 512"
+    first, last = mup_checked[2]["readout"].widths or (0, 0)
+    need = f"widths {first} to {last} would, or more seeds"
+    assert lines[-2] == f"readout: cannot tell at these widths; {need}"
+    assert lines[-1] == "muP: no site is wrong, 4 of 5 are right over widths 128 to 512"
 
 
 def test_statistics_are_json_even_where_nothing_is_finite() -> None:

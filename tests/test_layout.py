@@ -1,8 +1,9 @@
-"""Layers as matrix products: convolutions by their patches, and a transposed weight."""
+"""Layers as matrix products: convolutions by their patches and groups, a transposed weight."""
 
 import pytest
 import torch
 from plain_models import Looped
+from test_alignment import by_definition
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
@@ -84,3 +85,55 @@ def test_a_looped_layer_is_measured_at_its_most_cautious_call() -> None:
     expected = [max(float(term or 0) for term in terms) for terms in zip(*calls, strict=True)]
     assert len({terms[1] for terms in calls}) == 3
     assert p.measure()["layer"] == pytest.approx(expected, rel=1e-5)
+
+
+class Grouped(nn.Module):
+    """A convolution whose groups, or whose channels per group, grow with the width."""
+
+    def __init__(self, width: int = 12, groups: int = 2, *, depthwise: bool = False) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, width, 3)
+        groups = width if depthwise else groups
+        self.conv = nn.Conv2d(width, 2 * width, (3, 2), stride=2, padding=1, groups=groups)
+        self.head = nn.Linear(2 * width, 5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.conv(self.stem(x)).mean((-1, -2)))
+
+
+@pytest.mark.parametrize("groups", [2, 3])
+def test_a_grouped_convolution_is_measured_by_group(groups: int) -> None:
+    torch.manual_seed(0)
+    model = Grouped(12, groups).double()
+    p = Parametrization(model, base=Grouped(6, groups), seed=0, sample_size=1000)
+    x = torch.randn(2, 3, 9, 9).double()
+    p.capture_initial()
+    assert p.sites["conv"].width_dim == 12 // groups
+    z0, w0 = model.stem(x).detach(), model.conv.weight.detach().clone()
+    with torch.no_grad():
+        for weight in p.weights.values():
+            weight += 0.1 * torch.randn_like(weight)
+    z, w = model.stem(x).detach(), model.conv.weight.detach()
+
+    def patches(z: torch.Tensor) -> torch.Tensor:
+        unfolded = nn.functional.unfold(z, (3, 2), stride=2, padding=1)
+        return unfolded.movedim(1, -1).flatten(0, 1)
+
+    values = []
+    for g in range(groups):
+        of_group = slice(g * 12 // groups, (g + 1) * 12 // groups)
+        rows = slice(g * 24 // groups, (g + 1) * 24 // groups)
+        values.append(
+            by_definition(
+                patches(z0[:, of_group]), w0[rows].flatten(1),
+                patches(z[:, of_group]), w[rows].flatten(1), 12 // groups * 3 * 2,
+            )
+        )  # fmt: skip
+    expected = [sum(terms) / groups for terms in zip(*values, strict=True)]
+    assert p.measure(x)["conv"] == pytest.approx(expected, abs=1e-9)
+
+
+def test_a_depthwise_convolution_contracts_nothing_that_grows() -> None:
+    p = Parametrization(Grouped(12, depthwise=True), base=Grouped(6, depthwise=True))
+    assert p.sites["conv"].layer_type == "embedding"
+    assert "conv" not in p.measured

@@ -43,8 +43,11 @@ def _compare(rank: int, store: str) -> None:
         mine = initial.to_local()
         states.append(SiteState(z0, z, sharded, lambda start, stop: mine[start:stop], IN))
         expected.append(compute_alignment(z0, w0, z, w, IN))
+        block = (out // 3, out - 1)
+        states.append(states[-1]._replace(block=block))
+        expected.append(compute_alignment(z0, w0[slice(*block)], z, w[slice(*block)], IN))
         for first in (w0, initial):
-            assert compute_alignment(z0, first, z, sharded, IN) == pytest.approx(expected[-1])
+            assert compute_alignment(z0, first, z, sharded, IN) == pytest.approx(expected[-2])
 
     for out in (24, 11, 5):  # 11 rows do not divide among four ranks; of 5 the last has none
         for placements in PLACEMENTS:

@@ -10,8 +10,8 @@ import pytest
 from scripts.study import __main__ as command
 from scripts.study import numbers, single_pass, sweep, training
 from scripts.study.files import read_rows, write_rows
-from scripts.study.plan import FULL, QUICK, SinglePass, Training
-from scripts.study.summary import readout_ratios, slopes, variations
+from scripts.study.plan import QUICK, SinglePass, Training
+from scripts.study.summary import slopes, variations
 
 COMMITTED = Path(__file__).resolve().parent.parent / "docs" / "study"
 SUMMARY = json.loads((COMMITTED / "summary.json").read_text())
@@ -123,23 +123,6 @@ def test_the_committed_slopes_give_the_committed_counts() -> None:
     ratios = read_rows(COMMITTED, "slopes").query("quantity in @numbers.RATIOS")
     assert SUMMARY["single"]["close"]["all"] == len(ratios)
     assert SUMMARY["single"]["close"]["close"] == ratios.close.sum()
-
-
-def test_the_readout_table_has_a_row_for_each_of_5_widths_and_5_depths() -> None:
-    table = read_rows(COMMITTED, "readout")
-    assert len(table) == 25
-    assert sorted(set(table.width)) == [64, 128, 256, 512, 1024]
-    assert sorted(set(table.depth)) == [2, 4, 8, 16, 32]
-
-
-def test_committed_readout_ratios_are_measured_again() -> None:
-    committed = read_rows(COMMITTED, "readout").set_index(["width", "depth"])
-    for width, depth in ((64, 8), (256, 4)):
-        rows = pd.DataFrame(
-            [r for seed in range(10) for r in single_pass.measure(width, depth, seed, FULL.single)]
-        )
-        again = readout_ratios(rows)[["standard", "mup"]].to_numpy()[0]
-        np.testing.assert_allclose(again, committed.loc[width, depth], rtol=2e-3)
 
 
 def test_committed_slopes_of_the_shallowest_models_are_measured_again() -> None:

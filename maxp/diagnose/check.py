@@ -4,7 +4,7 @@ For every site, two values are measured over widths and seeds: the root mean squ
 init, and that of the output's change after a few steps. The slopes of their logarithms are compared
 with the slopes that the method derives for the model's exponents. These are fitted to the model
 itself, as slopes against the checked width: a to the multipliers, b to the initial weights, c to
-the learning rates of the param groups, and the number of contracted entries to ``width_dim``. The
+the learning rates of the param groups, and the number of contracted entries to the shapes. The
 check therefore also covers param groups made by hand, and sites of another width.
 
 Sources: Yang et al. 2022 (arXiv 2203.03466), appendix on coordinate checks. The derived slopes of
@@ -20,10 +20,11 @@ from torch import nn
 from torch.optim import SGD, Adam, Optimizer
 from torch.utils._pytree import tree_leaves
 
-from maxp.diagnose.slopes import Array, SiteStats, fit_exponent, fit_slope, init_slopes
-from maxp.exponents import Alignment, Exponents, OptimizerType, change_exponents
-from maxp.graph import Graph
-from maxp.module import Site, find_sites
+from maxp.diagnose.judge import judge
+from maxp.diagnose.shapes import Shapes
+from maxp.diagnose.slopes import SiteStats
+from maxp.exponents import Alignment, OptimizerType
+from maxp.module import Site, find_sites, is_frozen
 from maxp.overrides import check_used, resolve_alignment
 from maxp.trace import call_model, evaluating, trace
 
@@ -33,15 +34,21 @@ _OPTIMIZERS: dict[str, Callable[[Any], Optimizer]] = {"adam": Adam, "sgd": SGD}
 
 
 class _Observed(NamedTuple):
-    """One site of one model: the rms of its output, of the output's change and of its initial
-    weight, and the values that its exponents are fitted to. The lr of a weight in no group is 0."""
+    """One site of one model: the rms of its output, of the output's change, of its initial weight
+    and that weight's first gradient, and the values that its exponents are fitted to. The lr of a
+    weight in no group is 0; without a weight, what concerns it is 1."""
 
     init: float
     change: float
     weight: float
-    lr: float
+    gradient: float
     scale: float
     width_dim: float
+    n: float
+    lr: float
+    decay: float
+    eps: float
+    is_held: bool
 
 
 def diagnose_axis(
@@ -54,15 +61,23 @@ def diagnose_axis(
     optimizer: OptimizerType | Callable[[Any], Optimizer] = "adam",
     loss_fn: LossFn | None = None,
     alignment_overrides: Mapping[str, tuple[float, float, float]] | None = None,
-    tolerance: float = 0.05,
+    tolerance: float = 0.1,
     progress: bool = True,
 ) -> tuple[list[str], list[str], dict[str, SiteStats]]:
     """Train a model for a few steps at each width, and fit how outputs and changes depend on it.
 
     The wanted slope is 0, at init and for changes, at every site. At init, a readout or a site
-    without a weight may have a negative slope if it is derived (muP's readout: -1/2). The derived
-    slopes hold at large widths. If the width is not much larger than tokens times outputs, the
-    random part of an update still counts, and changes fall with width, the readout's first.
+    without a weight may have a negative slope if it is derived (muP's readout: -1/2). A weight that
+    grows with the width and is not marked is checked as well, as if it were a site.
+
+    Each site gets one of three verdicts: ``"right"`` if the confidence intervals of its slopes are
+    within the tolerance, ``"wrong"`` if one is outside or if the site has a fault, and otherwise
+    ``"cannot tell at these widths"``, with the widths that would. A slope that falls only
+    because widths are small is not called wrong. If the width is not much larger than tokens times
+    outputs, the random part of an update still counts, and changes fall, the readout's first.
+
+    A fault is a cause. Its site has a wrong multiplier, initial weight, learning rate, weight decay
+    or eps, or is not marked as what its shapes tell. Other sites are wrong only after it.
 
     Args:
         make_model: takes a width and returns a model and the param groups of its optimizer, such
@@ -80,28 +95,35 @@ def diagnose_axis(
             squared distance to an N(0, 1) target, drawn once per seed.
         alignment_overrides: (z0_dW, dZ_w0, dZ_dW) that derived slopes assume, by the keys of
             `Parametrization`. The default is (1, 1/2, 1), or 1/2 at sites without a weight.
-        tolerance: the allowed distance of a slope from the wanted one; three standard errors are
-            allowed if they are larger.
+        tolerance: the allowed distance of a slope, or of an exponent, from the wanted one.
         progress: show a progress bar, if tqdm is installed.
 
     Returns:
         (all_ops, affected, act_stats): the names of the sites in order of definition, the names of
-            those whose slopes are not as wanted, and the measurements by name.
+            those that are wrong, and the measurements by name, with ``verdict``, ``faults``,
+            ``after`` (the sites whose faults reach this one) and ``widths`` (that would tell).
 
     Raises:
         ValueError: too few widths, steps or seeds; an unknown optimizer or override; sites that
-            differ between widths; a weight or lr that is zero at some widths only; or SGD without a
-            readout.
+            differ between widths, or shapes that do not; a weight or lr that is zero at some widths
+            only; or SGD without a readout.
         TypeError: the model does not return a tensor, and there is no ``loss_fn``.
     """
     _check_arguments(widths, steps, seeds, optimizer)
     build = _OPTIMIZERS[optimizer] if isinstance(optimizer, str) else optimizer
     runs: list[dict[str, _Observed]] = []
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
-        for seed, width in _bar([(s, w) for s in range(seeds) for w in widths], progress):
+
+        def drawn(seed: int, width: int) -> tuple[Any, nn.Module, Iterable[Any]]:
             torch.manual_seed(seed)
             x = make_input(width)  # before the model, whose number of draws depends on the width
-            model, groups = make_model(width)
+            return x, *make_model(width)
+
+        first = {width: drawn(0, width) for width in widths}
+        shapes = Shapes({width: model for width, (_, model, _) in first.items()})
+        for seed, width in _bar([(s, w) for s in range(seeds) for w in widths], progress):
+            x, model, groups = first.pop(width) if width in first else drawn(seed, width)
+            shapes.mark(model, width)
             these, built = find_sites(model), build(groups)
             if not runs:
                 sites, graph = these, trace(model, x)
@@ -109,42 +131,15 @@ def diagnose_axis(
                 alignments = _alignments(sites, alignment_overrides or {})
             if list(these) != list(sites):
                 raise ValueError(f"make_model: other sites at width {width} than at {widths[0]}")
-            runs.append(_train(model, these, built, x, loss_fn or _Distance(seed), steps))
+            n = {name: w.n[width] for name, w in shapes.weights.items()}
+            runs.append(_train(model, these, n, built, x, loss_fn or _Distance(seed), steps))
 
     observed = {}
     for name in sites:
         rows = np.array([run[name] for run in runs]).reshape(seeds, len(widths), -1)
         observed[name] = dict(zip(_Observed._fields, np.moveaxis(rows, -1, 0), strict=True))
-    stats = _judge(graph, rule, alignments, observed, widths, tolerance)
+    stats = judge(graph, rule, alignments, observed, sites, shapes.weights, widths, tolerance)
     return list(sites), [name for name in sites if stats[name].affected], stats
-
-
-def _judge(
-    graph: Graph,
-    rule: OptimizerType,
-    alignments: Mapping[str, Alignment],
-    observed: Mapping[str, Mapping[str, Array]],
-    widths: Sequence[int],
-    tolerance: float,
-) -> dict[str, SiteStats]:
-    """Fit the slopes and derive the expected ones; arrays are `_Observed`, (seeds, widths)."""
-    exponents, contracted, c = {}, {}, {}
-    for name, seen in observed.items():
-        n, a, b, c[name] = (
-            sign * fit_exponent(name, what, widths, seen[what])
-            for what, sign in (("width_dim", 1), ("scale", -1), ("weight", -1), ("lr", -1))
-        )
-        # The program uses powers of width_dim, the check powers of the width.
-        alignment = Alignment(*(n * exponent for exponent in alignments[name]))
-        contracted[name], exponents[name] = n, Exponents(a, b, alignment, c[name])
-    at_init, wanted = init_slopes(graph, exponents, contracted)
-    r = change_exponents(graph, exponents, c, rule)
-    stats = {}
-    for name, seen in observed.items():
-        init = fit_slope(widths, seen["init"], at_init[name], wanted[name], tolerance)
-        change = fit_slope(widths, seen["change"], -r[name], 0.0, tolerance)
-        stats[name] = SiteStats(seen["init"], seen["change"], init, change)
-    return stats
 
 
 def _check_arguments(widths: Sequence[int], steps: int, seeds: int, optimizer: object) -> None:
@@ -190,36 +185,63 @@ class _Distance:
 
 
 def _train(
-    model: nn.Module, sites: dict[str, Site], optimizer: Optimizer, x: Any, loss: LossFn, steps: int
+    model: nn.Module,
+    sites: dict[str, Site],
+    n: Mapping[str, int],
+    optimizer: Optimizer,
+    x: Any,
+    loss: LossFn,
+    steps: int,
 ) -> dict[str, _Observed]:
-    lrs = {id(p): float(g["lr"]) for g in optimizer.param_groups for p in g["params"]}
-    weights = {n: 1.0 if s.weight is None else _rms(s.weight) for n, s in sites.items()}
+    """What is observed at each site in a few steps; ``n`` is its width by its shapes, if known."""
+    weights = {name: site.weight for name, site in sites.items() if site.weight is not None}
+    group_of = {id(p): dict(g) for g in optimizer.param_groups for p in g["params"]}
+    groups = {name: group_of.get(id(weight), {"lr": 0.0}) for name, weight in weights.items()}
+    drawn = {name: _rms(weight) for name, weight in weights.items()}
     before = _outputs(model, sites, x)
-    for _ in range(steps):
+    for step in range(steps):
         optimizer.zero_grad()
         loss(call_model(model, x), x).backward()
+        if step == 0:
+            gradients = {k: 0.0 if w.grad is None else _rms(w.grad) for k, w in weights.items()}
         optimizer.step()
     after = _outputs(model, sites, x)
     return {
         name: _Observed(
             init=_rms(before[name]),
             change=_rms(after[name] - before[name]),
-            weight=weights[name],
-            lr=1.0 if site.weight is None else lrs.get(id(site.weight), 0.0),
+            weight=drawn.get(name, 1.0),
+            gradient=gradients.get(name, 1.0),
             scale=site.scale,
             width_dim=site.width_dim,
+            n=n.get(name, site.width_dim),
+            lr=float(groups[name]["lr"]) if name in groups else 1.0,
+            decay=_decay(groups.get(name, {})),
+            eps=float(groups.get(name, {}).get("eps") or 0.0),
+            is_held=is_frozen(site) or name not in weights or id(weights[name]) in group_of,
         )
         for name, site in sites.items()
     }
 
 
+def _decay(group: Mapping[str, Any]) -> float:
+    """The weight decay of a group, unless it is part of the gradient, as in `torch.optim.Adam`."""
+    return float(group.get("weight_decay", 0.0)) * group.get("decoupled_weight_decay", True)
+
+
 def _outputs(model: nn.Module, sites: Mapping[str, Site], x: Any) -> dict[str, torch.Tensor]:
-    """The sites' outputs on the probe, in evaluation mode."""
+    """The sites' outputs on the probe, in evaluation mode.
+
+    The output of a parameter that is an embedding by itself is the parameter. That of another
+    parameter is not observed: it is 0.
+    """
     outputs: dict[str, torch.Tensor] = {}
     hooks = []
     for name, site in sites.items():
-        if not isinstance(site, nn.Module):  # a parameter by itself, such as positions
-            outputs[name] = site.weight.detach().to("cpu", torch.float64, copy=True)
+        if not isinstance(site, nn.Module):
+            parameter = site.weight.detach().to("cpu", torch.float64, copy=True)
+            seen = site.layer_type == "embedding"
+            outputs[name] = parameter if seen else torch.zeros(1, dtype=torch.float64)
             continue
 
         def after(_: nn.Module, args: Any, out: Any, name: str = name) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from maxp.diagnose.slopes import Array, SiteStats, Slope
+from maxp.diagnose.slopes import CANNOT_TELL, RIGHT, WRONG, Array, SiteStats, Slope
 
 # The largest number of sites that the summary and the legend of a figure name.
 _NAMED = 16
@@ -30,10 +30,11 @@ def print_axis(
         act_stats: as `diagnose_axis` returned it.
         widths: as passed to `diagnose_axis`.
     """
-    rows = [("site", "init", "derived", "change", "derived", "verdict")]
+    rows = [("site", "init", "derived", "change", "derived", "verdict", "")]
     for op in all_ops:
         stats = act_stats[op]
-        rows.append((op, *_columns(stats.init), *_columns(stats.change), stats.verdict))
+        columns = (*_columns(stats.init), *_columns(stats.change))
+        rows.append((op, *columns, stats.verdict, stats.text))
     lengths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = ["  ".join(map(str.ljust, row, lengths)).rstrip() for row in rows]
     if any(" *" in text for row in rows for text in (row[2], row[4])):
@@ -41,13 +42,43 @@ def print_axis(
     over = f"widths {min(widths)} to {max(widths)}"
     seeds = len(act_stats[all_ops[0]].init_rms)
     print(f"{name}: slopes of log rms against log width, {over}, {seeds} seeds")
-    print("\n".join(lines))
+    print("\n".join([*lines, *explain(all_ops, act_stats)]))
+    verdicts = [act_stats[op].verdict for op in all_ops]
     if affected:
-        some = ", ".join(f"{op} ({act_stats[op].verdict})" for op in affected[:_NAMED])
+        some = ", ".join(f"{op} ({act_stats[op].text})" for op in affected[:_NAMED])
         some += ", ..." if len(affected) > _NAMED else ""
-        print(f"{name}: {len(affected)} of {len(all_ops)} sites are not right over {over}: {some}")
+        print(f"{name}: {len(affected)} of {len(all_ops)} sites are wrong over {over}: {some}")
+    elif CANNOT_TELL in verdicts:
+        told = verdicts.count(RIGHT)
+        print(f"{name}: no site is wrong, {told} of {len(all_ops)} are right over {over}")
     else:
         print(f"{name}: all {len(all_ops)} sites are right over {over}")
+
+
+def explain(all_ops: Sequence[str], act_stats: Mapping[str, SiteStats]) -> list[str]:
+    """One line per fault, and per width that would tell; sites of which it is the same share it.
+
+    Args:
+        all_ops: the sites to explain. Faults of all sites are explained.
+        act_stats: as `diagnose_axis` returned it.
+    """
+    faults: dict[str, list[str]] = {}
+    others: dict[str, list[str]] = {}
+    for op, stats in act_stats.items():
+        for fault in stats.faults:
+            faults.setdefault(str(fault), []).append(op)
+        if op not in all_ops:
+            continue
+        if stats.verdict == WRONG and not stats.faults:
+            others.setdefault(f"wrong only after {_few(stats.after)}", []).append(op)
+        if stats.widths is not None:
+            need = "{}; widths {} to {} would, or more seeds".format(CANNOT_TELL, *stats.widths)
+            others.setdefault(need, []).append(op)
+    return [f"{_few(ops)}: {text}" for text, ops in (*faults.items(), *others.items())]
+
+
+def _few(ops: Sequence[str]) -> str:
+    return ", ".join(ops[:_NAMED]) + (", ..." if len(ops) > _NAMED else "")
 
 
 def _columns(slope: Slope) -> tuple[str, str]:

@@ -3,6 +3,7 @@
 $ python -m scripts.study                 # everything, into docs/study; nine minutes on two cores
 $ python -m scripts.study --quick         # small sizes, into runs/study-quick; seconds
 $ python -m scripts.study --part report   # the report again, from the rows that were measured
+$ python -m scripts.study --part heatmap  # the page heatmap.md; four minutes
 
 The measured rows (single.csv, training.csv) stay in the folder but out of git. The full study also
 updates the numbers in docs/tutorial.md.
@@ -19,17 +20,28 @@ import pandas as pd
 import tyro
 from matplotlib.figure import Figure
 
-from scripts.study import figures, figures_training, marks, single_pass, sweep, training
+from scripts.study import (
+    figures,
+    figures_heatmap,
+    figures_training,
+    heatmap,
+    marks,
+    single_pass,
+    sweep,
+    training,
+)
 from scripts.study.files import read_rows, write_rows
-from scripts.study.numbers import all_numbers, middle
+from scripts.study.numbers import all_numbers, middle, rounded
 from scripts.study.plan import FULL, OPTIMIZERS, QUICK, Plan
-from scripts.study.summary import readout_ratios, slopes
+from scripts.study.summary import slopes
 from train.run.files import write_whole
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 DOCS = ROOT / "docs" / "study"
 TUTORIAL = ROOT / "docs" / "tutorial.md"
 PARTS = ("single", "training", "sweep")
+# The parts that the page heatmap.md needs.
+PAGE_PARTS = ("training", "heatmap")
 
 
 @dataclass
@@ -48,8 +60,9 @@ class Options:
     ] = None
     """Output folder."""
 
-    part: Literal["all", "single", "training", "sweep", "report"] = "all"
-    """Measure only this part, or only write the report from the rows in the output folder."""
+    part: Literal["all", "single", "training", "sweep", "heatmap", "report"] = "all"
+    """Measure only this part, or only write the report from the rows in the output folder.
+    "heatmap" measures what its page shows, and writes the page."""
 
     workers: int = os.cpu_count() or 1
     """Number of single-threaded processes; 0 measures in this process. The numbers are the same."""
@@ -78,11 +91,14 @@ def check(options: Options) -> None:
 def measure(options: Options) -> None:
     """Run the chosen parts; each writes its rows when it ends."""
     plan = options.plan
-    for part in PARTS if options.part == "all" else (options.part,):
+    parts: dict[str, tuple[str, ...]] = {"all": (*PARTS, "heatmap"), "heatmap": PAGE_PARTS}
+    for part in parts.get(options.part, (options.part,)):
         if part == "single":
             rows = single_pass.run(plan.single, options.workers)
         elif part == "training":
             rows = training.run(plan.training, options.workers)
+        elif part == "heatmap":
+            rows = heatmap.run(plan.single, options.workers)
         else:
             rows = sweep.run(plan.sweep, options.workers)
         write_rows(options.folder, part, rows)
@@ -95,8 +111,7 @@ def report(options: Options) -> None:
     if set(single.width) != set(plan.single.widths):
         raise ValueError(f"--out {folder}: its rows are of other sizes; run --part all first")
     fits = slopes(single, plan.single)
-    for name, table in {"slopes": fits.round(5), "readout": readout_ratios(single)}.items():
-        write_whole(folder / f"{name}.csv", table.to_csv(index=False, float_format="%.4g"))
+    write_whole(folder / "slopes.csv", fits.round(5).to_csv(index=False, float_format="%.4g"))
     numbers = all_numbers(plan, single, fits, trained, swept)
     write_whole(folder / "summary.json", json.dumps(numbers, indent=1) + "\n")
     for name, figure in draw(plan, single, fits, trained, swept).items():
@@ -107,6 +122,24 @@ def report(options: Options) -> None:
     if folder.resolve() == DOCS and not options.quick:
         write_whole(TUTORIAL, marks.fill(TUTORIAL.read_text(), numbers))
         print(f"wrote {TUTORIAL}")
+
+
+def page(options: Options) -> None:
+    """Write the page heatmap.md and its figures, from the rows in the folder."""
+    folder = options.folder
+    trained, ratios = (read_rows(folder, part) for part in PAGE_PARTS)
+    write_rows(folder, "activations", heatmap.activations(trained))
+    trained = read_rows(folder, "activations")
+    drawn = {
+        "heatmap": figures_heatmap.readout_maps(ratios),
+        "spiral": figures_heatmap.spiral_points(),
+        "activations": figures_heatmap.activation_curves(trained),
+    }
+    for name, figure in drawn.items():
+        figures.save(figure, folder / f"{name}.png")
+    numbers = {"heatmap": rounded(heatmap.numbers(ratios, trained))}
+    write_whole(folder / "heatmap.md", marks.fill((DOCS / "heatmap.md").read_text(), numbers))
+    print(f"wrote {folder}: heatmap.md, heatmap.csv, activations.csv and figures")
 
 
 def draw(
@@ -140,6 +173,8 @@ def main() -> int:
             measure(options)
         if options.part in ("all", "report"):
             report(options)
+        if options.part in ("all", "heatmap", "report"):
+            page(options)
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -34,17 +34,27 @@ def save(figure: Figure, path: Path) -> None:
         unfinished.unlink(missing_ok=True)
 
 
-def heat(axes: Any, table: pd.DataFrame, title: str, norm: Any = None) -> Any:
+def heat(
+    axes: Any,
+    table: pd.DataFrame,
+    title: str,
+    norm: Any = None,
+    *,
+    colors: str = "viridis",
+    size: float = 6.5,
+) -> Any:
     """Depths (rows) by widths (columns) with the numbers in the cells; returns the image."""
     values = table.to_numpy(dtype=np.float64)
-    image = axes.imshow(values, norm=norm, cmap="viridis", origin="lower", aspect="auto")
+    image = axes.imshow(values, norm=norm, cmap=colors, origin="lower", aspect="auto")
     axes.set_xticks(range(len(table.columns)), table.columns)
     axes.set_yticks(range(len(table.index)), table.index)
     axes.set(xlabel="width", ylabel="depth", title=title)
     shade = image.norm(values)
     for i, j in np.ndindex(*values.shape):
-        color = "black" if shade[i, j] > 0.6 else "white"
-        axes.text(j, i, f"{values[i, j]:.2g}", ha="center", va="center", color=color, fontsize=6.5)
+        light = image.cmap(shade[i, j])[:3] @ np.array([0.299, 0.587, 0.114]) > 0.5
+        color = "black" if light else "white"
+        text = f"{values[i, j]:.2g}"
+        axes.text(j, i, text, ha="center", va="center", color=color, fontsize=size)
     return image
 
 

@@ -32,7 +32,7 @@ def along(rows: pd.DataFrame, by: str, fixed: int) -> Figure:
     }
     figure = new(14, 3.6, f"standard parametrization, one lr, {other} {fixed}: by {by}")
     *axes, loss_axes = figure.subplots(1, len(panels) + 1)
-    for value, color in zip(values, _shades(len(values)), strict=True):
+    for value, color in zip(values, shades(len(values)), strict=True):
         mine = rows[rows[by] == value]
         for panel, quantity in zip(axes, panels, strict=True):
             means = geometric(mine[mine.step == 0], ["layer"], quantity)
@@ -46,7 +46,7 @@ def along(rows: pd.DataFrame, by: str, fixed: int) -> Figure:
     return figure
 
 
-def _shades(count: int) -> Any:
+def shades(count: int) -> Any:
     return mpl.colormaps["viridis"](np.linspace(0, 0.9, count))
 
 
@@ -87,7 +87,7 @@ def _sweep_row(axes_row: Any, rows: pd.DataFrame, title: str) -> None:
     widths = sorted(rows.width.unique())
     for axes, (method, name) in zip(panels, METHODS.items(), strict=True):
         mine = bests[bests.method == method].sort_values("width")
-        marks = zip(mine.width, mine.best, mine.loss, _shades(len(widths)), strict=True)
+        marks = zip(mine.width, mine.best, mine.loss, shades(len(widths)), strict=True)
         for width, log2_lr, loss, color in marks:
             curve = table[(table.method == method) & (table.width == width)]
             curve = curve[np.isfinite(curve.loss)]

@@ -1,4 +1,4 @@
-"""Tables from the single pass: slopes with derived exponents, variation, the readout's ratio."""
+"""Tables from the single pass: slopes with derived exponents, and variation."""
 
 import math
 from itertools import product
@@ -9,7 +9,7 @@ import pandas as pd
 
 from scripts.study import single_pass
 from scripts.study.derived import QUANTITIES, RATIOS, TOTAL
-from scripts.study.fits import finite_slope, geometric, slope
+from scripts.study.fits import finite_slope, slope
 from scripts.study.mlp import METHODS
 from scripts.study.plan import FIT_FROM, OPTIMIZERS, Optimizer, SinglePass
 
@@ -91,14 +91,3 @@ def kinds(rows: pd.DataFrame) -> pd.Series:
     """The layer type of every row."""
     last = np.where(rows.layer == rows.depth - 1, "readout", "hidden")
     return pd.Series(np.where(rows.layer == 0, "embedding", last), index=rows.index)
-
-
-def readout_ratios(rows: pd.DataFrame) -> pd.DataFrame:
-    """‖grad W‖ / ‖W‖ of the readout, widths up to 1024: geometric means over seeds.
-
-    Columns ``width``, ``depth``, ``standard``, ``mup``.
-    """
-    # The ratio is that before the step, so the optimizer does not matter.
-    readout = rows[(kinds(rows) == "readout") & (rows.optimizer == "adam") & (rows.width <= 1024)]
-    table = geometric(readout, ["width", "depth", "method"], "gradient").unstack("method")
-    return table[["standard", "mup"]].reset_index()

@@ -155,6 +155,54 @@ def _sweep(numbers: Numbers, batch: str) -> str:
     return markdown(rows)
 
 
+def _factors(numbers: Numbers, quantities: tuple[str, ...]) -> str:
+    """By depth, columns of ``heatmap.csv``: see `heatmap.numbers`, ``by_depth``."""
+    page = numbers["heatmap"]
+    heads = {
+        f"{quantity}, {METHODS[method]}": f"{method}_{quantity}"
+        for quantity in quantities
+        for method in ("standard", "mup")
+    }
+
+    def cells(fits: dict[str, dict[str, float]], digits: int) -> dict[str, str]:
+        return {
+            head: f"{fits[name]['factor']:.3g} ({signed(fits[name]['power'], digits)})"
+            if name in fits
+            else ""  # a model of two layers has no hidden layer
+            for head, name in heads.items()
+        }
+
+    growth = page["wide"] / page["narrow"]
+    derived = {n: {"factor": growth**power, "power": power} for n, power in page["derived"].items()}
+    measured = [row for row in page["by_depth"] if any(name in row for name in heads.values())]
+    rows = [{"depth": row["depth"], **cells(row, 2)} for row in measured]
+    return markdown([{"depth": "derived", **cells(derived, 1)}, *rows])
+
+
+def multipliers(numbers: Numbers) -> str:
+    """The standard readout's gradient ratio with a multiplier n^-a on the output."""
+    names = {0.0: "none", 0.5: "1/√n", 1.0: "1/n"}
+    return markdown(
+        {
+            "multiplier of the output": names[row["a"]],
+            "power of n": signed(row["power"]),
+            "derived": signed(0.5 - row["a"], 1),
+            "coefficient of variation over widths": f"{row['cv']:.2f}",
+        }
+        for row in numbers["heatmap"]["multipliers"]["rows"]
+    )
+
+
+def activations(numbers: Numbers) -> str:
+    """The scale before the readout at the first and the last step, and the accuracy."""
+    rows: dict[int, dict[str, Any]] = {}
+    for cell in numbers["heatmap"]["trained"]:
+        row = rows.setdefault(cell["depth"], {"depth": cell["depth"]})
+        scales = f"{cell['start']:.2g} → {cell['end']:.2g}"
+        row[f"width {cell['width']}"] = f"{scales} ({cell['accuracy']:.0%})"
+    return markdown(rows.values())
+
+
 TABLES: dict[str, Callable[[Numbers], str]] = {
     "slopes": slopes,
     "totals": totals,
@@ -166,4 +214,8 @@ TABLES: dict[str, Callable[[Numbers], str]] = {
     "training": training,
     "sweep_small": lambda numbers: _sweep(numbers, "small"),
     "sweep_large": lambda numbers: _sweep(numbers, "large"),
+    "heat_ratios": lambda numbers: _factors(numbers, ("readout", "hidden")),
+    "heat_changes": lambda numbers: _factors(numbers, ("change",)),
+    "multipliers": multipliers,
+    "activations": activations,
 }

@@ -20,7 +20,7 @@ from torchtitan.hf_datasets.text_datasets import DATASETS, HuggingFaceTextDatase
 
 from train.data.cache import DataError, one_line
 from train.data.local import text_field
-from train.data.workers import ignore_signals
+from train.data.workers import OwnData, ignore_signals
 
 VALIDATION = "c4_validation"
 _FINEWEB, _C4 = "HuggingFaceFW/fineweb-edu", "allenai/c4"
@@ -127,7 +127,7 @@ class BlockShuffle:
         self._start, self._block, self._taken = state["start"], state["block"], state["taken"]
 
 
-class _ShuffledText(HuggingFaceTextDataset):
+class _ShuffledText(OwnData, HuggingFaceTextDataset):
     """torchtitan's packing of streamed documents, over a shuffled stream."""
 
     _data: IterableDataset | BlockShuffle
@@ -136,6 +136,14 @@ class _ShuffledText(HuggingFaceTextDataset):
         super().__init__(**options)
         if shuffle_buffer:
             self._data = BlockShuffle(self._data, seed=seed, block=shuffle_buffer)
+
+    def __iter__(self) -> Iterator[Any]:
+        self._own()
+        return super().__iter__()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._own()
+        super().load_state_dict(state_dict)
 
 
 class RankedLoader(ParallelAwareDataloader):

@@ -1,8 +1,12 @@
 """Processes that read data for a dataloader."""
 
+import copy
 import os
 import signal
 import threading
+from typing import Any
+
+from torch.utils.data import get_worker_info
 
 
 def ignore_signals(worker: int) -> None:
@@ -22,3 +26,19 @@ def _end_with(parent: int) -> None:
     while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
         pass
     os._exit(0)
+
+
+class OwnData:
+    """A dataset whose ``_data`` every worker has for itself.
+
+    All workers of a loader share the epoch of a `datasets.IterableDataset` in memory: one that goes
+    on to its next epoch would change the order of the others.
+    """
+
+    _data: Any
+    _is_own = False
+
+    def _own(self) -> None:
+        """Copy ``_data``, once, in a worker; call it before the first row, and before loading."""
+        if get_worker_info() is not None and not self._is_own:
+            self._data, self._is_own = copy.deepcopy(self._data), True

@@ -5,7 +5,6 @@ an image depend on its bytes, so they are the same for any number of ranks and w
 depends on these numbers, because the dataset's files are split between them.
 """
 
-import copy
 import hashlib
 import io
 import logging
@@ -21,11 +20,12 @@ from train.data.images.batch import MAX_UNREADABLE, Batch, Draft, Recipe, check_
 from train.data.images.hub import ImageStream, open_stream
 from train.data.images.sampled import check_stream
 from train.data.stream import BlockShuffle, RankedLoader
+from train.data.workers import OwnData
 
 logger = logging.getLogger(__name__)
 
 
-class StreamedBatches(IterableDataset[Batch | DataError]):
+class StreamedBatches(OwnData, IterableDataset[Batch | DataError]):
     """Whole batches of one worker, with a state that resumes exactly after the last one.
 
     Args:
@@ -34,7 +34,6 @@ class StreamedBatches(IterableDataset[Batch | DataError]):
 
     def __init__(self, data: Any, stream: ImageStream, recipe: Recipe) -> None:
         self._data = data
-        self._own_data = False
         self._stream = stream
         self._recipe = recipe
         self._yielded = 0
@@ -57,11 +56,6 @@ class StreamedBatches(IterableDataset[Batch | DataError]):
         self._own()
         self._data.load_state_dict(state["rows"])
         self._yielded = state["yielded"]
-
-    def _own(self) -> None:
-        # The workers of one process share the epoch of a `datasets.IterableDataset` in memory.
-        if get_worker_info() is not None and not self._own_data:
-            self._data, self._own_data = copy.deepcopy(self._data), True
 
     def _train(self) -> Iterator[Batch]:
         worker = info.id if (info := get_worker_info()) is not None else 0
