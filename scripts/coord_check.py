@@ -1,4 +1,4 @@
-"""The coordinate check of the parametrized LLaMA-3 over widths, as a table and a figure.
+"""The coordinate check of the parametrized models over widths, as a table and a figure.
 
     python -m scripts.coord_check --method mup-full --widths 64 128 256 512
 
@@ -27,6 +27,7 @@ from maxp.diagnose.report import plot_axis, print_axis
 from maxp.diagnose.slopes import SiteStats
 from scripts.command import check_file, run_command, write_json
 from scripts.coord_derived import HeadSplit, derived_slopes, footnotes, with_derived
+from scripts.image_check import MODELS, measure_images, method_arguments
 from train import cpu
 from train.alignment_table import kind
 from train.data.corpus import prepare_embedded
@@ -47,10 +48,13 @@ def optional_file(default: str) -> Any:
 
 @dataclass
 class Options:
-    """Check whether anything in LLaMA-3 grows with width, at init and after a few updates.
+    """Check whether anything in a model grows with width, at init and after a few updates.
 
     For example: python -m scripts.coord_check --widths 64 128 256 --method mup-full
     """
+
+    model: str = "llama3"
+    """llama3; or vit or mlp, which classify scikit-learn's digits."""
 
     method: str = "mup-full"
     """mup-full, mup-no or sp."""
@@ -59,7 +63,7 @@ class Options:
     """cpu (scales cpu64 to cpu512) or w (w256 to w4096); only the width differs within a family."""
 
     widths: tuple[int, ...] = (64, 128, 256, 512)
-    """At least two widths of that family."""
+    """At least two widths of that family. Those of a ViT are multiples of 16."""
 
     steps: int = 3
     """Updates before the change is measured."""
@@ -71,7 +75,7 @@ class Options:
     """Learning rate, which n^-c multiplies at each site."""
 
     sequences: int = 4
-    """Sequences per batch, from the embedded corpus. Each seed draws other sequences."""
+    """Sequences per batch, from the embedded corpus, or images. Each seed draws others."""
 
     seq_len: int = 32
     """Tokens per sequence."""
@@ -98,9 +102,13 @@ def check(options: Options) -> None:
         raise ValueError(f"--method {options.method}: has no fixed c; choose one of {choices}")
     if options.family not in FAMILIES:
         raise ValueError(f"--family {options.family}: choose one of {', '.join(FAMILIES)}")
+    if options.model not in ("llama3", *MODELS):
+        raise ValueError(f"--model {options.model}: choose one of llama3, {', '.join(MODELS)}")
     known = [s.dim for s in SCALES.values() if s.name == f"{options.family}{s.dim}"]
     for width in options.widths:
-        if width not in known:
+        if options.model != "llama3" and (width < 16 or width % 16):
+            raise ValueError(f"--widths {width}: --model {options.model} has multiples of 16")
+        if options.model == "llama3" and width not in known:
             choices = ", ".join(map(str, known))
             raise ValueError(f"--widths {width}: --family {options.family} has {choices}")
     if len(set(options.widths)) < 2:
@@ -137,10 +145,7 @@ def build_model(
         model.init_states(buffer_device=device())
     parametrization = Parametrization(
         model,
-        alignment=method.alignment,
-        lr_prefactor=lr,
-        ab_overrides=method.ab,
-        c_overrides=dict.fromkeys(method.ab, 0.0) if method.one_lr else None,
+        **method_arguments(method, lr),
         sample_input=site_graph(config),
         **arguments,
     )
@@ -177,6 +182,8 @@ def _distance(mean: float, wanted: float) -> float:
 
 def run(options: Options) -> None:
     """Measure, print the table and its notes, and write the files."""
+    if options.model in MODELS:
+        return run_images(options)
     method = get_method(options.method)
     tokens = prepare_embedded().train.tokens
     widths = sorted(set(options.widths))
@@ -202,17 +209,36 @@ def run(options: Options) -> None:
     _report(options, stats, widths, head)
 
 
+def run_images(options: Options) -> None:
+    """The same for an image classifier."""
+    widths, images = sorted(set(options.widths)), options.sequences
+    stats = measure_images(
+        options.model, get_method(options.method), widths, device(), images=images,
+        steps=options.steps, seeds=options.seeds, lr=options.lr,
+    )  # fmt: skip
+    _write(options, stats, widths, f"{images} images")
+
+
 def _report(
     options: Options, stats: Mapping[str, SiteStats], widths: Sequence[int], head: HeadSplit
 ) -> None:
+    _write(options, stats, widths, f"{options.sequences} x {options.seq_len} tokens", head)
+
+
+def _write(
+    options: Options,
+    stats: Mapping[str, SiteStats],
+    widths: Sequence[int],
+    batch: str,
+    head: HeadSplit | None = None,
+) -> None:
     rows = list(stats) if options.all_sites else worst_by_kind(stats)
     affected = [name for name in rows if stats[name].affected]
-    batch = f"{options.sequences} x {options.seq_len} tokens"
     updates = f"{options.steps} step{'s' * (options.steps > 1)}"
     title = f"{options.method}, lr {options.lr:g}, {updates} on {batch}"
     print_axis(title, rows, affected, stats, widths)
     size = options.sequences * options.seq_len
-    for note in footnotes(stats, head, size, every=options.all_sites):
+    for note in footnotes(stats, head, size, every=options.all_sites) if head else ():
         print(textwrap.fill(note, 100, initial_indent="- ", subsequent_indent="  "))
     png = options.png or Path(f"coord_check_{options.method}.png")
     plot_axis(title, rows, affected, stats, widths, filename=png)

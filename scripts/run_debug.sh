@@ -9,7 +9,8 @@ for ((i = 1; i <= $#; i++)); do
         --runs-dir=* | --runs_dir=*) place=("${!i}") ;;
     esac
 done
+sweep=configs/sweeps/${DEBUG_SWEEP:-quick}.toml
 status=0
-python -m slurm submit configs/sweeps/quick.toml "$@" || status=$?
-python -m slurm table configs/sweeps/quick.toml "${place[@]}"
+python -m slurm submit "$sweep" "$@" || status=$?
+python -m slurm table "$sweep" "${place[@]}"
 exit "$status"

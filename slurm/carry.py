@@ -15,12 +15,13 @@ from typing import Any
 
 from slurm.ledger import SweepFolder
 from slurm.states import State, survey
-from train.model.scales import SCALES
+from train.model.scales import all_scales
 from train.results.analysis import Results
 from train.results.collect import UNREADABLE, collect
 from train.results.formats import grid
 from train.results.names import Metric, in_order, lr_text, value_text
 from train.results.notes import interval_text, regret_text
+from train.results.transfer import base_scales
 from train.run.files import plain
 from train.run.identity import NO_BASE
 
@@ -72,7 +73,13 @@ def carry(folder: SweepFolder, metric: Metric) -> Carried:
         if row["from_scale"] == base
     }
     states = {standing.run.name: str(standing.state) for standing in survey(folder, planned)}
-    sizes = {run.scale: SCALES[run.scale].non_embedding_params for run in planned}
+    scales = all_scales()
+    bases = base_scales(results.runs)  # a sweep may have scales of several ladders
+    sizes = {
+        run.scale: scales[run.scale].non_embedding_params
+        for run in planned
+        if bases.get(run.scale, base) == base
+    }
     rows = []
     for scale in sorted(sizes.keys() - {base}, key=sizes.__getitem__):
         for method in (name for name in methods if name in best):
@@ -107,7 +114,7 @@ def _base(results: Results, scales: set[str]) -> str:
     bases = sorted({*begun["base_scale"]} - {NO_BASE})
     if len(bases) == 1:
         return str(bases[0])
-    return min(scales, key=lambda scale: SCALES[scale].non_embedding_params)
+    return min(scales, key=lambda scale: all_scales()[scale].non_embedding_params)
 
 
 def as_text(carried: Carried, *, markdown: bool) -> str:

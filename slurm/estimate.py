@@ -1,7 +1,7 @@
 """Hours and GPU-hours of a sweep, from measured speed or else from FLOPs.
 
-Speed is measured in runs of the same scale, in tokens per second and device; `train.model.costs`
-counts FLOPs.
+Speed is measured in runs of the same scale, in tokens or images per second and device;
+`train.model.costs` counts FLOPs.
 """
 
 import os
@@ -16,7 +16,8 @@ from slurm.sweep import RunSpec, Sweep
 from train.method.methods import METHODS
 from train.method.settings import MaxPSettings
 from train.model import costs
-from train.model.scales import SCALES, Scale
+from train.model.image_scales import ImageScale
+from train.model.scales import AnyScale, all_scales
 
 _HOUR = 3600
 
@@ -58,7 +59,7 @@ class ScaleEstimate:
 
 
 def measured_speeds(folder: str | os.PathLike[str]) -> dict[str, float]:
-    """Tokens per second and device by scale: the median over the runs below ``folder``.
+    """Tokens, or images, per second and device by scale: the median over the runs below ``folder``.
 
     Empty if the folder does not exist.
     """
@@ -78,9 +79,9 @@ def estimate(
     """Costs of ``runs``, a part of ``sweep``, on a cluster: one entry per scale.
 
     Args:
-        speeds: tokens per second and device by scale, as from `measured_speeds`. For other scales
-            the time follows from FLOPs and the cluster's ``peak_flops`` and ``mfu``; on a CPU
-            cluster it is unknown.
+        speeds: tokens, or images, per second and device by scale, as from `measured_speeds`. For
+            other scales the time follows from FLOPs and the cluster's ``peak_flops`` and ``mfu``;
+            on a CPU cluster it is unknown.
     """
     by_scale: dict[str, list[RunSpec]] = {}
     for run in runs:
@@ -115,7 +116,7 @@ def _hours(
     run: RunSpec, flags: Flags, devices: int, cluster: Cluster, speed: float | None
 ) -> float:
     """Wall time of one run."""
-    scale = _as_flagged(SCALES[run.scale], flags, devices)
+    scale = _as_flagged(all_scales()[run.scale], flags, devices)
     if speed is not None:
         tokens = run.steps * scale.global_batch_size * scale.seq_len
         return tokens / (speed * devices) / _HOUR
@@ -131,12 +132,15 @@ def _hours(
     return device_hours / devices
 
 
-def _as_flagged(scale: Scale, flags: Flags, devices: int) -> Scale:
+def _as_flagged(scale: AnyScale, flags: Flags, devices: int) -> AnyScale:
     """The scale with the batch that a run's flags set."""
     local = _whole(flags, "training.local_batch_size", scale.local_batch_size)
     batch = _whole(flags, "training.global_batch_size", scale.global_batch_size)
     if batch < 0:  # in torchtitan: one microbatch per device
         batch = local * devices
+    if isinstance(scale, ImageScale):
+        size = _whole(flags, "dataloader.image_size", scale.image_size)
+        return replace(scale, image_size=size, local_batch_size=local, global_batch_size=batch)
     return replace(
         scale,
         seq_len=_whole(flags, "training.seq_len", scale.seq_len),

@@ -9,6 +9,7 @@ from typing import Any
 from slurm.estimate import ScaleEstimate
 from slurm.ledger import SweepFolder
 from slurm.states import ACTIVE, RESULTS, Standing, State, last_error
+from train.model.image_scales import IMAGE_SCALES
 from train.run import tail
 from train.run.folder import METRICS
 from train.run.summary import SummaryError, read_summary
@@ -39,7 +40,9 @@ def lines(
     """
     listed = standings if everything else _listed(standings)
     commands = bool(folder.commands())
-    rows = [_COLUMNS, *(_row(folder, standing, commands) for standing in listed)]
+    images = bool(listed) and all(standing.run.scale in IMAGE_SCALES for standing in listed)
+    heads = tuple(name.replace("tokens", "images") if images else name for name in _COLUMNS)
+    rows = [heads, *(_row(folder, standing, commands) for standing in listed)]
     widths = [max(len(row[i]) for row in rows) for i in range(len(_COLUMNS) - 1)]
     # Empty columns are left out.
     used = [any(row[i] for row in rows[1:]) for i in range(len(_COLUMNS))]
@@ -188,7 +191,8 @@ def _row(folder: SweepFolder, standing: Standing, commands: bool) -> tuple[str, 
 def _detail(folder: SweepFolder, standing: Standing, end: Tail) -> str:
     parts = [standing.detail]
     if standing.state is State.COMPLETED and end.validation is not None:
-        parts.append(f"validation loss {end.validation:.4f}")
+        accuracy = "" if end.accuracy is None else f", accuracy {end.accuracy:.1%}"
+        parts.append(f"validation loss {end.validation:.4f}{accuracy}")
     if standing.state in (State.FAILED, State.VANISHED):
         parts.append(last_error(folder, standing.record))
     if end.skipped_lines:
@@ -200,9 +204,14 @@ def _detail(folder: SweepFolder, standing: Standing, end: Tail) -> str:
 def _latest(file: Path, steps: int) -> tuple[Tail, float | None]:
     last, corrupt = tail.last_record(file)
     step, seconds = last.get("step"), last.get("step_seconds")
-    known = {key: last.get(key) for key in ("loss", "tokens_per_second")}
     left = None if step is None or seconds is None else max(0.0, (steps - step) * seconds)
-    return Tail(step=step, **known, skipped_lines=corrupt), left
+    now = Tail(
+        step=step,
+        loss=last.get("loss"),
+        tokens_per_second=tail.speed(last),
+        skipped_lines=corrupt,
+    )
+    return now, left
 
 
 def _finished(folder: Path, state: State) -> Tail:

@@ -5,7 +5,8 @@
     methods = ["maxP", "mup-full", "mup-no"]
     lrs = [1e-3, 1e-2]
     seeds = [1, 2]
-    steps = 1000                        # optional: 20 tokens per non-embedding parameter
+    steps = 1000                        # optional: 20 tokens per non-embedding parameter, or
+                                        # the number that a scale of images has
 
     [flags]                             # any flag of `python -m train`
     training.local_batch_size = 8
@@ -49,7 +50,7 @@ from slurm.config_file import (
 from slurm.flags import Flag, Flags, arguments, parse_setting, read_flags, settings
 from slurm.resources import Resources
 from train.method.methods import METHODS
-from train.model.scales import SCALES, base_of, compute_steps
+from train.model.scales import all_scales, base_of, compute_steps
 from train.run.identity import identity, run_name
 
 _TABLE = frozenset({"alignment_table", "maxp.alignment_table"})
@@ -63,7 +64,8 @@ class Sweep:
 
     Attributes:
         name: name of the sweep and of its folder.
-        steps: steps per run; by default 20 tokens per non-embedding parameter.
+        steps: steps per run; by default 20 tokens per non-embedding parameter, or the number that a
+            scale of images has.
         flags: flags of `python -m train` by name; names have underscores.
         axes: further axes: the values of each flag by its name.
         resources: what each job requests.
@@ -176,7 +178,7 @@ class _File:
     def __post_init__(self) -> None:
         for key in ("scales", "methods", "lrs", "seeds"):
             check_unique(getattr(self, key), key)
-        check_known(self.scales, SCALES, "scales")
+        check_known(self.scales, all_scales(), "scales")
         check_known(self.methods, METHODS, "methods")
         for lr in self.lrs:
             if not (lr > 0 and math.isfinite(lr)):
@@ -273,7 +275,7 @@ def _resolve(file: _File, overrides: Overrides, where: str) -> Sweep:
     for scale in file.scales:
         own = file.scale.get(scale, _ScaleTable())
         chosen = overrides.steps or own.steps or file.steps
-        steps[scale] = compute_steps(SCALES[scale]) if chosen is None else chosen
+        steps[scale] = compute_steps(all_scales()[scale]) if chosen is None else chosen
         here = read_flags(own.flags, f"{where}: scale.{scale}.flags")
         check_free(axes, here, f"scale.{scale}.flags", where)
         flags[scale] = common | here | last

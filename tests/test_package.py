@@ -64,6 +64,7 @@ def test_everything_pinned_is_a_requirement_or_comes_with_torchtitan() -> None:
     of_torchtitan = {"torch_checkpointing", "torchdata", "spmd_types"}
     of_datasets = {"huggingface_hub", "pyarrow", "fsspec"}
     of_lightning = {"pytorch-lightning", "lightning-utilities", "torchmetrics"}
+    of_scikit_learn = {"joblib", "threadpoolctl", "narwhals"}
     lines = (ROOT / "constraints.txt").read_text().splitlines()
     pinned = {line.split("==")[0].lower() for line in lines if "==" in line}
-    assert pinned - required <= of_torchtitan | of_datasets | of_lightning
+    assert pinned - required <= of_torchtitan | of_datasets | of_lightning | of_scikit_learn

@@ -40,6 +40,7 @@ def test_a_summary_says_which_run_it_is_and_how_it_ended(tmp_path: Path) -> None
         "parameters": 123,
         "state": "completed",
         "validation": 2.5,
+        "accuracy": None,  # of images
         "train": 3.0,  # (4 + 3 + 2) / 3: steps 361 to 400
         "loss": 2.0,
         "step": 400,
@@ -50,6 +51,7 @@ def test_a_summary_says_which_run_it_is_and_how_it_ended(tmp_path: Path) -> None
         "zero_terms": None,
         "bounded": None,
         "infeasible": None,
+        "skipped_images": None,
         "metrics_bytes": (folder / "metrics.jsonl").stat().st_size,
     }
 

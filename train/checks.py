@@ -16,6 +16,7 @@ from torchtitan.distributed import ParallelDims
 from train.alignment_table import read_table
 from train.checkpoint_files import check_flags
 from train.data.loader import TextDataLoader
+from train.model.classifier import Classifier
 
 
 def check(config: Any) -> None:
@@ -26,6 +27,8 @@ def check(config: Any) -> None:
     """
     _check_environment()
     _check_numbers(config)
+    if config.model_spec is not None and isinstance(config.model_spec.model, Classifier.Config):
+        _check_images(config)
     _check_parallelism(config.parallelism)
     _check_mesh(config)
     _check_batch(config)
@@ -97,6 +100,25 @@ def _check_numbers(config: Any) -> None:
             f"--lr_scheduler.total_steps {total}: must be at least the {steps} steps of the run, "
             "or the schedule ends before them; pass more, or leave it out"
         )
+
+
+def _check_images(config: Any) -> None:
+    if (number := processes()) > 1:
+        raise ValueError(
+            f"--scale {config.scale}: image classifiers train on one process, and this run has "
+            f"{number}; start it without torchrun, and in a sweep set nodes and gpus_per_node to 1"
+        )
+    if config.training.seq_len != 1:
+        raise ValueError(
+            f"--training.seq_len {config.training.seq_len}: an image has no sequence; leave it out"
+        )
+    if config.model_spec.model.kind == "vit":
+        model = config.model_spec.model
+        if model.image_size % model.patch_size:
+            raise ValueError(
+                f"--dataloader.image_size {model.image_size}: must be a multiple of the "
+                f"{model.patch_size} pixels of a patch of --scale {config.scale}"
+            )
 
 
 def _sequences(config: Any) -> int:

@@ -19,11 +19,12 @@ PROG = "python -m train"
 # torchtitan's own rules, for example for lists: A,B,C.
 _REGISTRY = tyro.constructors.ConstructorRegistry()
 ConfigManager.register_tyro_rules(_REGISTRY)
-USAGE = """Train LLaMA-3 with a learning rate for each layer. Examples:
+USAGE = """Train LLaMA-3, or an image classifier, with a learning rate for each layer. Examples:
 
     python -m train --scale debug --method maxP --lr 1e-1
     python -m train --scale s1 --method maxP --lr 1e-2 --output-dir runs/first
     torchrun --nproc-per-node 8 -m train --scale s3 --lr 1e-2
+    python -m train --scale vit-s --lr 1e-3 --dataset folder --dataset-path IMAGES
 
 With --check, a command prints what would run and stops before the first step.
 The same command again resumes a run that was stopped. Every flag of torchtitan and of --maxp can
@@ -94,11 +95,16 @@ def record(config: MaxPTrainer.Config) -> dict[str, Any]:
         "lr": config.maxp.lr,
         "seed": config.debug.seed,
         "steps": config.training.steps,
-        "tokenizer_sha256": _digest(Path(config.hf_assets_path) / "tokenizer.json"),
+        **_tokenizer(config.hf_assets_path),
         **settings,
         "versions": versions(),
         "git_commit": git_commit(),
     }
+
+
+def _tokenizer(assets: str) -> dict[str, str]:
+    """The digest of a run's tokenizer, if it has one: a run on images has none."""
+    return {"tokenizer_sha256": _digest(Path(assets) / "tokenizer.json")} if assets else {}
 
 
 def _digest(file: Path) -> str:

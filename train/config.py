@@ -7,25 +7,29 @@ from typing import Annotated, Any
 import tyro
 from tokenizers import Tokenizer
 from torchtitan.components.loss import ChunkedLossWrapper, CrossEntropyLoss
-from torchtitan.components.optimizer import LRSchedulersContainer, default_adamw
 from torchtitan.config.configs import (
     CompileConfig,
-    DebugConfig,
     ParallelismConfig,
-    TrainingConfig,
 )
 from torchtitan.distributed.activation_checkpoint import SelectiveAC
 from torchtitan.models.llama3 import Llama3StateDictAdapter, parallelize_llama
 from torchtitan.protocols.model_spec import ModelSpec
 
 from train import cpu, torch_compat
-from train.checkpoint import CheckedCheckpointManager
 from train.data.corpus import prepare_embedded
 from train.data.loader import TextDataLoader
+from train.defaults import shared_fields, shared_metrics, shared_validation
 from train.method.settings import MaxPSettings
 from train.metrics import HeldOutValidator, RunMetrics
 from train.model.llama3 import model_config
-from train.model.scales import LLAMA3_VOCABULARY, Scale, base_of, compute_steps, get_scale
+from train.model.scales import (
+    LLAMA3_VOCABULARY,
+    Scale,
+    base_of,
+    compute_steps,
+    find_scale,
+    get_scale,
+)
 from train.run.identity import NO_BASE, run_name
 from train.trainer import MaxPTrainer
 
@@ -43,7 +47,9 @@ class Flags:
 
     scale: str
     """debug, s1 to s5, w256 to w4096 (only the width differs), or cpu64 to cpu512 (the same at a
-    size for CPUs)."""
+    size for CPUs). Image classifiers: vit-ti, vit-s, vit-b, vit-l; vit-w256 to vit-w4096; mlp-s,
+    mlp-m, mlp-b, mlp-l; for CPUs vit-debug, mlp-debug, vit-cpu32 to vit-cpu128 and mlp-cpu64 to
+    mlp-cpu256."""
 
     method: str = "maxP"
     """maxP, mup-full, mup-no, maxP-frozen or sp."""
@@ -54,19 +60,24 @@ class Flags:
     seed: int = 1
     """Seed of the initial weights and of the order of the data."""
 
-    steps: Annotated[int | None, _default("20 tokens per non-embedding parameter")] = None
+    steps: Annotated[
+        int | None, _default("20 tokens per non-embedding parameter; images: the scale's")
+    ] = None
     """Steps to train."""
 
     output_dir: Annotated[str | None, _default("runs/SCALE_METHOD_lrLR_seedSEED")] = None
     """The run's folder."""
 
     dataset: Annotated[
-        str | None, _default("embedded for debug and cpu64 to cpu512, else fineweb-edu")
+        str | None,
+        _default("embedded or digits for debug and cpu scales, else fineweb-edu or imagenet-1k"),
     ] = None
-    """embedded, local, fineweb-edu, fineweb-edu-100bt, fineweb-edu-10bt or c4."""
+    """embedded, local, fineweb-edu, fineweb-edu-100bt, fineweb-edu-10bt or c4. Images: digits,
+    folder, hub, imagenet-1k, imagenet-12k or imagenet-21k."""
 
     dataset_path: Annotated[str | None, _default("none; a hub dataset is streamed")] = None
-    """Local text (with --dataset local), or a local copy of a hub dataset."""
+    """Local text (with --dataset local), images by class (with --dataset folder), or a local copy
+    of a hub dataset."""
 
     tokenizer: Annotated[
         str | None, _default(f"that of the embedded corpus, or {LLAMA3_TOKENIZER}")
@@ -86,7 +97,7 @@ def make_config(flags: Flags) -> MaxPTrainer.Config:
     Raises:
         ValueError: one line that names the flag and the remedy.
     """
-    size, seed = get_scale(flags.scale), flags.seed
+    size, seed = find_scale(flags.scale), flags.seed
     settings = MaxPSettings(
         method=flags.method,
         lr=flags.lr,
@@ -98,63 +109,50 @@ def make_config(flags: Flags) -> MaxPTrainer.Config:
     if seed < 0:
         raise ValueError(f"--seed {seed}: must not be negative")
     steps = compute_steps(size) if flags.steps is None else flags.steps
-    dataset = flags.dataset or ("embedded" if size.on_corpus else "fineweb-edu")
-    small = dataset == "embedded" or (dataset == "local" and size.on_corpus)
-    assets = flags.tokenizer or (str(prepare_embedded().tokenizer) if small else LLAMA3_TOKENIZER)
-    accelerator = cpu.has_accelerator()
-    data: dict[str, Any] = {"dataset": dataset, "dataset_path": flags.dataset_path, "seed": seed}
     folder = flags.output_dir
     if folder is None:
         folder = f"runs/{run_name(size.name, flags.method, flags.lr, seed)}"
+    if isinstance(size, Scale):
+        return _text_config(flags, size, settings, steps=steps, folder=folder)
+    # Imported here, so that a run on text does not need what images need.
+    from train.image_config import image_config
+
+    return image_config(
+        size,
+        settings,
+        seed=seed,
+        steps=steps,
+        folder=folder,
+        dataset=flags.dataset,
+        dataset_path=flags.dataset_path,
+    )
+
+
+def _text_config(
+    flags: Flags, size: Scale, settings: MaxPSettings, *, steps: int, folder: str
+) -> MaxPTrainer.Config:
+    seed = flags.seed
+    dataset = flags.dataset or ("embedded" if size.on_corpus else "fineweb-edu")
+    small = dataset == "embedded" or (dataset == "local" and size.on_corpus)
+    assets = flags.tokenizer or (str(prepare_embedded().tokenizer) if small else LLAMA3_TOKENIZER)
+    data: dict[str, Any] = {"dataset": dataset, "dataset_path": flags.dataset_path, "seed": seed}
     vocab_size = _vocabulary(assets)
     cross_entropy = CrossEntropyLoss.Config(global_vocab_size=vocab_size)
     return MaxPTrainer.Config(
-        scale=size.name,
-        maxp=settings,
+        **shared_fields(size, settings, seed=seed, steps=steps, folder=folder),
         model_spec=model_spec(size, vocab_size),
         hf_assets_path=assets,
-        dump_folder=folder,
         # The chunked loss saves memory where logits are large.
         loss=cross_entropy if size.on_corpus else ChunkedLossWrapper.Config(loss_fn=cross_entropy),
-        optimizer=default_adamw(lr=flags.lr),
-        lr_scheduler=LRSchedulersContainer.Config(
-            warmup_steps=max(1, min(steps // 10, 2000)), decay_ratio=0.2, min_lr_factor=0.0
-        ),
-        training=TrainingConfig(
-            local_batch_size=size.local_batch_size,
-            global_batch_size=size.global_batch_size,
-            seq_len=size.seq_len,
-            steps=steps,
-            mixed_precision_param="bfloat16" if accelerator else "float32",
-            disable_cuda_graphs=not accelerator,
-        ),
         dataloader=TextDataLoader.Config(**data),
         validator=HeldOutValidator.Config(
-            enable=True,
-            freq=max(1, steps // 2),
+            **shared_validation(steps),
             dataloader=TextDataLoader.Config(**data, split="validation"),
         ),
-        metrics=RunMetrics.Config(
-            log_freq=1 if size.on_corpus else 10,
-            enable_tensorboard=True,
-            disable_color_printing=True,
-        ),
-        checkpoint=CheckedCheckpointManager.Config(
-            enable=not size.on_corpus,
-            interval=500,
-            last_save_model_only=False,
-            initial_load_model_only=False,
-        ),
+        metrics=RunMetrics.Config(**shared_metrics(size)),
         activation_checkpoint=SelectiveAC.Config() if size.name in ("s4", "s5", "w4096") else None,
-        compile=CompileConfig(enable=accelerator and not size.on_corpus),
+        compile=CompileConfig(enable=cpu.has_accelerator() and not size.on_corpus),
         parallelism=ParallelismConfig(spmd_backend=torch_compat.spmd_backend()),
-        debug=DebugConfig(
-            seed=seed,
-            # Kernels on a CPU are deterministic anyway; on a GPU this costs speed.
-            deterministic=size.on_corpus,
-            deterministic_warn_only=True,
-            enable_structured_logging=False,
-        ),
     )
 
 
@@ -175,9 +173,14 @@ def complete(config: MaxPTrainer.Config) -> None:
     """Set what depends on other flags, once all flags are read.
 
     Raises:
-        ValueError: there is no tokenizer at ``hf_assets_path``.
+        ValueError: there is no tokenizer at ``hf_assets_path``, or the images cannot be used.
     """
-    _match_tokenizer(config)
+    if isinstance(find_scale(config.scale), Scale):
+        _match_tokenizer(config)
+    else:
+        from train.image_config import match_data
+
+        match_data(config)
     if config.maxp.measure_from is None:
         config.maxp.measure_from = config.lr_scheduler.warmup_steps
 

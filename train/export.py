@@ -1,10 +1,10 @@
-"""Export a run's checkpoint as a Hugging Face LLaMA, with the multipliers folded into the weights.
+"""Export a run's checkpoint as a model of transformers or timm, with its multipliers folded in.
 
     python -m train.export RUN --to DIR
 
 A site computes ``n^-a W z``. Hugging Face's LLaMA has no multipliers, so ``n^-a W`` is written.
 QK^T has no weight, and Hugging Face scales it by 1/sqrt(head_dim), so the query weights take the
-rest of its multiplier.
+rest of its multiplier. What timm reads is in `train.image_export`.
 """
 
 import json
@@ -13,7 +13,8 @@ import shutil
 import sys
 import tempfile
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -34,8 +35,9 @@ from train.checkpoint_files import find_checkpoint
 from train.method.base import base_arguments
 from train.method.methods import get_method
 from train.method.settings import read_settings
+from train.model.image_scales import ImageScale
 from train.model.llama3 import model_config
-from train.model.scales import get_scale
+from train.model.scales import find_scale, get_scale
 from train.run.folder import RunFolderError, load_run
 
 TOKENIZER_FILES = (
@@ -131,9 +133,18 @@ def read_weights(
 
 
 def write_folder(
-    to: Path, tensors: Mapping[str, torch.Tensor], config: Mapping[str, Any], tokenizer: Path
+    to: Path,
+    tensors: Mapping[str, torch.Tensor],
+    config: Mapping[str, Any],
+    tokenizer: Path | None = None,
 ) -> None:
     """Write a model's folder under a temporary name, then rename it to ``to``.
+
+    Args:
+        to: the folder; new, or empty.
+        tensors: by the names that the library expects.
+        config: the content of its config.json.
+        tokenizer: a folder whose tokenizer is copied, and made to begin a text with BOS.
 
     Raises:
         ValueError: one line: ``to`` is not empty, or cannot be written.
@@ -147,10 +158,8 @@ def write_folder(
             contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
             save_file(contiguous, partial / "model.safetensors", metadata={"format": "pt"})
             (partial / "config.json").write_text(json.dumps(config, indent=2) + "\n")
-            for name in TOKENIZER_FILES:
-                if (tokenizer / name).is_file():
-                    shutil.copyfile(tokenizer / name, partial / name)
-            _begin_with_bos(partial / "tokenizer.json", config["bos_token_id"])
+            if tokenizer is not None:
+                _copy_tokenizer(tokenizer, partial, config["bos_token_id"])
             # safetensors makes its file private; other users of the folder need to read it.
             shutil.copymode(partial / "config.json", partial / "model.safetensors")
             os.replace(partial, to)  # fails where another process has filled it by now
@@ -158,6 +167,13 @@ def write_folder(
         raise ValueError(
             f"--to {to}: cannot be written ({error.strerror}); choose another folder"
         ) from error
+
+
+def _copy_tokenizer(tokenizer: Path, folder: Path, bos: int | None) -> None:
+    for name in TOKENIZER_FILES:
+        if (tokenizer / name).is_file():
+            shutil.copyfile(tokenizer / name, folder / name)
+    _begin_with_bos(folder / "tokenizer.json", bos)
 
 
 def _begin_with_bos(file: Path, bos: int | None) -> None:
@@ -203,13 +219,14 @@ def export(
         Path | None, tyro.conf.arg(help_behavior_hint="(default: the one that the run used)")
     ] = None,
 ) -> None:
-    """Write a run's model for transformers: weights, configuration and tokenizer.
+    """Write a run's model for transformers or timm: weights, configuration and tokenizer.
 
     For example:
 
         python -m train.export runs/first --to exported/first
 
-    The folder then loads with AutoModelForCausalLM.from_pretrained.
+    The folder of a language model then loads with AutoModelForCausalLM.from_pretrained, and that of
+    a ViT with timm.create_model("local-dir:FOLDER", pretrained=True).
 
     Args:
         run: The run's folder.
@@ -220,31 +237,71 @@ def export(
     _check_target(to)
     record = load_run(run, metrics=False).config
     try:
-        scale, settings = get_scale(record["scale"]), read_settings(record["maxp"])
-        vocab_size, assets = record["model_spec"]["model"]["vocab_size"], record["hf_assets_path"]
-        folder, seq_len = record["checkpoint"]["folder"], int(record["training"]["seq_len"])
+        images = isinstance(find_scale(record["scale"]), ImageScale)
+        source = _recorded_classifier(record) if images else _recorded_llama(record)
+        settings, folder = read_settings(record["maxp"]), record["checkpoint"]["folder"]
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(
             f"RUN {run}: config.json is not from this version of train ({error}); export with the "
             "version that trained it"
         ) from error
-    config = model_config(scale, vocab_size)
     with torch.device("meta"):
-        model = config.build()
+        model = source.config.build()
     checkpoint = find_checkpoint(run, folder, model.state_dict(), step)
-    assets = tokenizer or Path(assets)
-    text = _read_tokenizer(assets, vocab_size)
+    written = source.check(tokenizer)
     print(f"reading {checkpoint}, writing {to} ...", flush=True)
     ab = get_method(settings.method).ab
     Parametrization(
-        model, seed=0, ab_overrides=ab, **base_arguments(settings, scale.name, vocab_size)
+        model, seed=0, ab_overrides=ab, **base_arguments(settings, record["scale"], source.config)
     )
-    weights = read_weights(checkpoint, model, multipliers(model))
-    tensors = Llama3StateDictAdapter(config, None).to_hf(weights)
-    hf = hf_config(config, seq_len, text.bos_id, text.eos_id)
-    write_folder(to, tensors, hf, assets)
+    weights = read_weights(checkpoint, model, source.multipliers(model))
+    tensors = source.rename(weights)
+    write_folder(to, tensors, *written)
     numbers = sum(tensor.numel() for tensor in tensors.values())
     print(f"wrote {to}: {len(tensors)} tensors, {numbers:,} parameters, {checkpoint.name} of {run}")
+
+
+@dataclass(frozen=True)
+class _Source:
+    """What exporting needs of a kind of model.
+
+    Attributes:
+        config: of the model.
+        check: checks ``--tokenizer``; returns the config.json to write and the tokenizer's folder.
+        multipliers: the factors of a built model's tensors, by name.
+        rename: tensors by the names of the library that reads them.
+    """
+
+    config: Any
+    check: Callable[[Path | None], tuple[dict[str, Any], Path | None]]
+    multipliers: Callable[[nn.Module], dict[str, float]]
+    rename: Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]]
+
+
+def _recorded_llama(record: Mapping[str, Any]) -> _Source:
+    vocab_size, seq_len = record["model_spec"]["model"]["vocab_size"], record["training"]["seq_len"]
+    config = model_config(get_scale(record["scale"]), vocab_size)
+    used = Path(record["hf_assets_path"])
+
+    def check(tokenizer: Path | None) -> tuple[dict[str, Any], Path]:
+        assets = tokenizer or used
+        text = _read_tokenizer(assets, vocab_size)
+        return hf_config(config, int(seq_len), text.bos_id, text.eos_id), assets
+
+    return _Source(config, check, multipliers, Llama3StateDictAdapter(config, None).to_hf)
+
+
+def _recorded_classifier(record: Mapping[str, Any]) -> _Source:
+    from train import image_export  # a run on text does not need what images need
+
+    config = image_export.recorded_model(record)
+
+    def check(tokenizer: Path | None) -> tuple[dict[str, Any], None]:
+        if tokenizer is not None:
+            raise ValueError(f"--tokenizer {tokenizer}: an image classifier has none; leave it out")
+        return image_export.timm_config(config, record), None
+
+    return _Source(config, check, image_export.multipliers, lambda tensors: tensors)
 
 
 def main() -> None:

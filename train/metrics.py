@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, ClassVar
 
 import torch.distributed as dist
 from torch import nn
@@ -14,7 +14,6 @@ from torchtitan.components.metrics import BaseLogger, LoggerContainer, MetricsPr
 from torchtitan.components.validate import Validator
 
 from train.charts import SITE_PREFIX, Charts, name_wandb_run
-from train.data.loader import TextDataLoader
 from train.run.folder import RunFolder
 from train.run.metrics_log import MetricsLog
 
@@ -31,7 +30,7 @@ class DivergedError(Exception):
         super().__init__(f"diverged at step {step}")
 
 
-# torchtitan's tag -> the name in metrics.jsonl.
+# torchtitan's tag -> the name in metrics.jsonl; "tokens" stands for what a run counts.
 _NAMES = {
     "loss_metrics/global_avg_loss": "loss",
     "loss_metrics/global_max_loss": "max_loss",
@@ -42,14 +41,21 @@ _NAMES = {
     "memory/max_reserved(GiB)": "memory_gib",
     "n_tokens_seen": "tokens",
     "validation_metrics/loss": "validation_loss",
+    "validation_metrics/accuracy": "validation_accuracy",
 }
 
 
 class JsonLinesLogger(BaseLogger):
-    """Writes one record per logged step; per-site values are under ``sites``."""
+    """Writes one record per logged step; per-site values are under ``sites``.
 
-    def __init__(self, log: MetricsLog) -> None:
+    Args:
+        log: the file.
+        unit: what the run counts, "tokens" or "images".
+    """
+
+    def __init__(self, log: MetricsLog, unit: str = "tokens") -> None:
         self._log = log
+        self._names = {tag: name.replace("tokens", unit) for tag, name in _NAMES.items()}
 
     def log(self, metrics: dict[str, Any], step: int) -> None:
         record: dict[str, Any] = {"step": step}
@@ -57,8 +63,8 @@ class JsonLinesLogger(BaseLogger):
         for tag, value in metrics.items():
             if tag == "mfu(%)" and math.isnan(value):
                 continue  # a CPU has no peak FLOP/s to compare with
-            if tag in _NAMES:
-                record[_NAMES[tag]] = value
+            if tag in self._names:
+                record[self._names[tag]] = value
             elif tag.startswith(SITE_PREFIX):
                 site, name = tag.removeprefix(SITE_PREFIX).split("/")
                 sites.setdefault(site, {})[name] = value
@@ -83,6 +89,10 @@ class RunMetrics(MetricsProcessor):
     layer_types: Mapping[str, str] = MappingProxyType({})
     """By site, as from `train.charts.layer_types`; set by the trainer."""
     last_step: int = -1
+    validation_metrics: Callable[[], dict[str, float]] | None = None
+    """What validation measures beside the loss; set by the validator."""
+    unit: ClassVar[str] = "tokens"
+    """What the run counts."""
 
     def should_log(self, step: int) -> bool:
         # torchtitan checks the loss only at steps that it logs. If it did not log the last step, a
@@ -104,7 +114,7 @@ class RunMetrics(MetricsProcessor):
             )
         )
         if dist.get_rank() == 0:
-            container.add_logger(JsonLinesLogger(RunFolder(folder).metrics()))
+            container.add_logger(JsonLinesLogger(RunFolder(folder).metrics(), self.unit))
         return container
 
     def log(
@@ -129,7 +139,10 @@ class RunMetrics(MetricsProcessor):
         Raises:
             DivergedError: it is not finite; on every rank, since it is a mean over all ranks.
         """
-        super().log_validation(loss, step, extra_metrics)
+        extra = dict(extra_metrics or {})
+        if self.validation_metrics is not None:
+            extra |= self.validation_metrics()
+        super().log_validation(loss, step, extra)
         if not math.isfinite(loss):
             raise DivergedError(step)
 
@@ -154,8 +167,6 @@ def share(sequences: int, ranks: int, largest: int) -> tuple[int, int]:
 
 def available_sequences(config: Any, tokenizer: Any, seq_len: int) -> int:
     """``config.sequences``, or the number of held-out sequences if that is smaller."""
-    if not isinstance(config.dataloader, TextDataLoader.Config):
-        return int(config.sequences)
     reader = config.dataloader.build(
         dp_world_size=1,
         dp_rank=0,
@@ -163,14 +174,15 @@ def available_sequences(config: Any, tokenizer: Any, seq_len: int) -> int:
         seq_len=seq_len,
         local_batch_size=1,
     )
-    if reader.windows is None or config.sequences <= reader.windows:
+    samples = getattr(reader, "samples", None)  # which torchtitan's own loaders do not know
+    if samples is None or config.sequences <= samples:
         return int(config.sequences)
     logger.warning(
         "--validator.sequences %d: validating on %d, which is all held-out data of "
         "--training.seq_len %d",
-        *(config.sequences, reader.windows, seq_len),
+        *(config.sequences, samples, seq_len),
     )
-    return int(reader.windows)
+    return int(samples)
 
 
 class HeldOutValidator(Validator):

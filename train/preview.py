@@ -10,9 +10,10 @@ from maxp import Parametrization
 from train import cpu
 from train.checks import data_parallel_ranks, global_batch_size, processes
 from train.method.methods import get_method
-from train.model import costs
-from train.model.llama3 import site_graph
-from train.model.scales import get_scale
+from train.model import costs, image_costs
+from train.model.classifier import Classifier
+from train.model.kinds import site_graph
+from train.model.scales import AnyScale, Scale, get_scale
 from train.run.folder import CONFIG, RunFolder
 from train.trainer import MaxPTrainer, method_arguments
 
@@ -27,7 +28,6 @@ def preview(config: MaxPTrainer.Config) -> str:
         RunFolderError: the folder's status is corrupt.
     """
     settings, training = config.maxp, config.training
-    batch = global_batch_size(config)
     follows = get_method(settings.method).follows
     folder = RunFolder(config.dump_folder)
     state = folder.describe() if (Path(folder.path) / CONFIG).exists() else "new"
@@ -35,14 +35,26 @@ def preview(config: MaxPTrainer.Config) -> str:
         f"run       {config.scale}, {settings.method}, lr {settings.lr:g}, "
         f"seed {config.debug.seed}",
         f"folder    {folder.path} ({state})",
-        f"steps     {training.steps}, each of {batch} sequences of {training.seq_len} tokens: "
-        f"{training.steps * batch * training.seq_len:,} tokens",
+        f"steps     {training.steps}, each of {_step(config)}",
         f"measures  {_measurements(config, follows) if settings.measures else 'never'}",
         *_costs(config),
         "",
         *_sites(config, follows),
     ]
     return "\n".join(lines)
+
+
+def _step(config: MaxPTrainer.Config) -> str:
+    training, batch = config.training, global_batch_size(config)
+    if _is_image_run(config):
+        return f"{batch} images: {training.steps * batch:,} images"
+    tokens = training.steps * batch * training.seq_len
+    return f"{batch} sequences of {training.seq_len} tokens: {tokens:,} tokens"
+
+
+def _is_image_run(config: MaxPTrainer.Config) -> bool:
+    assert config.model_spec is not None
+    return isinstance(config.model_spec.model, Classifier.Config)
 
 
 def _measurements(config: MaxPTrainer.Config, follows: bool) -> str:
@@ -52,11 +64,34 @@ def _measurements(config: MaxPTrainer.Config, follows: bool) -> str:
 
 
 def _costs(config: MaxPTrainer.Config) -> list[str]:
+    settings, training = config.maxp, config.training
+    scale, model, kept = _memory(config)
+    kept = kept if settings.measures else 0
+    lines = [
+        f"memory    {_gib(model + kept)} on the first process, of which {_gib(kept)} for "
+        "measuring; activations come on top"
+    ]
+    if not cpu.has_accelerator():
+        return [*lines, "time      no estimate without a GPU"]
+    devices = processes()
+    interval = settings.solve_interval if settings.measures else None
+    total = costs.gpu_hours(scale, training.steps, devices, solve_interval=interval)
+    words = f"on {devices} H100 at {costs.USUAL_MFU:.0%} of peak"
+    return [*lines, f"time      {total / devices:.2g} hours {words}"]
+
+
+def _memory(config: MaxPTrainer.Config) -> tuple[AnyScale, int, int]:
+    """The scale as flagged, and bytes on the first process: of training, and kept to measure."""
     settings, parallelism, training = config.maxp, config.parallelism, config.training
-    scale = replace(
-        get_scale(config.scale),
-        seq_len=training.seq_len,
-        global_batch_size=global_batch_size(config),
+    batch = global_batch_size(config)
+    assert config.model_spec is not None
+    model = config.model_spec.model
+    if isinstance(model, Classifier.Config):
+        image = replace(model.as_scale(), global_batch_size=batch)
+        kept = image_costs.measuring_bytes(image, resample_w0=settings.resample_w0)
+        return image, image_costs.trained_bytes(image), kept
+    scale: Scale = replace(
+        get_scale(config.scale), seq_len=training.seq_len, global_batch_size=batch
     )
     replicas = parallelism.data_parallel_replicate_degree
     mesh = costs.Mesh(
@@ -68,18 +103,7 @@ def _costs(config: MaxPTrainer.Config) -> list[str]:
         settings.probe_sequences, settings.probe_tokens, fresh=settings.probe == "fresh"
     )
     memory = costs.memory(scale, mesh, probe)
-    kept = memory.kept(resample_w0=settings.resample_w0) if settings.measures else 0
-    lines = [
-        f"memory    {_gib(memory.model + kept)} on the first process, of which {_gib(kept)} for "
-        "measuring; activations come on top"
-    ]
-    if not cpu.has_accelerator():
-        return [*lines, "time      no estimate without a GPU"]
-    devices = processes()
-    interval = settings.solve_interval if settings.measures else None
-    total = costs.gpu_hours(scale, training.steps, devices, solve_interval=interval)
-    words = f"on {devices} H100 at {costs.USUAL_MFU:.0%} of peak"
-    return [*lines, f"time      {total / devices:.2g} hours {words}"]
+    return scale, memory.model, memory.kept(resample_w0=settings.resample_w0)
 
 
 def _gib(size: int) -> str:

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from typing import Annotated, Any
 
+import torch
 import torch.distributed as dist
 import tyro
 from torchtitan.components.dataloader import DataloaderExhaustedError
@@ -25,7 +26,7 @@ from train.method.methods import get_method
 from train.method.probe import FreshText, TrainerParametrization, draw_probe
 from train.method.settings import MaxPSettings
 from train.metrics import COUNT_PREFIX, DivergedError, HeldOutValidator, RunMetrics
-from train.model.llama3 import site_graph
+from train.model.kinds import site_graph
 from train.preemption import PreemptedError, StopFlag
 from train.run.folder import RunFolder
 from train.run.tail import COUNTS
@@ -45,7 +46,7 @@ def method_arguments(config: Any, graph: Graph) -> dict[str, Any]:
         "c_overrides": dict.fromkeys(method.ab, 0.0) if method.one_lr else None,
         "alignment_overrides": _frozen_alignment(settings, graph) if method.needs_table else None,
         "alignment_bounds": BOUNDS if settings.bounded else None,
-        **base_arguments(settings, config.scale, config.model_spec.model.vocab_size),
+        **base_arguments(settings, config.scale, config.model_spec.model),
     }
 
 
@@ -68,6 +69,11 @@ def _frozen_alignment(settings: MaxPSettings, graph: Graph) -> Table:
             ", ".join(outside[:4]),
         )
     return within
+
+
+def _excess(labels: torch.Tensor) -> int:
+    """Entries of labels beyond one per sample: mixed images have a share of every class."""
+    return labels.numel() - len(labels) if labels.is_floating_point() else 0
 
 
 class MaxPTrainer(Trainer):
@@ -103,32 +109,34 @@ class MaxPTrainer(Trainer):
         limit_collectives(config.comm.init_timeout_seconds)
         if not cpu.has_accelerator():
             cpu.use_sum_reductions(self.model_parts[0])
-            logger.info(
-                "no accelerator: training uses torch's attention, and attention is not masked at "
-                "document boundaries"
-            )
+            if isinstance(self.dataloader, TextDataLoader):
+                logger.info(
+                    "no accelerator: training uses torch's attention, and attention is not masked "
+                    "at document boundaries"
+                )
         if isinstance(self.metrics_processor, RunMetrics):
             self.metrics_processor.site_metrics = self.site_metrics
             self.metrics_processor.layer_types = layer_types(self.parametrization.graph)
             self.metrics_processor.last_step = config.training.steps
-        if isinstance(self.dataloader, TextDataLoader):
-            self._check_length(self.dataloader)
+        self._check_length(self.dataloader)
         if self.measures:
             self._capture_initial()
         # Last, since nothing restores the handlers if anything above raises.
         self._stop_flag = StopFlag(timedelta(seconds=config.comm.train_timeout_seconds))
 
-    def _check_length(self, data: TextDataLoader) -> None:
-        """Refuse a run that is longer than data that does not repeat; warn if data repeats."""
-        batch, windows = global_batch_size(self.config), data.windows
+    def _check_length(self, data: Any) -> None:
+        """Refuse a run that is longer than data that does not repeat; warn if text repeats."""
+        batch, samples = global_batch_size(self.config), getattr(data, "samples", None)
         steps = self.config.training.steps
-        if not data.config.infinite and windows is not None and steps * batch > windows:
+        if samples is not None and not data.config.infinite and steps * batch > samples:
+            kind = "sequences" if isinstance(data, TextDataLoader) else "images"
             raise DataError(
-                f"--dataloader.no-infinite: the data has {windows} sequences, which are "
-                f"{windows // batch} of the {steps} steps; leave the flag out, or start in another "
-                f"--output-dir with --steps {windows // batch}"
+                f"--dataloader.no-infinite: the data has {samples} {kind}, which are "
+                f"{samples // batch} of the {steps} steps; leave the flag out, or start in another "
+                f"--output-dir with --steps {samples // batch}"
             )
-        data.log_epochs(steps * batch)
+        if isinstance(data, TextDataLoader):
+            data.log_epochs(steps * batch)
 
     def _set_learning_rates(self, optimizers: Any, model_parts: Any, parallel_dims: Any) -> None:
         """torchtitan's hook after the optimizer is built: draw weights, solve, split the groups."""
@@ -238,7 +246,17 @@ class MaxPTrainer(Trainer):
         self.parametrization.check_initial_weights()
         if self.step > 0:
             self._complete_validation()
-        return super().batch_generator(data_iterable)
+        return self._counted(super().batch_generator(data_iterable))
+
+    def _counted(self, batches: Iterator[Any]) -> Iterator[Any]:
+        for inputs, labels in batches:
+            self.metrics_processor.ntokens_since_last_log -= _excess(labels)
+            yield inputs, labels
+
+    def post_dataloading_process(self, input_dict: dict[str, Any], labels: torch.Tensor) -> Any:
+        """torchtitan's, which counts the entries of labels."""
+        self.ntokens_seen -= _excess(labels)
+        return super().post_dataloading_process(input_dict, labels)
 
     def _complete_validation(self) -> None:
         """Validate at the checkpoint's step if the run was stopped between the two."""
@@ -276,13 +294,18 @@ class MaxPTrainer(Trainer):
             for label, value in zip(ALIGNMENTS, values, strict=True):
                 if value is not None:
                     metrics[f"{SITE_PREFIX}{name}/{label}"] = value
-        for reason, count in self.parametrization.counts().items():
+        for reason, count in self._counts().items():
             metrics[f"{COUNT_PREFIX}{reason}"] = count
         return metrics
 
+    def _counts(self) -> dict[str, int]:
+        """`COUNTS` that are not zero."""
+        skipped = getattr(self.dataloader, "skipped", 0)
+        return self.parametrization.counts() | ({"skipped_images": skipped} if skipped else {})
+
     def remarks(self) -> str | None:
         """How often a previous value was kept, in words; None if it never was."""
-        counts = self.parametrization.counts()
+        counts = self._counts()
         # A bound that acts is no fault: it is in the metrics and in the notes of tables.
         faults = {reason: count for reason, count in counts.items() if reason != "bounded"}
         return ", ".join(f"{COUNTS[reason]}: {count}" for reason, count in faults.items()) or None

@@ -129,7 +129,7 @@ class TextDataLoader(BaseDataLoader):
         )
 
     @property
-    def windows(self) -> int | None:
+    def samples(self) -> int | None:
         """Number of sequences in one epoch; None for a hub dataset, where it is unknown."""
         return self._loader.windows if isinstance(self._loader, WindowLoader) else None
 

@@ -4,22 +4,26 @@ from typing import Any
 
 from maxp import Depth
 from train.method.settings import MaxPSettings
-from train.model.llama3 import BRANCH_ENDS, base_model
-from train.model.scales import get_scale
+from train.model.kinds import base_model, branch_ends
+from train.model.scales import find_scale
 from train.run.identity import NO_BASE
 
 
-def base_arguments(settings: MaxPSettings, scale: str, vocab_size: int) -> dict[str, Any]:
-    """The arguments of `maxp.Parametrization` that the base scale and the multipliers decide."""
+def base_arguments(settings: MaxPSettings, scale: str, model: Any) -> dict[str, Any]:
+    """The arguments of `maxp.Parametrization` that the base scale and the multipliers decide.
+
+    Args:
+        settings, scale, model: those of the run; ``model`` is the model's configuration.
+    """
     arguments: dict[str, Any] = {
         "lr_multipliers": settings.lr_multipliers.by_key(),
         "std_multipliers": settings.std_multipliers.by_key(),
     }
     if settings.base_scale == NO_BASE:
         return arguments
-    here, base = get_scale(scale), get_scale(settings.base_scale)
-    arguments["base"] = base_model(here, base, vocab_size)
+    arguments["base"] = base_model(model, scale, settings.base_scale)
+    here, base = find_scale(scale), find_scale(settings.base_scale)
     if here.n_layers != base.n_layers and settings.depth_exponent > 0:
         ratio = here.n_layers / base.n_layers
-        arguments["depth"] = Depth(ratio, settings.depth_exponent, BRANCH_ENDS)
+        arguments["depth"] = Depth(ratio, settings.depth_exponent, branch_ends(model))
     return arguments

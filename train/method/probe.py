@@ -7,13 +7,14 @@ import dataclasses
 import logging
 import pickle
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import nn
 from torch.distributed.fsdp import FSDPModule
+from torchtitan.models.common.decoder import Decoder
 
 from maxp import Graph, Parametrization
 from maxp.alignment import Measured
@@ -181,7 +182,9 @@ class TrainerParametrization(Parametrization):
         arguments = {key: value.to(trainer.device) for key, value in inputs.items()}
         tokens, _, kwargs = trainer.post_dataloading_process(arguments, labels.to(trainer.device))
         trainer.ntokens_seen = seen
-        with trainer.train_context(), _uncompiled(model), _head_on_one_token(model):
+        decodes = isinstance(model, Decoder)
+        head = _head_on_one_token(model) if decodes else nullcontext()
+        with trainer.train_context(), _uncompiled(model), head:
             model(tokens, **kwargs)
         # FSDP leaves the last group gathered after a forward pass without a backward.
         for module in model.modules():

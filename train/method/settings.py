@@ -7,7 +7,7 @@ from typing import Any, Literal, get_args
 
 from train.method.methods import get_method
 from train.model.costs import Probe
-from train.model.scales import get_scale
+from train.model.scales import find_scale
 from train.run.identity import NO_BASE
 
 
@@ -132,7 +132,7 @@ class MaxPSettings:
         if not (self.lr > 0 and math.isfinite(self.lr)):
             raise ValueError(f"--lr {self.lr}: must be positive")
         if self.base_scale != NO_BASE:
-            get_scale(self.base_scale, "--maxp.base_scale")
+            find_scale(self.base_scale, "--maxp.base_scale")
         for flag, factor in self._multipliers():
             if not (factor > 0 and math.isfinite(factor)):
                 raise ValueError(f"--maxp.{flag} {factor}: must be positive")

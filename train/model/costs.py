@@ -7,7 +7,9 @@ attention matrix counts, although half of it is masked (as in torchtitan's
 
 from dataclasses import dataclass
 
-from train.model.scales import LLAMA3_VOCABULARY, VOCAB_SIZE, Scale
+from train.model import image_costs
+from train.model.image_scales import ImageScale
+from train.model.scales import LLAMA3_VOCABULARY, VOCAB_SIZE, AnyScale, Scale
 
 FLOAT32, FLOAT64, INT64 = 4, 8, 8
 
@@ -15,6 +17,8 @@ FLOAT32, FLOAT64, INT64 = 4, 8, 8
 H100_FLOPS = 989e12
 # What torchtitan reports for LLaMA-3 8B on H100s with FSDP2 and compile (arXiv 2410.06511).
 USUAL_MFU = 0.4
+# Images of a probe by default: an MLP, and the head of a ViT, measure on one row per image.
+PROBE_IMAGES = 32
 
 
 @dataclass(frozen=True)
@@ -184,21 +188,25 @@ def communicated(scale: Scale, mesh: Mesh | None = None, probe: Probe | None = N
     return axes * squares + products
 
 
-def step_flops(scale: Scale) -> int:
+def step_flops(scale: AnyScale) -> int:
     """FLOPs of one optimizer step on the global batch, over all devices."""
+    if isinstance(scale, ImageScale):
+        return scale.global_batch_size * image_costs.training_flops(scale)
     tokens = scale.global_batch_size * scale.seq_len
     multiplied = sum(w.out * w.into for w in measured_weights(scale))
     attention = scale.n_layers * 2 * scale.dim * scale.seq_len
     return 6 * tokens * (multiplied + attention)
 
 
-def measurement_flops(scale: Scale, probe: Probe | None = None) -> int:
+def measurement_flops(scale: AnyScale, probe: Probe | None = None) -> int:
     """FLOPs of the matrix products of one measurement, on a rank that holds the whole model.
 
     Subtracting and squaring weights is not counted: a few operations per entry, against 6 per entry
     and token.
     """
     probe = probe or Probe()
+    if isinstance(scale, ImageScale):
+        return image_costs.measurement_flops(scale, PROBE_IMAGES, probe.tokens)
     *blocks, head = measured_weights(scale)
     dim, rows = scale.dim, probe.rows(scale)
     inner = sum(w.out * w.into for w in blocks)
@@ -212,14 +220,14 @@ def measurement_flops(scale: Scale, probe: Probe | None = None) -> int:
     return forward + products + bilinear
 
 
-def training_flops(scale: Scale, steps: int, solve_interval: int | None = None) -> int:
+def training_flops(scale: AnyScale, steps: int, solve_interval: int | None = None) -> int:
     """FLOPs of a run that measures every ``solve_interval`` steps; None never measures."""
     measurements = 0 if solve_interval is None else steps // solve_interval
     return steps * step_flops(scale) + measurements * measurement_flops(scale)
 
 
 def gpu_hours(
-    scale: Scale,
+    scale: AnyScale,
     steps: int,
     gpus: int,
     *,
@@ -231,8 +239,8 @@ def gpu_hours(
 
     Args:
         scale, steps: those of the run.
-        gpus: the number of GPUs. Each takes whole sequences, so if the global batch does not divide
-            evenly, all wait for the GPUs that take one more.
+        gpus: the number of GPUs. Each takes whole sequences, or images, so if the global batch does
+            not divide evenly, all wait for the GPUs that take one more.
         mfu: model FLOPs utilisation, the part of ``peak_flops`` that training reaches.
         peak_flops: FLOP/s of one GPU.
         solve_interval: steps between measurements; None for a method that does not measure.

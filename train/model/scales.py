@@ -1,11 +1,15 @@
 """The scales: LLaMA-3 models from a debug size to 3B, and ladders in which only the width differs.
 
+Those of image classifiers are in `train.model.image_scales`.
+
 This module does not import torch, so that commands that only plan runs start quickly. The models
 are in `train.model.llama3`.
 """
 
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, ClassVar
+
+from train.model.image_scales import IMAGE_BASES, IMAGE_SCALES, ImageScale
 
 LLAMA3_VOCABULARY = 128_256
 VOCAB_SIZE = 4096
@@ -34,6 +38,9 @@ class Scale:
     local_batch_size: int = 8
     global_batch_size: int = 256
     on_corpus: bool = False
+
+    unit: ClassVar[str] = "tokens"
+    """What is counted."""
 
     @property
     def head_dim(self) -> int:
@@ -87,8 +94,10 @@ SCALES: dict[str, Scale] = {
 }
 
 
+AnyScale = Scale | ImageScale
+
 # The smallest scale of each ladder, where learning rates are tuned.
-_BASES = {"debug": "debug-base", "s": "s1", "w": "w256", "cpu": "cpu64"}
+_BASES = {"debug": "debug-base", "s": "s1", "w": "w256", "cpu": "cpu64", **IMAGE_BASES}
 
 
 def base_of(name: str) -> str | None:
@@ -100,8 +109,25 @@ def base_of(name: str) -> str | None:
     return _BASES.get(ladder)
 
 
+def all_scales() -> dict[str, AnyScale]:
+    """The scales of language models and of image classifiers, by name."""
+    return {**SCALES, **IMAGE_SCALES}
+
+
+def find_scale(name: str, flag: str = "--scale") -> AnyScale:
+    """The scale of this name, of either kind.
+
+    Raises:
+        ValueError: one line that names the flag and the known scales.
+    """
+    scales = all_scales()
+    if name not in scales:
+        raise ValueError(f"{flag} {name}: unknown; choose one of {', '.join(scales)}")
+    return scales[name]
+
+
 def get_scale(name: str, flag: str = "--scale") -> Scale:
-    """The scale of this name.
+    """The scale of a language model of this name.
 
     Raises:
         ValueError: one line that names the flag and the known scales.
@@ -111,8 +137,13 @@ def get_scale(name: str, flag: str = "--scale") -> Scale:
     return SCALES[name]
 
 
-def compute_steps(scale: Scale, tokens_per_step: int | None = None) -> int:
-    """Steps for 20 tokens per non-embedding parameter (Hoffmann et al. 2022, arXiv 2203.15556)."""
+def compute_steps(scale: AnyScale, tokens_per_step: int | None = None) -> int:
+    """Steps for 20 tokens per non-embedding parameter (Hoffmann et al. 2022, arXiv 2203.15556).
+
+    For images, the number that the scale has.
+    """
+    if isinstance(scale, ImageScale):
+        return scale.steps
     if tokens_per_step is None:
         tokens_per_step = scale.global_batch_size * scale.seq_len
     return max(1, round(TOKENS_PER_PARAMETER * scale.non_embedding_params / tokens_per_step))

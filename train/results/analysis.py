@@ -38,7 +38,7 @@ _GAPS = ("scale", "method", "reference", "gap", "noise", "seeds", "reference_see
 
 @dataclass(frozen=True)
 class Results:
-    """Everything that the outputs show for one metric; losses are in nats per token.
+    """Everything that the outputs show for one metric; losses are in nats per token or image.
 
     Attributes:
         runs: from `collect`, with their combination.
@@ -135,7 +135,8 @@ def loss_table(runs: pd.DataFrame, metric: Metric) -> pd.DataFrame:
     """The cells of the loss tables: one row per scale, combination, lr and method that has runs.
 
     Columns: scale, lr, method; combination of values of the axes, as text; mean and std of
-    ``metric`` in nats per token (the sample standard deviation over seeds, NaN for one seed);
+    ``metric`` in nats per token or image (the sample standard deviation over seeds, NaN for one
+    seed); accuracy, the mean of the validation's, where runs on images have one;
     finished, the number of runs in the mean; seeds, the number of different seeds among those;
     diverged and runs, numbers of runs; at_base, whether the scale is its own base, where all
     methods are the same run; run_as, the method that was run there for this one, else ""; best,
@@ -147,12 +148,16 @@ def loss_table(runs: pd.DataFrame, metric: Metric) -> pd.DataFrame:
 
 def _cells(members: pd.DataFrame, metric: Metric) -> pd.DataFrame:
     counted = members["seed"].astype(str).where(members[metric].notna())
+    accuracy: dict[str, Any] = {"accuracy": ("accuracy", "mean")}
+    if metric == "train" or not members["accuracy"].notna().any():  # of validation; none for text
+        accuracy = {}
     cells = (
         members.assign(diverged=members["state"] == "diverged", counted=counted)
         .groupby(["scale", "lr", "method", "combination"], as_index=False)
         .agg(
             mean=(metric, "mean"),
             std=(metric, "std"),
+            **accuracy,
             finished=(metric, "count"),
             seeds=("counted", "nunique"),
             diverged=("diverged", "sum"),

@@ -36,7 +36,7 @@ VANISHED = "vanished"
 """State of a run whose status.json says "running", but whose process on this machine is gone."""
 
 _NUMBERS = (
-    *("lr", "parameters", "validation", "train", "loss", "step"),
+    *("lr", "parameters", "validation", "accuracy", "train", "loss", "step"),
     *("tokens", "tokens_per_second", *COUNTS),
 )
 COLUMNS = (
@@ -49,6 +49,7 @@ COLUMNS = (
         "state",
         "description",
         "validation",
+        "accuracy",
         "train",
         "loss",
     ),
@@ -70,12 +71,15 @@ def collect(*folders: str | os.PathLike[str]) -> pd.DataFrame:
         state: as in status.json; "no status" if there is none, "vanished" if its process is gone,
             and "unreadable" if config.json or status.json is corrupt.
         description: the state in words, with its reason.
-        validation, train: the two metrics, nats per token; NaN unless the run is completed.
+        validation, train: the two metrics, nats per token or image; NaN unless the run is
+            completed.
+        accuracy: of the validation, in [0, 1]; NaN for text, or unless the run is completed.
         loss, step, tokens, tokens_per_second: as last logged, see `tail.Tail`.
         skipped_lines: number of corrupt lines in its metrics.
         bad_summary: why its summary cannot be used; empty if it can.
         updated: time of its status, ISO 8601, UTC.
-        refused, zero_terms, bounded, infeasible: the counts of `tail.COUNTS`; NaN for none.
+        refused, zero_terms, bounded, infeasible, skipped_images: the counts of `tail.COUNTS`;
+            NaN for none.
     """
     runs = [run for folder in folders for run in _runs_below(folder)]
     progress = tqdm(runs, desc="runs", unit="run", delay=1, leave=False, disable=None)
@@ -129,7 +133,7 @@ def read_run(folder: Path, varying: Varying) -> dict[str, Any]:
     varying.add(run.config)
     row |= vars(numbers) | {"parameters": parameters}
     if state != "completed":
-        row |= {"validation": None, "train": None}
+        row |= {"validation": None, "accuracy": None, "train": None}
     stopped = run.status.get("step")
     if isinstance(stopped, int):  # for a run that diverged: the step at which it did
         row["step"] = stopped

@@ -84,6 +84,7 @@ def cell_texts(cells: pd.DataFrame, points: Iterable[str] = ("",)) -> pd.DataFra
             return " ".join([diverged or "-", *shared, *(["^"] if cell["carried"] else [])])
         parts = [f"{cell['mean']:.4f}".rjust(width)]
         parts += [f"± {cell['std']:.4f}"] if pd.notna(cell["std"]) else []
+        parts += [accuracy_text(cell)] if accuracy_text(cell) else []
         remarks = [f"n={cell['seeds']}"] if cell["seeds"] != counts.max() else []
         remarks += [diverged] if diverged else []
         parts += [f"({', '.join(remarks)})"] if remarks else []
@@ -98,6 +99,12 @@ def cell_texts(cells: pd.DataFrame, points: Iterable[str] = ("",)) -> pd.DataFra
     place = {point: position for position, point in enumerate(points)}
     order = sorted(table.index, key=lambda row: (place[row[0]], row[1]))
     return table.reindex(index=order, columns=in_order(table.columns)).fillna("-")
+
+
+def accuracy_text(cell: pd.Series) -> str:
+    """E.g. "96.1%"; empty for text."""
+    accuracy = cell.get("accuracy")
+    return f"{accuracy:.1%}" if pd.notna(accuracy) else ""
 
 
 def leading(results: Results, index: pd.Index) -> list[list[str]]:
@@ -225,7 +232,11 @@ def _latex_losses(results: Results, scale: str) -> str:
     rows = methods.to_dict("index")
     table = pd.DataFrame(
         [
-            [*map(escape, point), _latex_lr(lr), *map(_latex_cell, line)]
+            [
+                *map(escape, point),
+                _latex_lr(lr),
+                *map(_latex_cell, line),
+            ]
             for point, (_, lr), line in zip(points, texts.index, texts.to_numpy(), strict=True)
         ],
         columns=[*map(escape, results.axes.values()), "lr", *map(escape, texts.columns)],
@@ -271,9 +282,12 @@ def _latex_table(table: pd.DataFrame, caption: str, left: int = 1) -> str:
 
 
 def _latex_cell(text: str) -> str:
-    text = text.strip()
+    return _latex_marked(text.strip().replace("%", r"\%"))
+
+
+def _latex_marked(text: str) -> str:
     if text.endswith(" ^"):
-        return f"{_latex_cell(text.removesuffix(' ^'))} {escape('^')}"
+        return f"{_latex_marked(text.removesuffix(' ^'))} {escape('^')}"
     if text.endswith(" **"):
         return f"\\underline{{\\textbf{{{text.removesuffix(' **')}}}}}"
     if text.endswith(" *"):

@@ -25,16 +25,17 @@ from train.results.analysis import TITLES, Results
 from train.results.axes import axes_of
 from train.results.basin import TOLERANCE
 from train.results.collect import UNREADABLE, collect
+from train.results.formats import accuracy_text
 from train.results.names import Metric, in_order, lr_text, value_text
 from train.run.files import write_whole
 
 _LEGEND = (
-    f"Losses are in nats per token. Basin: decades of learning rate within {TOLERANCE:g} of the "
-    "best loss, with the mean loss interpolated linearly in log lr. It ends at an lr at which a "
-    "seed diverged; ≥ means that the grid, or the finished runs, end before the basin does. "
-    "Regret: loss at the best lr of the base scale, or else of the method's smallest, minus the "
-    "best loss at this scale, with the 95% interval over seeds. A gap within one "
-    "standard deviation over seeds is not significant."
+    "Losses are in nats per token, or per image. Basin: decades of learning rate within "
+    f"{TOLERANCE:g} of the best loss, with the mean loss interpolated linearly in log lr. It ends "
+    "at an lr at which a seed diverged; ≥ means that the grid, or the finished runs, end before "
+    "the basin does. Regret: loss at the best lr of the base scale, or else of the method's "
+    "smallest, minus the best loss at this scale, with the 95% interval over seeds. A gap within "
+    "one standard deviation over seeds is not significant."
 )
 _CAPTIONS = {
     "loss_against_lr": "Mean over seeds; the band is one standard deviation. A ring marks the best "
@@ -213,8 +214,10 @@ def problem_grid(runs: pd.DataFrame) -> Table | None:
 def run_grid(runs: pd.DataFrame) -> Table:
     """State and numbers of every run."""
     axes = axes_of(runs[runs["state"] != UNREADABLE])
-    heads = ["run", "scale", "method", "lr", "seed", "state", "step", "loss", "validation", "train"]
-    heads += ["tokens", "tokens/s", *axes.values(), "reason"]
+    heads = ["run", "scale", "method", "lr", "seed", "state", "step", "loss", "validation"]
+    images = bool(runs["accuracy"].notna().any())
+    unit = "images" if images else "tokens"
+    heads += [*["accuracy"] * images, "train", unit, f"{unit}/s", *axes.values(), "reason"]
     rows = []
     for run in runs.to_dict("records"):
         unread = run["state"] == UNREADABLE
@@ -229,7 +232,9 @@ def run_grid(runs: pd.DataFrame) -> Table:
                 _number(run["seed"], ".0f"),
                 Cell(run["state"], kind="text bad" if bad else "text"),
                 _number(run["step"], ".0f"),
-                *(_number(run[name], ".4f") for name in ("loss", "validation", "train")),
+                *(_number(run[name], ".4f") for name in ("loss", "validation")),
+                *[_number(run["accuracy"], ".4f")] * images,
+                _number(run["train"], ".4f"),
                 _number(run["tokens"], ",.0f"),
                 _number(run["tokens_per_second"], ",.0f"),
                 *(_words(value_text(run["axes"].get(name))) for name in axes),
@@ -244,6 +249,7 @@ def _loss(cell: pd.Series, most: int) -> Cell:
     if cell["finished"] == 0:
         return Cell("", "", remark=diverged, bad=True) if diverged else _NONE
     remarks = [] if math.isnan(cell["std"]) else [f"± {cell['std']:.4f}"]
+    remarks += [accuracy_text(cell)] if accuracy_text(cell) else []
     remarks += [f"n = {cell['seeds']}"] if cell["seeds"] != most else []
     remarks += [diverged] if diverged else []
     remarks += [f"= {cell['run_as']}"] if cell["run_as"] else []

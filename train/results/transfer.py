@@ -51,8 +51,9 @@ def transfer(
         known = [scale for scale in scales if (scale, method) in best]
         for position, scale in enumerate(scales):
             origin = bases.get(scale)
-            if origin not in known:
-                origin = known[0] if known and scales.index(known[0]) < position else None
+            if origin not in known:  # the smallest scale of the same ladder
+                alike = [other for other in known if bases.get(other) == origin]
+                origin = alike[0] if alike and scales.index(alike[0]) < position else None
             if origin is None or origin == scale:
                 continue
             carried = best[origin, method]

@@ -12,7 +12,8 @@ from typing import Any
 from torch.utils.tensorboard import SummaryWriter
 
 TAGS = {"validation": "final/validation_loss", "train": "final/train_loss"}
-"""Metric -> the tag of its scalar, in nats per token."""
+"""Metric -> the tag of its scalar, in nats per token or image."""
+ACCURACY_TAG = "final/validation_accuracy"
 
 
 def write_hparams(folder: str | os.PathLike[str], summary: Mapping[str, Any]) -> Path:
@@ -31,9 +32,10 @@ def write_hparams(folder: str | os.PathLike[str], summary: Mapping[str, Any]) ->
     target = Path(folder) / "tb" / "hparams"
     if target.exists():
         shutil.rmtree(target)
+    tags = TAGS | ({} if summary.get("accuracy") is None else {"accuracy": ACCURACY_TAG})
     losses = {
         tag: math.nan if summary["state"] != "completed" or summary[name] is None else summary[name]
-        for name, tag in TAGS.items()
+        for name, tag in tags.items()
     }
     coordinates = {key: summary[key] for key in ("scale", "method", "lr", "seed", "state")}
     with SummaryWriter(os.fspath(target)) as writer:

@@ -19,6 +19,7 @@ COUNTS = {
     "zero_terms": "measured terms exactly zero, previous alignments kept",
     "bounded": "measured alignments moved to a bound",
     "infeasible": "programs without a solution, previous learning rates kept",
+    "skipped_images": "images that cannot be read, skipped",
 }
 """Key in the training records -> what it counts, since the start of the run; absent if zero."""
 
@@ -27,20 +28,24 @@ COUNTS = {
 class Tail:
     """Numbers from the end of a run's metrics; None for one that is missing or not finite.
 
-    Losses are in nats per token.
+    Losses are in nats per token, or per image.
 
     Attributes:
         validation: the last validation loss.
+        accuracy: of that validation, in [0, 1]; None for text.
         train: mean of the training losses logged in the last 10% of the steps, at least of one.
         loss: the last training loss.
         step: the last step logged.
-        tokens: tokens seen up to that step.
-        tokens_per_second: per device; the median over the records that ``train`` is the mean of.
+        tokens: tokens, or images, seen up to that step.
+        tokens_per_second: the same per second and device; the median over the records that
+            ``train`` is the mean of.
         skipped_lines: number of corrupt lines read.
-        refused, zero_terms, bounded, infeasible: the `COUNTS` up to that step; None for none.
+        refused, zero_terms, bounded, infeasible, skipped_images: the `COUNTS` up to that step;
+            None for none.
     """
 
     validation: float | None = None
+    accuracy: float | None = None
     train: float | None = None
     loss: float | None = None
     step: int | None = None
@@ -51,6 +56,7 @@ class Tail:
     zero_terms: int | None = None
     bounded: int | None = None
     infeasible: int | None = None
+    skipped_images: int | None = None
 
 
 def final(file: Path) -> Tail:
@@ -78,16 +84,17 @@ def final(file: Path) -> Tail:
         if whole_window and validation is not None:
             break
     losses = [_number(record["loss"]) for record in records]
-    speeds = [v for r in records if (v := _number(r.get("tokens_per_second"))) is not None]
+    speeds = [v for r in records if (v := speed(r)) is not None]
     known = [loss for loss in losses if loss is not None]
     last = records[0] if records else {}
     return Tail(
         validation=_number((validation or {}).get("validation_loss")),
+        accuracy=_number((validation or {}).get("validation_accuracy")),
         # One loss that is not finite makes the mean not finite.
         train=math.fsum(known) / len(known) if known and len(known) == len(losses) else None,
         loss=_number(last.get("loss")),
         step=_whole((last or validation or {}).get("step")),
-        tokens=_whole(last.get("tokens")),
+        tokens=_seen(last),
         tokens_per_second=statistics.median(speeds) if speeds else None,
         skipped_lines=skipped,
         **_counts(last),
@@ -100,8 +107,8 @@ def latest(file: Path) -> Tail:
     return Tail(
         loss=_number(record.get("loss")),
         step=_whole(record.get("step")),
-        tokens=_whole(record.get("tokens")),
-        tokens_per_second=_number(record.get("tokens_per_second")),
+        tokens=_seen(record),
+        tokens_per_second=speed(record),
         skipped_lines=corrupt,
         **_counts(record),
     )
@@ -142,6 +149,15 @@ def lines_from_end(file: Path) -> Iterator[bytes]:
             yield from filter(None, reversed(lines))
         if cut:
             yield cut
+
+
+def speed(record: dict[str, Any]) -> float | None:
+    """Tokens, or images, per second and device in a training record."""
+    return _number(record.get("tokens_per_second", record.get("images_per_second")))
+
+
+def _seen(record: dict[str, Any]) -> int | None:
+    return _whole(record.get("tokens", record.get("images")))
 
 
 def _number(value: Any) -> float | None:

@@ -1,0 +1,72 @@
+"""What timm needs to build and load the model of a run on images."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import nn
+
+from maxp.module import find_sites
+from train.data.images import ImageDataLoader
+from train.data.images.transforms import normalisation
+from train.model.classifier import Classifier
+
+_TIMM_MODEL = "model_name"
+
+
+def recorded_model(record: Mapping[str, Any]) -> Classifier.Config:
+    """The model's configuration in a run's config.json.
+
+    Raises:
+        KeyError, TypeError: it is of another version.
+    """
+    values = {key: v for key, v in record["model_spec"]["model"].items() if key != "param_init"}
+    return Classifier.Config(**values)
+
+
+def multipliers(model: nn.Module) -> dict[str, float]:
+    """By parameter name, the factors that fold the multipliers of sites into weights and biases.
+
+    Args:
+        model: with its multipliers set by `maxp.Parametrization`; may be on the meta device.
+    """
+    parameters = dict(model.named_parameters())
+    return {
+        name: site.scale
+        for site_name, site in find_sites(model).items()
+        for name in (f"{site_name}.weight", f"{site_name}.bias")
+        if name in parameters
+    }
+
+
+def timm_config(model: Classifier.Config, record: Mapping[str, Any]) -> dict[str, Any]:
+    """The ``config.json`` from which ``timm.create_model("local-dir:FOLDER")`` builds the model.
+
+    That of an MLP, which timm does not have, names `train.model.classifier.MLP` and its arguments.
+
+    Args:
+        model: its configuration.
+        record: of the run: the content of its config.json.
+    """
+    if model.kind == "mlp":
+        pixels = model.channels * model.image_size**2
+        arguments = {"pixels": pixels, "width": model.width, "depth": model.depth}
+        arguments["classes"] = model.num_classes
+        return {"architecture": "train.model.classifier.MLP", "model_args": arguments}
+    arguments = model.timm_arguments()
+    data = record["dataloader"]
+    images = ImageDataLoader.Config(dataset=data["dataset"], channels=data["channels"])
+    images.mean, images.std = (data[key] and tuple(data[key]) for key in ("mean", "std"))
+    mean, std = normalisation(images)
+    return {
+        "architecture": arguments.pop(_TIMM_MODEL),
+        "num_classes": model.num_classes,
+        "model_args": arguments,
+        "pretrained_cfg": {
+            "input_size": [model.channels, model.image_size, model.image_size],
+            "mean": list(mean),
+            "std": list(std),
+            "num_classes": model.num_classes,
+            "first_conv": "patch_embed.proj",
+            "classifier": "head",
+        },
+    }
