@@ -1,10 +1,10 @@
-# The other scripts source this file. It creates .venv, again whenever constraints.txt or
-# pyproject.toml has changed, and puts it first on PATH.
+# The other scripts source this file. It creates .venv, again whenever constraints.txt,
+# pyproject.toml or this file has changed, and puts it first on PATH.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 stamp=.venv/.made-from
-wanted=$(cat constraints.txt pyproject.toml | cksum)
+wanted=$(cat constraints.txt pyproject.toml scripts/env.sh | cksum)
 if [ "$(cat "$stamp" 2>/dev/null || true)" != "$wanted" ]; then
     python=${PYTHON:-python3}
     "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || {
@@ -21,6 +21,9 @@ if [ "$(cat "$stamp" 2>/dev/null || true)" != "$wanted" ]; then
     # for (see train/torchvision_compat.py).
     .venv/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt \
         --no-deps mup timm torchvision
+    # Who imports torchvision in this environment first, transformers too, gets what it lacks.
+    packages=$(.venv/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
+    cp scripts/torchvision_cpu.pth "$packages"
     echo "$wanted" > "$stamp"
 fi
 export PATH="$PWD/.venv/bin:$PATH"

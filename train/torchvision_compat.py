@@ -4,6 +4,8 @@ Its compiled operators do not load there, and ``import torchvision`` fails where
 them. So do timm, transformers, lightning and torchmetrics, which import it. None of them calls the
 two for what is done here, so they are only declared. Delete this module once the tests run with
 torch 2.15 and torchvision 0.29.2, which match.
+
+In the environment of scripts/env.sh, scripts/torchvision_cpu.pth calls `install` in time.
 """
 
 import importlib.util
