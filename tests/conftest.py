@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import logging
 import os
 from collections.abc import Iterator
 from itertools import zip_longest
@@ -60,6 +61,16 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             files.setdefault(item.path, []).append(item)
     woven = zip_longest(waiting, files.values(), fillvalue=())
     items[:] = [item for pair in woven for group in pair for item in group]
+
+
+@pytest.fixture(autouse=True)
+def errors_only_ends_with_the_test() -> Iterator[None]:
+    """Some commands log errors only, for their whole process; later tests read warnings."""
+    root = logging.getLogger()
+    before = root.level
+    yield
+    if root.level > before:
+        root.setLevel(before)
 
 
 @pytest.fixture(scope="session")

@@ -58,7 +58,7 @@ def test_every_loop_trains_and_every_second_timed_call_measures(
     for loop in bench.loops(options):
         before = [parameter.clone() for parameter in loop.model.parameters()]
         if loop.p is not None:
-            monkeypatch.setattr(loop.p, "set_measured", measured.append)
+            monkeypatch.setattr(loop.p, "set_measured", lambda *values: measured.append(values))
         loop.run(list(x.split(2)))
         assert not all(map(torch.equal, before, loop.model.parameters()))
         assert len(loop.steps[0]) == 2
