@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
+import subprocess
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -100,7 +102,15 @@ def test_a_controller_that_crashes_while_it_is_asked_loses_no_run_and_runs_none_
     moment: str, idle: Cluster, uninterrupted: Run, tmp_path: Path
 ) -> None:
     tiny = replace(sweep(idle, tmp_path, methods=BOTH), programs=crashing(idle, tmp_path, moment))
+    # No job starts before the crash. A controller that loses its record of a start starts the job
+    # again; the node, where it runs, refuses it, and Slurm drains the node for its administrator.
+    nodes = ("scontrol", "update", "nodename=n1,n2")
+    idle.run(*nodes, "state=drain", "reason=before the crash")
     tiny.start("submit").communicate()
+    while "drain" in idle.run("sinfo", "--noheader", "--format=%T"):
+        with contextlib.suppress(subprocess.CalledProcessError):  # the controller lost it as well
+            idle.run(*nodes, "state=resume")
+        time.sleep(1)  # each look is a process
     tiny = replace(tiny, programs=None)
     repair(tiny)
     assert tiny.states() == {MAXP: "completed", MUP: "completed"}
