@@ -1,6 +1,5 @@
 """What the commands that check something share: one line for bad input, and a JSON file."""
 
-import json
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
@@ -9,7 +8,7 @@ from typing import Any
 
 import tyro
 
-from train.run.files import write_whole
+from scripts.bench import outputs
 
 
 def run_command(
@@ -41,5 +40,5 @@ def check_file(flag: str, path: Path | None) -> None:
 def write_json(path: Path, options: Any, results: Mapping[str, Any]) -> None:
     """Write the options, a dataclass, and the results to ``path``."""
     about = {key: str(v) if isinstance(v, Path) else v for key, v in asdict(options).items()}
-    write_whole(path, json.dumps({**about, **results}, indent=1) + "\n")
+    outputs.write_json(path, {**about, **results})
     print(f"wrote {path}")

@@ -20,6 +20,7 @@ from matplotlib.figure import Figure
 
 from maxp import Depth
 from maxp.diagnose.slopes import Array, Slope, fit_slope
+from scripts.bench.outputs import write_figure
 from scripts.command import check_file, run_command, write_json
 from scripts.coord_check import build_model, draw_batch, next_token_loss, optional_file
 from train.data.corpus import prepare_embedded
@@ -183,7 +184,7 @@ def run(options: Options) -> None:
     title = f"{options.scale}, exponent {options.exponent:g}, lr {options.lr:g}"
     print(f"{title}, {options.steps} steps\n{table(depths, sizes, slopes)}")
     png = options.png or Path("depth_check.png")
-    draw(depths, sizes, title).savefig(png, dpi=150)
+    write_figure(png, draw(depths, sizes, title))
     print(f"wrote {png}")
     if options.json is not None:
         results = {
