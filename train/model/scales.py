@@ -74,6 +74,11 @@ def _cpu_width(dim: int) -> Scale:
     return _on_cpu(Scale(f"cpu{dim}", dim, 4, heads, heads // 2, dim * 7 // 2))
 
 
+def _cpu_depth(n_layers: int) -> Scale:
+    """cpu64 with another number of layers."""
+    return replace(_cpu_width(64), name=f"cpu64-d{n_layers}", n_layers=n_layers)
+
+
 def _on_cpu(scale: Scale) -> Scale:
     return replace(scale, seq_len=128, local_batch_size=4, global_batch_size=4, on_corpus=True)
 
@@ -89,6 +94,7 @@ SCALES: dict[str, Scale] = {
         _llama("s5", 2560, 32, 32, 8, local_batch_size=2),
         *(_width(dim) for dim in (256, 512, 1024, 2048, 4096)),
         *(_cpu_width(dim) for dim in (64, 128, 256, 512)),
+        *(_cpu_depth(n_layers) for n_layers in (2, 4, 8, 16)),
         _on_cpu(Scale("debug-base", 32, 2, 2, 1, 112)),
     )
 }
@@ -97,7 +103,8 @@ SCALES: dict[str, Scale] = {
 AnyScale = Scale | ImageScale
 
 # The smallest scale of each ladder, where learning rates are tuned.
-_BASES = {"debug": "debug-base", "s": "s1", "w": "w256", "cpu": "cpu64", **IMAGE_BASES}
+_BASES = {"debug": "debug-base", "s": "s1", "w": "w256", "cpu": "cpu64"}
+_BASES |= {"cpu64-d": "cpu64-d2", **IMAGE_BASES}
 
 
 def base_of(name: str) -> str | None:

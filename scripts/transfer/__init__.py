@@ -1,0 +1,1 @@
+"""The transfer experiment of docs/results.md."""

@@ -1,0 +1,103 @@
+"""Does the learning rate carry from a small model to a large one? See docs/results.md.
+
+    python -m scripts.transfer --processes 2   # makes the runs that docs/results/runs.csv lacks
+    python -m scripts.transfer --processes 0   # writes figures, tables and the page
+
+Runs train LLaMA-3 on the embedded corpus, on CPUs, with one thread each. All of them take about
+four hours of two cores. A command that was interrupted continues where it was.
+"""
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+import tyro
+
+from scripts.transfer import runs
+from scripts.transfer.plan import Choice, Run, choice, planned, table_runs
+from train.alignment_table import condense, pool, write_table
+from train.progress import progress
+from train.run.folder import load_run
+
+TABLE_FROM = 100
+"""First step whose measurements enter the table for maxP-frozen."""
+
+FOLDER = Path("docs/results")
+TABLE = FOLDER / "alignment.json"
+
+
+@dataclass(frozen=True)
+class Options:
+    """What to run."""
+
+    processes: int = 1
+    """Single-threaded processes; 0 makes no runs."""
+
+    runs_dir: Path = Path("runs/transfer")
+    """Folder for the runs' folders."""
+
+    only: tuple[str, ...] = ()
+    """Parts to run: base, width, depth, ablation. By default all."""
+
+    def __post_init__(self) -> None:
+        if self.processes < 0:
+            raise ValueError(f"--processes {self.processes}: must not be negative")
+
+
+def measure_all(options: Options) -> None:
+    file = FOLDER / "runs.csv"
+    known = runs.losses(runs.read(file))
+    started: set[Run] = set()
+    bar = progress(total=len(list(planned(known, str(TABLE)))), unit=" runs")
+    bar.update(len(known))
+
+    def next_run() -> Run | None:
+        chosen = choice(known)
+        if chosen and not TABLE.exists():
+            _write_table(chosen, options.runs_dir)
+        wanted = list(planned(known, str(TABLE)))
+        bar.total = max(len(wanted), bar.total)
+        for run in wanted:
+            if run not in known and run not in started:
+                if options.only and run.part not in options.only:
+                    continue
+                started.add(run)
+                return run
+        return None
+
+    def done(run: Run, folder: Path) -> None:
+        line = runs.row(run, folder)
+        runs.append(file, line)
+        known[run] = float(line["validation"])
+        bar.update()
+        bar.write(f"{runs.folder_name(run)}: {line['validation']}")
+
+    with bar:
+        runs.make(next_run, done, options.runs_dir, options.processes)
+
+
+def _write_table(chosen: Choice, folder: Path) -> None:
+    """The alignment that the base's runs at the chosen lr and factors measured."""
+    records = []
+    for run in table_runs(chosen):
+        loaded = load_run(folder / runs.folder_name(run))
+        records += [record for record in loaded.metrics if record["step"] >= TABLE_FROM]
+    source = {"runs": [runs.folder_name(run) for run in table_runs(chosen)], "from": TABLE_FROM}
+    write_table(TABLE, condense(pool(records), "median"), source)
+
+
+def main() -> int:
+    try:
+        options = tyro.cli(Options, prog="python -m scripts.transfer", description=__doc__)
+        FOLDER.mkdir(parents=True, exist_ok=True)
+        if options.processes:
+            measure_all(options)
+    except (ValueError, RuntimeError, pd.errors.ParserError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
