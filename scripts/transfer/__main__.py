@@ -14,10 +14,16 @@ from pathlib import Path
 import pandas as pd
 import tyro
 
+from scripts.marked import fill
 from scripts.transfer import runs
+from scripts.transfer.figures import all_figures
 from scripts.transfer.plan import Choice, Run, choice, planned, table_runs
+from scripts.transfer.report import texts
+from scripts.transfer.results import Data
 from train.alignment_table import condense, pool, write_table
 from train.progress import progress
+from train.results.style import to_bytes
+from train.run.files import write_whole
 from train.run.folder import load_run
 
 TABLE_FROM = 100
@@ -25,6 +31,7 @@ TABLE_FROM = 100
 
 FOLDER = Path("docs/results")
 TABLE = FOLDER / "alignment.json"
+PAGE = Path("docs/results.md")
 
 
 @dataclass(frozen=True)
@@ -57,7 +64,7 @@ def measure_all(options: Options) -> None:
         if chosen and not TABLE.exists():
             _write_table(chosen, options.runs_dir)
         wanted = list(planned(known, str(TABLE)))
-        bar.total = max(len(wanted), bar.total)
+        bar.total = len(wanted)
         for run in wanted:
             if run not in known and run not in started:
                 if options.only and run.part not in options.only:
@@ -87,12 +94,22 @@ def _write_table(chosen: Choice, folder: Path) -> None:
     write_table(TABLE, condense(pool(records), "median"), source)
 
 
+def write_results() -> None:
+    """Write the figures and the page from the lines of the runs."""
+    data = Data(runs.read(FOLDER / "runs.csv"))
+    for name, figure in all_figures(data).items():
+        write_whole(FOLDER / f"{name}.png", to_bytes(figure, "png"))
+    write_whole(PAGE, fill(PAGE.read_text(), "results", texts(data)))
+    print(f"{PAGE} and the figures in {FOLDER} are those of {len(data.frame)} runs")
+
+
 def main() -> int:
     try:
         options = tyro.cli(Options, prog="python -m scripts.transfer", description=__doc__)
         FOLDER.mkdir(parents=True, exist_ok=True)
         if options.processes:
             measure_all(options)
+        write_results()
     except (ValueError, RuntimeError, pd.errors.ParserError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -22,7 +22,7 @@ import pandas as pd
 
 from scripts.transfer.plan import STEPS, Run
 from train.run.files import write_whole
-from train.run.folder import FINISHED, load_run
+from train.run.folder import CONFIG, FINISHED, load_run
 from train.run.identity import run_name
 
 TERMS = ("align_z0_dW", "align_dZ_w0", "align_dZ_dW")
@@ -76,7 +76,7 @@ def make(
     while True:
         while len(active) < processes and (run := next_run()) is not None:
             folder = runs / folder_name(run)
-            if load_run(folder, metrics=False).status.get("state") in FINISHED:
+            if _finished(folder):
                 done(run, folder)
                 continue
             process = context.Process(target=_train, args=(arguments(run, folder), folder))
@@ -87,9 +87,14 @@ def make(
         for sentinel in wait(list(active)):
             run, folder, process = active.pop(sentinel)
             process.join()
-            if load_run(folder, metrics=False).status.get("state") not in FINISHED:
+            if not _finished(folder):
                 raise RuntimeError(f"{folder}: ended without a result; see {_log(folder)}")
             done(run, folder)
+
+
+def _finished(folder: Path) -> bool:
+    known = (folder / CONFIG).exists()
+    return known and load_run(folder, metrics=False).status.get("state") in FINISHED
 
 
 def _log(folder: Path) -> Path:

@@ -1,0 +1,198 @@
+"""The tables of docs/results.md."""
+
+import math
+
+from scripts.marked import table
+from scripts.transfer.plan import (
+    ABLATED,
+    ABLATIONS,
+    ARMS,
+    BASE,
+    DEPTH_ARMS,
+    DEPTHS,
+    FACTORS,
+    WIDEST,
+    WIDTHS,
+    Choice,
+)
+from scripts.transfer.results import (
+    Data,
+    Interval,
+    best_lr,
+    complete,
+    difference,
+    needed,
+    power,
+    predicted,
+    regret,
+)
+from train.results.names import lr_text
+
+
+def texts(data: Data) -> dict[str, str]:
+    """The text of each marked place of the page."""
+    return {
+        "base": base(data),
+        "factors": factors(data),
+        "choice": _choice(data.choice),
+        "width": ladder(data, "width", WIDTHS),
+        "compared": compared(data),
+        "power": powers(data),
+        "depth": ladder(data, "depth", DEPTHS),
+        "ablations": ablations(data),
+        "runs": str(len(data.frame)),
+    }
+
+
+def base(data: Data) -> str:
+    """Loss over lr at the base, without factors."""
+    rows = data.frame.query("part == 'base'")
+    rows = rows[
+        [
+            set(Choice(lr).flags()) <= set(f.split())
+            for lr, f in zip(rows["lr"], rows["flags"], strict=True)
+        ]
+    ]
+    losses = rows.pivot(index="seed", columns="lr", values="validation")
+    cells = [
+        [lr_text(float(str(lr))), _spread(Interval.of(list(losses[lr])))] for lr in losses.columns
+    ]
+    return table(["lr", "loss, mean and 95% interval"], cells)
+
+
+def factors(data: Data) -> str:
+    """Loss over the factors on embedding and head, at the lr that is best without factors."""
+    rows = data.frame.query("part == 'base'")
+    alone = [lr for lr in sorted(rows["lr"].unique()) if _factor_losses(data, Choice(lr)).n == 3]
+    best = min(alone, key=lambda lr: _factor_losses(data, Choice(lr)).mean)
+    heads = ["embedding", *(f"head x {_factor(h)}" for h in FACTORS)]
+    cells = [
+        [f"x {_factor(e)}", *(_spread(_factor_losses(data, Choice(best, e, h))) for h in FACTORS)]
+        for e in FACTORS
+    ]
+    return table(heads, cells)
+
+
+def _factor_losses(data: Data, at: Choice) -> Interval:
+    rows = data.frame.query("part == 'base' and lr == @at.lr")
+    mine = rows[[set(at.flags()) <= set(flags.split()) for flags in rows["flags"]]]
+    return Interval.of(list(mine["validation"]))
+
+
+def _choice(chosen: Choice) -> str:
+    return (
+        f"lr {lr_text(chosen.lr)}, embedding x {_factor(chosen.embedding)}, "
+        f"head x {_factor(chosen.readout)}"
+    )
+
+
+def ladder(data: Data, part: str, sizes: dict[str, int]) -> str:
+    """A row per size and arm: best lr and loss, loss at the carried lr, regret."""
+    arms = ARMS if part == "width" else DEPTH_ARMS
+    first, *others = sizes
+    tuned = complete(data.curve(part, next(iter(arms)), first))
+    if tuned.empty:
+        return "Not run yet."
+    carried = best_lr(tuned)
+    unit = "width" if part == "width" else "layers"
+    heads = [unit, "method", "best lr", "loss there", f"loss at {lr_text(carried)}"]
+    heads += ["regret of the carried lr", "95% interval", "seeds"]
+    rows = []
+    for scale in others:
+        for name, arm in arms.items():
+            curve = data.curve(part, name, scale)
+            if carried not in complete(curve) or len(complete(curve).columns) < 3:
+                continue
+            best = best_lr(curve)
+            of = regret(curve, carried)
+            here = Interval.of(list(curve[carried].dropna()))
+            there = Interval.of(list(curve[best].dropna()))
+            edge = " (end of the grid)" if best in (curve.columns[0], curve.columns[-1]) else ""
+            rows.append([
+                sizes[scale], arm.title, lr_text(best) + edge, _loss(there.mean), _loss(here.mean),
+                _loss(of.mean), _range(of), of.n,
+            ])  # fmt: skip
+    return table(heads, rows)
+
+
+def compared(data: Data) -> str:
+    """At the widest scale: loss at the carried lr, less that of the other methods."""
+    carried = data.choice.lr
+    curves = {name: data.curve("width", name, WIDEST) for name in ARMS}
+    curves = {name: c for name, c in curves.items() if carried in complete(c)}
+    heads = ["", "loss at the carried lr", "minus mup-full", "minus mup-no", "minus sp, tuned here"]
+    rows = []
+    for name, curve in curves.items():
+        cells = [ARMS[name].title, _spread(Interval.of(list(curve[carried].dropna())))]
+        for other in ("mup-full", "mup-no", "sp"):
+            if other == name or other not in curves:
+                cells.append("")
+                continue
+            lr = best_lr(curves["sp"]) if other == "sp" else carried
+            cells.append(_signed(difference(curve, carried, curves[other], lr)))
+        rows.append(cells)
+    return table(heads, rows)
+
+
+def powers(data: Data) -> str:
+    """Measured and predicted power of the best lr over width."""
+    carried = data.choice.lr
+    heads = ["", "best lr over width, measured power", "95% interval", "predicted", "decided by"]
+    rows = []
+    for name, arm in ARMS.items():
+        curves = {size: data.curve("width", name, scale) for scale, size in WIDTHS.items()}
+        known = {size: c for size, c in curves.items() if len(complete(c).columns) >= 3}
+        if len(known) < len(WIDTHS):
+            continue
+        of = power(known)
+        used = data.used("width", name, WIDEST, carried)
+        measured = data.alignment("width", name, WIDEST, carried)
+        forecast, decides = predicted(used, needed(measured, name == "sp"))
+        rows.append([arm.title, f"{of.mean:+.2f}", _range(of, 2), f"{forecast:+.2f}", decides])
+    return table(heads, rows)
+
+
+def ablations(data: Data) -> str:
+    """Loss of maxP with one thing changed, less that of maxP, at the carried lr."""
+    carried = data.choice.lr
+    ours = data.curve("width", "maxP", ABLATED)
+    rows = []
+    for name, arm in ABLATIONS.items():
+        curve = data.curve("ablation", name, ABLATED)
+        if carried in complete(curve):
+            of = difference(curve, carried, ours, carried)
+            rows.append([arm.title, lr_text(carried), _loss(curve[carried].mean()), _signed(of)])
+    tuned, here = (data.curve("ablation", "no-base", scale) for scale in (BASE, ABLATED))
+    if len(complete(tuned).columns) >= 3 and not complete(here).empty:
+        lr = best_lr(tuned)
+        if lr in complete(here):
+            of = difference(here, lr, ours, carried)
+            rows.append(
+                ["no base, tuned at cpu64", lr_text(lr), _loss(here[lr].mean()), _signed(of)]
+            )
+    return table(["changed", "lr", "loss", "minus maxP"], rows) if rows else "Not run yet."
+
+
+def _factor(value: float) -> str:
+    return "1/3" if value < 1 else f"{value:g}"
+
+
+def _loss(value: float) -> str:
+    return "diverged" if math.isinf(value) else f"{value:.3f}"
+
+
+def _range(of: Interval, digits: int = 3) -> str:
+    return "" if math.isnan(of.low) else f"{of.low:.{digits}f} to {of.high:.{digits}f}"
+
+
+def _spread(of: Interval) -> str:
+    if of.n == 0:
+        return ""
+    return _loss(of.mean) + ("" if math.isnan(of.low) else f" ± {of.high - of.mean:.3f}")
+
+
+def _signed(of: Interval) -> str:
+    if math.isnan(of.low):
+        return f"{of.mean:+.3f} (n = {of.n})"
+    verdict = "better" if of.high < 0 else "worse" if of.low > 0 else "cannot tell"
+    return f"{of.mean:+.3f} ± {of.high - of.mean:.3f}, {verdict}"

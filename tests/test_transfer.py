@@ -1,0 +1,128 @@
+"""The transfer experiment of docs/results.md: its plan, its numbers, and its page."""
+
+import math
+from itertools import count
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import scipy.stats
+
+from scripts.marked import fill
+from scripts.transfer import plan, report, results, runs
+from scripts.transfer.plan import ARMS, BASE, Choice, Run, choice, planned
+from train.cli import parse
+
+ROOT = Path(__file__).parents[1]
+FOLDER = ROOT / "docs" / "results"
+
+
+def bowl(best: dict[str, float]) -> dict[Run, float]:
+    """Losses of all runs, with the smallest at the lr that ``best`` gives for the scale."""
+    losses: dict[Run, float] = {}
+    for _ in count():
+        todo = [run for run in planned(losses, "t.json") if run not in losses]
+        if not todo:
+            return losses
+        for run in todo:
+            distance = math.log10(run.lr / best.get(run.scale, 1e-2))
+            factors = 0.0 if "lr_multipliers.readout=3" in run.flags else 0.1
+            losses[run] = 5 + distance**2 + factors
+    raise AssertionError
+
+
+def test_the_plan_carries_the_best_lr_and_factors_of_the_base():
+    losses = bowl({BASE: 3e-3})
+    assert choice(losses) == Choice(3e-3, 1 / 3, 3.0)
+    wide = {run for run in losses if run.part == "width" and run.scale == "cpu128"}
+    assert {run.lr for run in wide} >= {1e-3, 3e-3, 1e-2}
+    assert all("readout=3" in run.flags for run in wide if run.arm != "mup-no-head")
+
+
+def test_the_grid_is_extended_until_the_best_lr_is_inside():
+    losses = bowl({"cpu256": 1e-4})
+    lrs = {run.lr for run in losses if run.part == "width" and run.scale == "cpu256"}
+    assert (min(lrs), max(lrs)) == (3e-5, 3e-2)
+
+
+def test_no_run_of_a_larger_scale_is_planned_before_the_base_is_complete():
+    assert {run.scale for run in planned({}, "t.json")} == {BASE}
+
+
+def test_the_head_of_one_arm_learns_more_slowly_by_the_published_power():
+    wide = plan.run_of("width", ARMS, "mup-no-head", "cpu512", Choice(1e-2), "", 1)
+    [flag] = [word for word in wide.flags.split() if "readout" in word]
+    assert float(flag.split("=")[1]) == pytest.approx(8**-0.228, rel=1e-5)
+
+
+def test_the_trainer_takes_the_arguments_of_every_arm(tmp_path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    some = {run.arm: run for run in bowl({}) if run.scale != BASE}
+    for run in some.values():
+        run = run._replace(flags=run.flags.replace("t.json", str(FOLDER / "alignment.json")))
+        config = parse(runs.arguments(run, tmp_path / run.arm.replace("/", "-")))
+        assert (config.scale, config.maxp.method) == (run.scale, run.method)
+        assert config.training.steps == plan.STEPS
+
+
+def test_an_interval_is_students_t():
+    values = [1.0, 1.5, 1.2, 0.9]
+    ours = results.Interval.of(values)
+    low, high = scipy.stats.t.interval(0.95, 3, loc=np.mean(values), scale=scipy.stats.sem(values))
+    assert (ours.low, ours.high) == pytest.approx((low, high))
+
+
+def test_the_best_lr_is_that_of_the_parabola():
+    lrs = [1e-3, 3e-3, 1e-2]
+    losses = [(math.log(lr) - math.log(4e-3)) ** 2 for lr in lrs]
+    assert results.optimum(lrs, losses) == pytest.approx(4e-3)
+
+
+def test_the_power_is_the_slope_of_the_best_lr():
+    def curve(best: float) -> pd.DataFrame:
+        lrs = [best / 3, best, best * 3]
+        rows = {seed: {lr: (math.log(lr / best)) ** 2 for lr in lrs} for seed in (1, 2, 3)}
+        return pd.DataFrame(rows).T
+
+    of = results.power({width: curve(width**-0.5) for width in (64, 128, 512)})
+    assert of.mean == pytest.approx(-0.5)
+
+
+def test_alignment_is_averaged_by_layer_type_and_fifth():
+    sites = {"layers.0.wo": 0.5, "layers.1.wo": 0.7, "lm_head": 0.9}
+    measured = [
+        {
+            "step": step,
+            "sites": {s: {"align_z0_dW": v + 0.01 * (step // 20)} for s, v in sites.items()},
+        }
+        for step in range(0, 100, 10)
+    ]
+    cells = runs.by_type([{"step": 0, "loss": 1.0}, *measured], steps=99)
+    assert cells["hidden_align_z0_dW"] == "0.6000 0.6100 0.6200 0.6300 0.6400"
+    assert cells["readout_align_z0_dW"].startswith("0.9000 ")
+    assert cells["embedding_align_z0_dW"] == cells["hidden_align_dZ_dW"] == ""
+
+
+def test_the_predicted_power_is_the_smallest_slack():
+    measured = pd.DataFrame(
+        [(1, of, term, 4, value)
+         for of, value in (("hidden", 0.6), ("readout", 0.7)) for term in runs.TERMS],
+        columns=["seed", "type", "term", "fifth", "value"],
+    )  # fmt: skip
+    required = results.needed(measured, standard=False)
+    assert required == pytest.approx({"embedding": 0.5, "hidden": 0.6, "readout": 0.2})
+    used = {"embedding": 0.5, "hidden": 0.5, "readout": 0.5}
+    assert results.predicted(used, required) == (pytest.approx(-0.1), "hidden")
+
+
+def test_the_page_has_the_numbers_of_the_runs():
+    page = (ROOT / "docs" / "results.md").read_text()
+    data = results.Data(runs.read(FOLDER / "runs.csv"))
+    assert fill(page, "results", report.texts(data)) == page
+
+
+def test_a_diverged_run_is_never_the_best():
+    curve = pd.DataFrame({1e-3: [5.0] * 3, 1e-2: [4.0, 4.0, math.inf]}, index=[1, 2, 3])
+    assert results.best_lr(curve) == 1e-3
+    assert results.regret(curve, 1e-2).mean == math.inf
