@@ -150,7 +150,7 @@ class LocalExecutor(Executor):
         if state is State.VANISHED:
             full = shutil.disk_usage(folder.path).free < _FULL_BYTES
             disk = f"; the disk of {folder.path} is full" if full else ""
-            detail = f"{_ending(status)}{disk}; its output: {folder.job_log(run.name)}"
+            detail = f"{processes.ending(status)}{disk}; its output: {folder.job_log(run.name)}"
         return f"{state} {detail}".rstrip()
 
     def _state(self, run: RunSpec) -> tuple[State, str]:
@@ -205,10 +205,6 @@ def _say(bar: "tqdm[Any]", text: str, *, done: int = 0) -> None:
         if text:
             bar.write(text)
         bar.update(done)
-
-
-def _ending(code: int) -> str:
-    return f"ended by {signal.Signals(-code).name}" if code < 0 else f"ended with status {code}"
 
 
 @contextlib.contextmanager
