@@ -262,7 +262,8 @@ def _serve(control: socket.socket) -> list[str] | None:
                 connection.send(str(error))
         else:
             if pid == 0:
-                for one in (control, *connections.values()):
+                control.close()
+                for one in connections.values():
                     one.close()
                 _become_run(output, connection)
                 arguments: list[str] = json.loads(message)

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
+from harness import tiny
 from waiting import wait_until
 
 from slurm import processes, warm
+from train.run.folder import load_run
 
 ROOT = Path(__file__).parents[1]
 
@@ -307,3 +311,71 @@ def test_where_an_accelerator_is_seen_runs_start_by_themselves(tmp_path: Path) -
 def test_other_commands_are_started_as_they_are(runs: Runs) -> None:
     runs.command = [sys.executable, "-c", "import os; print(os.getppid())"]
     assert int(runs.run()) == os.getpid()
+
+
+# With the trainer itself
+
+CASES = {
+    "completed": ((), 0, "completed"),
+    "diverged": (("--lr", "1e30"), 0, "diverged"),
+    "with workers": (("--dataloader.num_workers", "2"), 0, "completed"),
+    "refused": (("--training.seq_len", "0"), 2, None),
+}
+
+
+@pytest.fixture(scope="module")
+def real(
+    starter: warm.Starter, corpus_cache: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Runs:
+    paths = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
+    folder = tmp_path_factory.mktemp("real")
+    return Runs(starter, paths | {"MAXP_CACHE": str(corpus_cache)}, folder, [*warm.TRAIN])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", CASES)
+def test_a_forked_training_is_the_training_of_a_process_of_its_own(real: Runs, case: str) -> None:
+    more, expected, state = CASES[case]
+    words = {
+        name: tiny(real.folder / f"{case} {name}", "maxP", *more) for name in ("own", "forked")
+    }
+    with (real.folder / "log").open("wb") as log:
+        own = processes.Child(
+            [*warm.TRAIN, *words["own"]],
+            environment=real.environment,
+            cwd=str(real.folder),
+            output=log,
+        )
+    forked = real.start(*words["forked"])
+    assert warm_process(forked) != psutil.Process()
+    assert (own.wait(), forked.wait()) == (expected, expected), real.output()
+    if state is None:
+        assert real.output().splitlines()[-1] == real.output("log").splitlines()[-1]
+        return
+    results = [what_a_run_left(real.folder / f"{case} {name}") for name in words]
+    assert results[0] == results[1]
+    assert results[1]["state"] == state
+
+
+# What a clock or a process decides.
+MEASURED = {"tokens_per_second", "step_seconds", "memory_gib", "time", "data_seconds"}
+
+
+def what_a_run_left(folder: Path) -> dict[str, Any]:
+    """The state, metrics and configuration of a run, less times, memory and its own path."""
+    run = load_run(folder)
+    config = json.loads((folder / "config.json").read_text().replace(str(folder), "FOLDER"))
+    metrics = [{k: v for k, v in record.items() if k not in MEASURED} for record in run.metrics]
+    return {"state": run.status["state"], "config": config, "metrics": metrics}
+
+
+@pytest.mark.slow
+def test_a_forked_training_saves_and_stops_when_asked(real: Runs) -> None:
+    folder = real.folder / "stopped"
+    child = real.start(*tiny(folder, "maxP", "--steps", "2000", "--checkpoint.enable"))
+    metrics = folder / "metrics.jsonl"
+    wait_until("a step", metrics.exists, lambda: None if not gone(child.process.pid) else "ended")
+    assert child.stop() == 75
+    status = load_run(folder).status
+    assert status["state"] == "preempted"
+    assert (folder / "checkpoint" / f"step-{status['step']}").exists()
