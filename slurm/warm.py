@@ -11,6 +11,7 @@ With the message come the run's output file and one end of a connection, over wh
 sends the id of the new process and, later, its exit status.
 """
 
+import atexit
 import contextlib
 import gc
 import importlib
@@ -216,6 +217,7 @@ def main() -> None:
     if arguments is not None:
         sys.argv[1:] = arguments
         sys.orig_argv[1:] = [*TRAIN[1:], *arguments]
+        atexit.register(gc.unfreeze)  # at its end, Python deletes what it can collect
         runpy.run_module("train", run_name="__main__", alter_sys=True)
 
 

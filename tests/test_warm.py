@@ -365,6 +365,7 @@ def what_a_run_left(folder: Path) -> dict[str, Any]:
     """The state, metrics and configuration of a run, less times, memory and its own path."""
     run = load_run(folder)
     config = json.loads((folder / "config.json").read_text().replace(str(folder), "FOLDER"))
+    del config["id"]  # which is random
     metrics = [{k: v for k, v in record.items() if k not in MEASURED} for record in run.metrics]
     return {"state": run.status["state"], "config": config, "metrics": metrics}
 
