@@ -14,6 +14,7 @@ import uuid
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from datetime import UTC, datetime
+from pathlib import Path
 from queue import SimpleQueue
 from types import FrameType
 from typing import Any
@@ -21,7 +22,7 @@ from typing import Any
 import psutil
 from tqdm import tqdm
 
-from slurm import processes, show
+from slurm import processes, show, warm
 from slurm.cluster import Cluster
 from slurm.executor import Executor
 from slurm.ledger import JobRecord, LedgerError, SweepFolder
@@ -29,12 +30,14 @@ from slurm.snapshot import Snapshot, environment
 from slurm.states import ACTIVE, RESULTS, State, judge, status_of, survey
 from slurm.sweep import RunSpec
 from slurm.task import announce, task, training
+from train.model.image_scales import IMAGE_SCALES
 from train.progress import progress
 from train.run.exit_status import INTERRUPTED
 from train.run.folder import RunFolderError
 
 _STOP_SECONDS = 120.0
 _FULL_BYTES = 1 << 20
+_IMAGE_MODULES = ("timm", "sklearn.datasets")  # imported late by runs on images
 
 
 class LocalExecutor(Executor):
@@ -47,14 +50,13 @@ class LocalExecutor(Executor):
         super().__init__(folder, cluster)
         self._devices = list(range(cluster.gpus_per_node))
         self._children: set[processes.Child] = set()
+        self._starter = warm.Starter()
         self._stopping = False
         self._mutex = threading.Lock()
 
     def plan(self, runs: Sequence[RunSpec]) -> Iterator[str]:
         for run in runs:
-            todo = task(run, self.cluster, self.folder, self.folder.code, self.cwd)
-            words = training(todo.arguments, processes=todo.processes)
-            yield shlex.join(["python", *words[1:]])
+            yield shlex.join(["python", *self._command(run, self.folder.code)[1:]])
 
     def start(self, runs: Sequence[RunSpec], code: Snapshot, states: frozenset[State]) -> int:
         if chosen := self.choose(runs, states):
@@ -68,11 +70,14 @@ class LocalExecutor(Executor):
     def _run(self, runs: Sequence[RunSpec], code: Snapshot, states: frozenset[State]) -> None:
         """Run them until all have ended, or until this process is asked to stop."""
         parallel = self._parallel(runs)
+        on_images = any(run.scale in IMAGE_SCALES for run in runs)
+        self._starter = warm.Starter(_IMAGE_MODULES if on_images else ())
         # What the main thread waits for: a run that has ended, or None to stop all. A signal
         # handler may put into a SimpleQueue.
         events: SimpleQueue[Future[str] | None] = SimpleQueue()
         with (
             self.folder.worked_on(),
+            self._starter,
             progress(total=len(runs), desc="runs", unit="run") as bar,
             _signals_to(events),
             ThreadPoolExecutor(parallel) as pool,
@@ -128,6 +133,9 @@ class LocalExecutor(Executor):
         self, run: RunSpec, code: Snapshot, states: frozenset[State], variables: dict[str, str]
     ) -> str:
         folder = self.folder
+        if not self.cluster.gpus(run.resources):
+            # Takes seconds, so not under the locks.
+            self._starter.warm_up(self._command(run, code.folder), variables, str(self.cwd))
         with folder.lock(), self._mutex:
             if self._stopping:
                 return ""
@@ -150,7 +158,7 @@ class LocalExecutor(Executor):
         if state is State.VANISHED:
             full = shutil.disk_usage(folder.path).free < _FULL_BYTES
             disk = f"; the disk of {folder.path} is full" if full else ""
-            detail = f"{_ending(status)}{disk}; its output: {folder.job_log(run.name)}"
+            detail = f"{processes.ending(status)}{disk}; its output: {folder.job_log(run.name)}"
         return f"{state} {detail}".rstrip()
 
     def _state(self, run: RunSpec) -> tuple[State, str]:
@@ -159,7 +167,6 @@ class LocalExecutor(Executor):
     def _start(self, run: RunSpec, code: Snapshot, variables: dict[str, str]) -> processes.Child:
         folder = self.folder
         log = folder.job_log(run.name)
-        todo = task(run, self.cluster, folder, code.folder, self.cwd)
         record = JobRecord(
             identity=run.identity,
             kind="local",
@@ -167,7 +174,7 @@ class LocalExecutor(Executor):
             cluster=self.cluster.name,
             submitted=datetime.now(UTC).isoformat(timespec="seconds"),
             commit=code.commit,
-            code=todo.code,
+            code=str(code.folder),
             log=str(log),
         ).owned_by(psutil.Process())
         # Written before there is a process, so that no process is ever without its record.
@@ -175,10 +182,11 @@ class LocalExecutor(Executor):
         announce(folder.run(run.name))
         log.parent.mkdir(parents=True, exist_ok=True)
         with log.open("ab") as output:
-            child = processes.Child(
-                training(todo.arguments, processes=todo.processes),
+            start = processes.Child if self.cluster.gpus(run.resources) else self._starter.start
+            child = start(
+                self._command(run, code.folder),
                 environment=variables,
-                cwd=todo.cwd,
+                cwd=str(self.cwd),
                 output=output,
             )
         try:
@@ -188,6 +196,10 @@ class LocalExecutor(Executor):
             raise
         self._children.add(child)
         return child
+
+    def _command(self, run: RunSpec, code: Path) -> list[str]:
+        todo = task(run, self.cluster, self.folder, code, self.cwd)
+        return training(todo.arguments, processes=todo.processes)
 
     def _stop(self) -> None:
         """Stop all runs; from here on none is started."""
@@ -205,10 +217,6 @@ def _say(bar: "tqdm[Any]", text: str, *, done: int = 0) -> None:
         if text:
             bar.write(text)
         bar.update(done)
-
-
-def _ending(code: int) -> str:
-    return f"ended by {signal.Signals(-code).name}" if code < 0 else f"ended with status {code}"
 
 
 @contextlib.contextmanager

@@ -13,6 +13,9 @@ import psutil
 STOP = signal.SIGUSR2
 """The trainer saves a checkpoint after its current step and stops (train/preemption.py)."""
 
+UNKNOWN = 256
+"""Stands for the exit status of a process whose status nobody could read."""
+
 _AGAIN_SECONDS = 5.0
 
 # torchrun would kill its ranks 30 s after a SIGTERM, in the middle of a large checkpoint. Slurm
@@ -26,6 +29,7 @@ class Child:
     Args:
         output: where it writes; None inherits this process's output. With a file it also gets its
             own session, so that Ctrl-C interrupts this process only.
+        descriptors: file descriptors that it inherits.
     """
 
     def __init__(
@@ -35,6 +39,7 @@ class Child:
         environment: Mapping[str, str],
         cwd: str,
         output: IO[bytes] | None = None,
+        descriptors: Sequence[int] = (),
     ) -> None:
         self._popen = subprocess.Popen(
             command,
@@ -44,6 +49,7 @@ class Child:
             stdout=output,
             stderr=None if output is None else subprocess.STDOUT,
             start_new_session=output is not None,
+            pass_fds=descriptors,
             preexec_fn=_ignore_stop_signals,
         )
         self.process = psutil.Process(self._popen.pid)
@@ -68,7 +74,18 @@ class Child:
             left = deadline - time.monotonic()
             send(self.process, STOP if left > 0 else signal.SIGKILL)
             with contextlib.suppress(subprocess.TimeoutExpired):
-                return self._popen.wait(min(left, _AGAIN_SECONDS) if left > 0 else _AGAIN_SECONDS)
+                return self._wait(min(left, _AGAIN_SECONDS) if left > 0 else _AGAIN_SECONDS)
+
+    def _wait(self, seconds: float) -> int:
+        """`wait`, or raise TimeoutExpired."""
+        return self._popen.wait(seconds)
+
+
+def ending(code: int) -> str:
+    """How a process with this exit status ended."""
+    if code == UNKNOWN:
+        return "ended with an unknown status"
+    return f"ended by {signal.Signals(-code).name}" if code < 0 else f"ended with status {code}"
 
 
 def _ignore_stop_signals() -> None:

@@ -3,8 +3,8 @@
 It writes a run's files as the trainer does, goes on from the step where it was stopped, and on USR2
 ends with status 75. STUB_SECONDS is how long a step takes, STUB_FAIL a seed that fails. It stays in
 its first step until STUB_MEET runs of the sweep have begun, and until the file STUB_GATE exists.
-Each start adds a line to ``starts`` in the run's folder: its process, the environment and when it
-began.
+Each start adds a line to ``starts`` in the run's folder: its process and the parent of that, the
+environment and when it began.
 """
 
 import argparse
@@ -41,8 +41,9 @@ run = RunFolder(asked.output_dir)
 config = {key: getattr(asked, key) for key in ("scale", "method", "lr", "seed", "steps")}
 run.claim(config)
 told = {name: os.environ.get(name) for name in ("OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES")}
+process = {"pid": os.getpid(), "parent": os.getppid()}
 with (run.path / "starts").open("a") as starts:
-    starts.write(json.dumps({"pid": os.getpid(), "began": time.time(), **told}) + "\n")
+    starts.write(json.dumps(process | {"began": time.time(), **told}) + "\n")
 if str(asked.seed) == os.environ.get("STUB_FAIL"):
     run.set_status("failed", step=0, reason="out of memory")
     sys.exit("RuntimeError: out of memory, says the stub")

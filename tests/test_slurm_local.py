@@ -17,8 +17,11 @@ import pytest
 from slurm_commands import NAMES, Case, begin, patched
 from waiting import ended, wait_until
 
-from slurm import processes
+from slurm import __main__ as cli
+from slurm import preflight, processes, snapshot
 from slurm.states import State, survey
+
+ROOT = Path(__file__).parents[1]
 
 Command = Callable[[list[str]], int]
 
@@ -248,6 +251,41 @@ def test_cancel_signals_no_process_that_was_given_a_reused_id(
     assert command(["cancel", str(case.folder.path)]) == 0
     assert states(case)[NAMES[0]] is State.VANISHED
     assert started[0].poll() is None
+
+
+def test_runs_without_a_gpu_are_forked_from_one_process_that_ends_with_the_command(
+    case: Case, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_sweep_with_stub_as_trainer(case, monkeypatch)
+    (parent,) = {case.starts(name)[0]["parent"] for name in NAMES}
+    assert parent != os.getpid()
+    assert not psutil.pid_exists(parent)
+    for name in NAMES:
+        assert case.folder.job(name).pid == case.starts(name)[0]["pid"]  # type: ignore[union-attr]
+
+
+def test_runs_with_gpus_are_not_forked(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    case.write(cluster="gpus_per_node = 2\n")
+    with case.sweep.open("a") as file:
+        file.write("[resources]\ngpus_per_node = 1\n")
+    run_sweep_with_stub_as_trainer(case, monkeypatch)
+    assert {case.starts(name)[0]["parent"] for name in NAMES} == {os.getpid()}
+
+
+def run_sweep_with_stub_as_trainer(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Run the sweep with code in which ``python -m train`` is the stub."""
+    trainer = case.root / "code" / "train"
+    trainer.mkdir(parents=True)
+    (trainer / "__init__.py").write_text(f"__path__.append({str(ROOT / 'train')!r})\n")
+    (trainer / "__main__.py").write_text(
+        "import runpy\nif __name__ == '__main__':\n"
+        f"    runpy.run_path({str(ROOT / 'tests' / 'slurm_stub.py')!r})\n"
+    )
+    monkeypatch.setattr(preflight, "check", lambda *_: None)
+    monkeypatch.setattr(snapshot, "take", lambda *_: snapshot.Snapshot(trainer.parent, None))
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    assert cli.main(case.submission()) == 0
+    assert states(case) == dict.fromkeys(NAMES, State.COMPLETED)
 
 
 # With the trainer itself
