@@ -197,7 +197,7 @@ def test_an_unknown_base_names_its_flag(capsys: pytest.CaptureFixture[str]) -> N
 
 SWEEP = f"""
 scales = ["{SMALL}", "{LARGE}"]
-methods = ["maxP", "mup-full", "sp"]
+methods = ["mup-full", "sp"]
 lrs = [1e-2]
 seeds = [1]
 steps = 2
@@ -218,7 +218,7 @@ def test_a_sweep_over_models_of_timm_has_its_table(tmp_path: Path) -> None:
     file.write_text(SWEEP)
     runs = expand(load_sweep(file))
     assert [(r.scale, r.method) for r in runs] == [
-        (SMALL, "mup-full"), *((LARGE, m) for m in ("maxP", "mup-full", "sp")),
+        (SMALL, "mup-full"), *((LARGE, m) for m in ("mup-full", "sp")),
     ]  # fmt: skip
     command = [sys.executable, "-m", "slurm"]
     words = ["submit", str(file), "--runs-dir", str(tmp_path / "runs")]
@@ -229,7 +229,7 @@ def test_a_sweep_over_models_of_timm_has_its_table(tmp_path: Path) -> None:
             [*command, action, folder], cwd=ROOT, check=True, capture_output=True, text=True
         )
         assert LARGE in done.stdout
-        assert all(method in done.stdout for method in ("maxP", "mup-full", "sp"))
+        assert all(method in done.stdout for method in ("mup-full", "sp"))
 
 
 def test_a_sweep_with_an_unknown_model_of_timm_is_refused(tmp_path: Path) -> None:
