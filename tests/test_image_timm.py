@@ -20,7 +20,7 @@ from slurm.sweep import expand, load_sweep
 from train.cli import parse
 from train.export import export
 from train.model.scales import find_scale
-from train.model.timm_scales import parse_model
+from train.model.timm_models import parse_model
 
 DIGITS = (
     *("--dataset", "digits", "--dataloader.image_size", "8", "--dataloader.channels", "1"),

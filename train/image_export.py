@@ -8,8 +8,9 @@ from torch import nn
 from maxp.module import find_sites
 from train.data.images import ImageDataLoader
 from train.data.images.transforms import normalisation
-from train.model.classifier import Classifier, SizedClassifier, import_timm
+from train.model.classifier import Classifier, SizedClassifier
 from train.model.timm_classifier import TimmClassifier
+from train.model.timm_models import import_timm
 
 _TIMM_MODEL = "model_name"
 

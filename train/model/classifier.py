@@ -19,6 +19,7 @@ from maxp import Graph, mark
 from maxp.trace import trace
 from train.model.image_costs import training_flops
 from train.model.image_scales import ImageScale
+from train.model.timm_models import import_timm
 
 _BASE_SEED = 0  # of the weights of a base, whose standard deviations a run takes
 
@@ -174,27 +175,6 @@ def as_trained(model: Any, other: nn.Module, autocast: bool, mixin: Any = Traine
 @cache
 def _trained(parent: Any, mixin: Any) -> type:
     return type(parent.__name__, (mixin, parent), {"__module__": parent.__module__})
-
-
-def import_timm(flag: str) -> Any:
-    """timm, which is imported only where it is needed.
-
-    Args:
-        flag: that needs it, for the message.
-
-    Raises:
-        ValueError: timm or torchvision is not installed.
-    """
-    from train import torchvision_compat
-
-    torchvision_compat.install()
-    try:
-        import timm
-    except ModuleNotFoundError as error:
-        raise ValueError(
-            f"{flag}: the package {error.name} is not installed; pip install 'maxp[vision]'"
-        ) from None
-    return timm
 
 
 def classifier_config(scale: ImageScale, **changes: Any) -> SizedClassifier.Config:

@@ -2,22 +2,20 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from train.model.classifier import (
     Classifier,
     TrainedClassifier,
     as_trained,
     classifier_graph,
-    import_timm,
 )
 from train.model.image_scales import TIMM
-from train.model.timm_scales import TimmScale, parse_model
+from train.model.timm_models import count, import_timm, timm_arguments
+from train.model.timm_scales import TimmScale
 
 
 class TimmClassifier(Classifier):
@@ -42,12 +40,7 @@ class TimmClassifier(Classifier):
 
         def timm_arguments(self) -> dict[str, Any]:
             """The arguments of `timm.create_model`."""
-            name, arguments = parse_model(self.model, "--scale")
-            cfg = import_timm("--scale").get_pretrained_cfg(name)
-            # Models that take images of any size have no such argument.
-            fixed = {"img_size": self.image_size} if cfg and cfg.fixed_input_size else {}
-            data = {"in_chans": self.channels, "num_classes": self.num_classes}
-            return {"model_name": name, **arguments, **fixed, **data}
+            return timm_arguments(self.model, self.image_size, self.channels, self.num_classes)
 
         def other_width(self) -> nn.Module:
             """The other model, with the data of this one."""
@@ -82,30 +75,6 @@ class TrainedTimm(TrainedClassifier):
         tensors = [dict([*m.named_parameters(), *m.named_buffers()]) for m in (own, fresh)]
         for name, tensor in tensors[0].items():
             tensor.data.copy_(tensors[1][name])
-
-
-class Counts(NamedTuple):
-    """Of a model of timm: parameters, FLOPs per image, and (rows, columns) of its matrices."""
-
-    params: int
-    flops: int
-    matrices: list[tuple[int, int]]
-
-
-@lru_cache(maxsize=64)
-def count(model: str, image_size: int, channels: int, classes: int) -> Counts:
-    """Count on the meta device; a convolution is a matrix of its filters."""
-    config = TimmClassifier.Config(
-        model=model, image_size=image_size, channels=channels, num_classes=classes
-    )
-    with torch.device("meta"):
-        module = config.plain().eval()
-        images = torch.zeros(1, channels, image_size, image_size)
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        module(images)
-    parameters = list(module.parameters())
-    matrices = [(len(p), p[0].numel()) for p in parameters if p.ndim > 1]
-    return Counts(sum(p.numel() for p in parameters), counter.get_total_flops(), matrices)
 
 
 def check_model(config: TimmClassifier.Config, base: TimmClassifier.Config | None) -> None:

@@ -4,24 +4,12 @@ After the name follow keyword arguments of `timm.create_model`, as Python litera
 imports timm, and torch, only where a scale is looked up.
 """
 
-import ast
-import re
 from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import lru_cache
 from typing import Any
 
 from train.model.image_scales import TIMM, ImageScale
-
-_NAME = re.compile(r"[\w.+-]+", re.ASCII)
-_VALUE = re.compile(r"[\w.+(), -]*", re.ASCII)  # part of the name of a run's folder
-_OF_DATA = {
-    "num_classes": "the classes of the images set it",
-    "in_chans": "pass --dataloader.channels",
-    "img_size": "pass --dataloader.image_size",
-    "pretrained": "training starts from random weights",
-    "checkpoint_path": "training starts from random weights",
-}
 
 
 @dataclass(frozen=True)
@@ -53,36 +41,9 @@ class TimmScale(ImageScale):
 
     @property
     def _counts(self) -> Any:
-        from train.model.timm_classifier import count
+        from train.model.timm_models import count
 
         return count(self.model, self.image_size, self.channels, self.classes)
-
-
-def parse_model(model: str, flag: str) -> tuple[str, dict[str, Any]]:
-    """The name and the keyword arguments of ``NAME,key=value,...``.
-
-    Raises:
-        ValueError: one line that names the flag and the remedy.
-    """
-    name, _, rest = model.partition(",")
-    try:
-        if not _NAME.fullmatch(name):
-            raise SyntaxError
-        call: Any = ast.parse(f"_({rest})", mode="eval").body
-        if not isinstance(call, ast.Call) or call.args:
-            raise SyntaxError
-        arguments = {str(k.arg): ast.literal_eval(k.value) for k in call.keywords}
-        if not all(_VALUE.fullmatch(ast.unparse(k.value)) for k in call.keywords):
-            raise SyntaxError
-    except (SyntaxError, ValueError):
-        raise ValueError(
-            f"{flag} {TIMM}{model}: write {TIMM}NAME,KEY=VALUE,... with numbers, True, False or "
-            f"tuples of numbers as values, for example {TIMM}vit_tiny_patch16_224,embed_dim=64"
-        ) from None
-    for key, remedy in _OF_DATA.items():
-        if key in arguments:
-            raise ValueError(f"{flag} {TIMM}{model}: leave {key} out; {remedy}")
-    return name, arguments
 
 
 @lru_cache(maxsize=64)
@@ -93,7 +54,7 @@ def timm_scale(scale: str, flag: str) -> TimmScale:
         ValueError: one line: timm is not installed, or does not know the model; or the arguments
             cannot be read.
     """
-    from train.model.classifier import import_timm
+    from train.model.timm_models import import_timm, parse_model
 
     name, _ = parse_model(scale.removeprefix(TIMM), flag)
     timm = import_timm(f"{flag} {scale}")
