@@ -6,6 +6,7 @@ The base is a model of the smallest width, as timm initialises it, as in trainin
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -64,9 +65,24 @@ def build_classifier(
         model,
         **method_arguments(method, lr),
         sample_input=classifier_graph(config),
-        base=base_classifier(config, base),
+        base=base_classifier(replace(config, width=base)),
     )
     return model, parametrization
+
+
+def hide_unread(model: nn.Module) -> None:
+    """Let the outputs of a ViT's last block that the head does not read be measured as zero.
+
+    The head reads the class token. In the last block, only keys and values of other tokens reach
+    it, so gradients and loss do not depend on what is hidden.
+    """
+    block: Any = model.get_submodule("blocks")[-1]  # type: ignore[index]
+
+    def class_token_only(_: Any, __: Any, out: torch.Tensor) -> torch.Tensor:
+        return F.pad(out[:, :1], (0, 0, 0, out.shape[1] - 1))
+
+    for site in (block.attn.proj, block.mlp.fc1, block.mlp.fc2):
+        site.register_forward_hook(class_token_only)
 
 
 def measure_images(
@@ -85,6 +101,8 @@ def measure_images(
 
     def make_model(width: int) -> tuple[nn.Module, Any]:
         model, parametrization = build_classifier(kind, width, base, method, lr, device)
+        if kind == "vit":
+            hide_unread(model)
         return model, parametrization.param_groups
 
     _, _, stats = diagnose_axis(

@@ -15,7 +15,7 @@ from typing import Any
 
 from slurm.ledger import SweepFolder
 from slurm.states import State, survey
-from train.model.scales import all_scales
+from train.model.scales import find_scale
 from train.results.analysis import Results
 from train.results.collect import UNREADABLE, collect
 from train.results.formats import grid
@@ -73,10 +73,9 @@ def carry(folder: SweepFolder, metric: Metric) -> Carried:
         if row["from_scale"] == base
     }
     states = {standing.run.name: str(standing.state) for standing in survey(folder, planned)}
-    scales = all_scales()
     bases = base_scales(results.runs)  # a sweep may have scales of several ladders
     sizes = {
-        run.scale: scales[run.scale].non_embedding_params
+        run.scale: find_scale(run.scale).non_embedding_params
         for run in planned
         if bases.get(run.scale, base) == base
     }
@@ -114,7 +113,7 @@ def _base(results: Results, scales: set[str]) -> str:
     bases = sorted({*begun["base_scale"]} - {NO_BASE})
     if len(bases) == 1:
         return str(bases[0])
-    return min(scales, key=lambda scale: all_scales()[scale].non_embedding_params)
+    return min(scales, key=lambda scale: find_scale(scale).non_embedding_params)
 
 
 def as_text(carried: Carried, *, markdown: bool) -> str:

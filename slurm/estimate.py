@@ -17,7 +17,7 @@ from train.method.methods import METHODS
 from train.method.settings import MaxPSettings
 from train.model import costs
 from train.model.image_scales import ImageScale
-from train.model.scales import AnyScale, all_scales
+from train.model.scales import AnyScale, find_scale
 
 _HOUR = 3600
 
@@ -116,7 +116,7 @@ def _hours(
     run: RunSpec, flags: Flags, devices: int, cluster: Cluster, speed: float | None
 ) -> float:
     """Wall time of one run."""
-    scale = _as_flagged(all_scales()[run.scale], flags, devices)
+    scale = _as_flagged(find_scale(run.scale), flags, devices)
     if speed is not None:
         tokens = run.steps * scale.global_batch_size * scale.seq_len
         return tokens / (speed * devices) / _HOUR

@@ -9,7 +9,7 @@ from typing import Any
 from slurm.estimate import ScaleEstimate
 from slurm.ledger import SweepFolder
 from slurm.states import ACTIVE, RESULTS, Standing, State, last_error
-from train.model.image_scales import IMAGE_SCALES
+from train.model.image_scales import is_image_scale
 from train.run import tail
 from train.run.folder import METRICS
 from train.run.summary import SummaryError, read_summary
@@ -40,7 +40,7 @@ def lines(
     """
     listed = standings if everything else _listed(standings)
     commands = bool(folder.commands())
-    images = bool(listed) and all(standing.run.scale in IMAGE_SCALES for standing in listed)
+    images = bool(listed) and all(is_image_scale(standing.run.scale) for standing in listed)
     heads = tuple(name.replace("tokens", "images") if images else name for name in _COLUMNS)
     rows = [heads, *(_row(folder, standing, commands) for standing in listed)]
     widths = [max(len(row[i]) for row in rows) for i in range(len(_COLUMNS) - 1)]

@@ -50,7 +50,8 @@ from slurm.config_file import (
 from slurm.flags import Flag, Flags, arguments, parse_setting, read_flags, settings
 from slurm.resources import Resources
 from train.method.methods import METHODS
-from train.model.scales import all_scales, base_of, compute_steps
+from train.model.image_scales import TIMM
+from train.model.scales import all_scales, base_of, compute_steps, find_scale
 from train.run.identity import identity, run_name
 
 _TABLE = frozenset({"alignment_table", "maxp.alignment_table"})
@@ -178,7 +179,11 @@ class _File:
     def __post_init__(self) -> None:
         for key in ("scales", "methods", "lrs", "seeds"):
             check_unique(getattr(self, key), key)
-        check_known(self.scales, all_scales(), "scales")
+        for scale in self.scales:
+            if scale.startswith(TIMM):
+                find_scale(scale, "scales:")
+            else:
+                check_known([scale], all_scales(), "scales")
         check_known(self.methods, METHODS, "methods")
         for lr in self.lrs:
             if not (lr > 0 and math.isfinite(lr)):
@@ -275,7 +280,7 @@ def _resolve(file: _File, overrides: Overrides, where: str) -> Sweep:
     for scale in file.scales:
         own = file.scale.get(scale, _ScaleTable())
         chosen = overrides.steps or own.steps or file.steps
-        steps[scale] = compute_steps(all_scales()[scale]) if chosen is None else chosen
+        steps[scale] = compute_steps(find_scale(scale)) if chosen is None else chosen
         here = read_flags(own.flags, f"{where}: scale.{scale}.flags")
         check_free(axes, here, f"scale.{scale}.flags", where)
         flags[scale] = common | here | last

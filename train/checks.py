@@ -16,7 +16,7 @@ from torchtitan.distributed import ParallelDims
 from train.alignment_table import read_table
 from train.checkpoint_files import check_flags
 from train.data.loader import TextDataLoader
-from train.model.classifier import Classifier
+from train.model.classifier import Classifier, SizedClassifier
 
 
 def check(config: Any) -> None:
@@ -112,13 +112,13 @@ def _check_images(config: Any) -> None:
         raise ValueError(
             f"--training.seq_len {config.training.seq_len}: an image has no sequence; leave it out"
         )
-    if config.model_spec.model.kind == "vit":
-        model = config.model_spec.model
-        if model.image_size % model.patch_size:
-            raise ValueError(
-                f"--dataloader.image_size {model.image_size}: must be a multiple of the "
-                f"{model.patch_size} pixels of a patch of --scale {config.scale}"
-            )
+    model = config.model_spec.model
+    is_vit = isinstance(model, SizedClassifier.Config) and model.kind == "vit"
+    if is_vit and model.image_size % model.patch_size:
+        raise ValueError(
+            f"--dataloader.image_size {model.image_size}: must be a multiple of the "
+            f"{model.patch_size} pixels of a patch of --scale {config.scale}"
+        )
 
 
 def _sequences(config: Any) -> int:

@@ -49,7 +49,7 @@ class Flags:
     """debug, s1 to s5, w256 to w4096 (only the width differs), or cpu64 to cpu512 (the same at a
     size for CPUs). Image classifiers: vit-ti, vit-s, vit-b, vit-l; vit-w256 to vit-w4096; mlp-s,
     mlp-m, mlp-b, mlp-l; for CPUs vit-debug, mlp-debug, vit-cpu32 to vit-cpu128 and mlp-cpu64 to
-    mlp-cpu256."""
+    mlp-cpu256; timm-NAME is any model of timm."""
 
     method: str = "maxP"
     """maxP, mup-full, mup-no, maxP-frozen or sp."""
@@ -87,6 +87,10 @@ class Flags:
     alignment_table: Annotated[str | None, _default("none")] = None
     """File that `python -m train.alignment_table` wrote, for method maxP-frozen."""
 
+    sites_from: Annotated[str | None, _default("the base scale")] = None
+    """For --scale timm-NAME: another width of the model, timm-OTHER, with which it is compared to
+    find its sites. To train the base itself, pass one."""
+
     check: bool = False
     """Print what would run, and stop before the first step."""
 
@@ -113,6 +117,11 @@ def make_config(flags: Flags) -> MaxPTrainer.Config:
     if folder is None:
         folder = f"runs/{run_name(size.name, flags.method, flags.lr, seed)}"
     if isinstance(size, Scale):
+        if flags.sites_from is not None:
+            raise ValueError(
+                f"--sites-from {flags.sites_from}: --scale {size.name} is no model of timm; "
+                "leave it out"
+            )
         return _text_config(flags, size, settings, steps=steps, folder=folder)
     # Imported here, so that a run on text does not need what images need.
     from train.image_config import image_config
@@ -125,6 +134,7 @@ def make_config(flags: Flags) -> MaxPTrainer.Config:
         folder=folder,
         dataset=flags.dataset,
         dataset_path=flags.dataset_path,
+        sites_from=flags.sites_from,
     )
 
 

@@ -13,7 +13,12 @@ from train.defaults import shared_fields, shared_metrics, shared_validation
 from train.method.settings import MaxPSettings
 from train.model.classifier import Classifier, classifier_config, model_spec
 from train.model.costs import PROBE_IMAGES
-from train.model.image_scales import ImageScale
+from train.model.image_scales import TIMM, ImageScale
+from train.model.kinds import image_base
+from train.model.scales import find_scale
+from train.model.timm_classifier import TimmClassifier, check_model
+from train.model.timm_scales import TimmScale
+from train.run.identity import NO_BASE
 from train.trainer import MaxPTrainer
 
 VALIDATION_IMAGES = 50_000  # those of ImageNet-1k
@@ -39,8 +44,13 @@ def image_config(
     folder: str,
     dataset: str | None,
     dataset_path: str | None,
+    sites_from: str | None,
 ) -> MaxPTrainer.Config:
     """The configuration of a run on images; every field of it can still be changed.
+
+    Args:
+        size, settings, seed, steps, folder: of the run.
+        dataset, dataset_path, sites_from: the flags of these names.
 
     Raises:
         ValueError: one line that names the flag and the remedy.
@@ -57,7 +67,7 @@ def image_config(
     shared["training"].disable_cuda_graphs = True
     return MaxPTrainer.Config(
         **shared,
-        model_spec=model_spec(size.name, classifier_config(size)),
+        model_spec=model_spec(size.name, _model(size, sites_from)),
         hf_assets_path="",
         tokenizer=NoTokenizer.Config(),
         loss=ClassificationLoss.Config(),
@@ -74,11 +84,36 @@ def image_config(
     )
 
 
+def _model(size: ImageScale, sites_from: str | None) -> Classifier.Config:
+    if not isinstance(size, TimmScale):
+        if sites_from is not None:
+            raise ValueError(
+                f"--sites-from {sites_from}: only --scale {TIMM}NAME takes it; leave it out"
+            )
+        return classifier_config(size)
+    return TimmClassifier.Config(
+        model=size.model,
+        other=_timm_model(sites_from, "--sites-from") if sites_from else "",
+        image_size=size.image_size,
+        channels=size.channels,
+        num_classes=size.classes,
+    )
+
+
+def _timm_model(name: str, flag: str) -> str:
+    """What a scale's name has after the prefix of timm's models."""
+    scale = find_scale(name, flag)
+    if not isinstance(scale, TimmScale):
+        raise ValueError(f"{flag} {name}: no model of timm; pass {TIMM}NAME")
+    return scale.model
+
+
 def match_data(config: MaxPTrainer.Config) -> None:
     """Give the model the classes and the size of the images, and validation those of training.
 
     Raises:
         DataError: the data cannot be used, or its number of classes is unknown.
+        ValueError: the model of timm cannot be used, or the base is another kind of model.
     """
     data, held_out = config.dataloader, config.validator.dataloader
     if not isinstance(data, ImageDataLoader.Config):
@@ -96,3 +131,24 @@ def match_data(config: MaxPTrainer.Config) -> None:
     if isinstance(held_out, ImageDataLoader.Config):
         for name in ("image_size", "channels", "num_classes"):
             setattr(held_out, name, getattr(data, name))
+    if isinstance(spec.model, TimmClassifier.Config):
+        _match_timm(spec.model, config.maxp.base_scale)
+    elif config.maxp.base_scale != NO_BASE:
+        image_base(spec.model, config.scale, config.maxp.base_scale)
+
+
+def _match_timm(model: TimmClassifier.Config, base_scale: str) -> None:
+    """Choose the model of timm to compare with, which is not the model itself, and check it.
+
+    Raises:
+        ValueError: one line that names the flag and the remedy.
+    """
+    base = "" if base_scale == NO_BASE else _timm_model(base_scale, "--maxp.base_scale")
+    model.other = next((name for name in (model.other, base) if name not in ("", model.model)), "")
+    if not model.other:
+        raise ValueError(
+            f"--scale {TIMM}{model.model}: its sites are found by comparison with the same "
+            f"architecture at another width; pass --maxp.base_scale {TIMM}NAME, the model at "
+            f"which learning rates are tuned, or to train the base itself --sites-from {TIMM}NAME"
+        )
+    check_model(model, model.base(find_scale(base_scale)) if base else None)

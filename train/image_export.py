@@ -8,7 +8,9 @@ from torch import nn
 from maxp.module import find_sites
 from train.data.images import ImageDataLoader
 from train.data.images.transforms import normalisation
-from train.model.classifier import Classifier
+from train.model.classifier import Classifier, SizedClassifier
+from train.model.timm_classifier import TimmClassifier
+from train.model.timm_models import import_timm
 
 _TIMM_MODEL = "model_name"
 
@@ -20,7 +22,8 @@ def recorded_model(record: Mapping[str, Any]) -> Classifier.Config:
         KeyError, TypeError: it is of another version.
     """
     values = {key: v for key, v in record["model_spec"]["model"].items() if key != "param_init"}
-    return Classifier.Config(**values)
+    kind = TimmClassifier if "model" in values else SizedClassifier
+    return kind.Config(**values)
 
 
 def multipliers(model: nn.Module) -> dict[str, float]:
@@ -47,7 +50,8 @@ def timm_config(model: Classifier.Config, record: Mapping[str, Any]) -> dict[str
         model: its configuration.
         record: of the run: the content of its config.json.
     """
-    if model.kind == "mlp":
+    assert isinstance(model, SizedClassifier.Config | TimmClassifier.Config)
+    if isinstance(model, SizedClassifier.Config) and model.kind == "mlp":
         pixels = model.channels * model.image_size**2
         arguments = {"pixels": pixels, "width": model.width, "depth": model.depth}
         arguments["classes"] = model.num_classes
@@ -57,8 +61,13 @@ def timm_config(model: Classifier.Config, record: Mapping[str, Any]) -> dict[str
     images = ImageDataLoader.Config(dataset=data["dataset"], channels=data["channels"])
     images.mean, images.std = (data[key] and tuple(data[key]) for key in ("mean", "std"))
     mean, std = normalisation(images)
+    name = str(arguments.pop(_TIMM_MODEL))
+    ends = {"first_conv": "patch_embed.proj", "classifier": "head"}
+    if isinstance(model, TimmClassifier.Config):
+        known = import_timm("RUN").get_pretrained_cfg(name)
+        ends = {key: getattr(known, key) for key in ends if known}
     return {
-        "architecture": arguments.pop(_TIMM_MODEL),
+        "architecture": name.partition(".")[0],  # without the tag of pretrained weights
         "num_classes": model.num_classes,
         "model_args": arguments,
         "pretrained_cfg": {
@@ -66,7 +75,6 @@ def timm_config(model: Classifier.Config, record: Mapping[str, Any]) -> dict[str
             "mean": list(mean),
             "std": list(std),
             "num_classes": model.num_classes,
-            "first_conv": "patch_embed.proj",
-            "classifier": "head",
+            **ends,
         },
     }

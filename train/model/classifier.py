@@ -19,6 +19,7 @@ from maxp import Graph, mark
 from maxp.trace import trace
 from train.model.image_costs import training_flops
 from train.model.image_scales import ImageScale
+from train.model.timm_models import import_timm
 
 _BASE_SEED = 0  # of the weights of a base, whose standard deviations a run takes
 
@@ -61,12 +62,7 @@ class Classifier(BaseModel):
 
     @dataclass(kw_only=True, slots=True)
     class Config(BaseModel.Config):
-        kind: Literal["vit", "mlp"]
-        width: int
-        depth: int
         image_size: int
-        patch_size: int
-        head_dim: int
         channels: int
         num_classes: int
         autocast: bool = False
@@ -74,21 +70,50 @@ class Classifier(BaseModel):
 
         def build(self, **_: Any) -> Any:
             """The model with its sites marked."""
-            model: nn.Module = self.plain()
-            with torch.device("meta"):
-                wider = replace(self, width=2 * self.width).plain()
-            mark(model, wider).apply()
-            parent: Any = type(model)
-            model.__class__ = _trained(parent)
-            model.autocast = self.autocast  # type: ignore[assignment]
-            return model
+            return as_trained(self.plain(), self.other_width(), self.autocast)
+
+        def plain(self) -> Any:
+            """The module without sites."""
+            raise NotImplementedError
+
+        def other_width(self) -> nn.Module:
+            """The module at another width, on the meta device, for `maxp.mark` to compare with."""
+            raise NotImplementedError
+
+        def base(self, scale: Any) -> Any:
+            """The model of a base scale with the data of this one, or None: of another kind."""
+            raise NotImplementedError
+
+        def as_scale(self) -> ImageScale:
+            """The sizes, from which costs follow."""
+            raise NotImplementedError
+
+        def update_from_config(self, *, config: Any, **_: Any) -> None:
+            """Take the precision of training."""
+            self.autocast = config.training.mixed_precision_param == "bfloat16"
+
+        def get_nparams_and_flops(self, model: nn.Module, seq_len: int) -> tuple[int, int]:
+            """The number of parameters, and FLOPs of training per image."""
+            return sum(p.numel() for p in model.parameters()), training_flops(self.as_scale())
+
+
+class SizedClassifier(Classifier):
+    """A ViT or an MLP of the sizes in `train.model.image_scales`."""
+
+    @dataclass(kw_only=True, slots=True)
+    class Config(Classifier.Config):
+        kind: Literal["vit", "mlp"]
+        width: int
+        depth: int
+        patch_size: int
+        head_dim: int
 
         def plain(self) -> Any:
             """The module as timm builds it, or an `MLP`."""
             if self.kind == "mlp":
                 pixels = self.channels * self.image_size**2
                 return MLP(pixels, self.width, self.depth, self.num_classes)
-            return _timm().create_model(**self.timm_arguments())
+            return import_timm("--scale vit-*").create_model(**self.timm_arguments())
 
         def timm_arguments(self) -> dict[str, Any]:
             """The arguments of `timm.create_model` for a ViT of this size."""
@@ -103,13 +128,14 @@ class Classifier(BaseModel):
                 "num_classes": self.num_classes,
             }
 
-        def update_from_config(self, *, config: Any, **_: Any) -> None:
-            """Take the precision of training."""
-            self.autocast = config.training.mixed_precision_param == "bfloat16"
+        def other_width(self) -> nn.Module:
+            """The module at twice the width."""
+            with torch.device("meta"):
+                return replace(self, width=2 * self.width).plain()
 
-        def get_nparams_and_flops(self, model: nn.Module, seq_len: int) -> tuple[int, int]:
-            """The number of parameters, and FLOPs of training per image."""
-            return sum(p.numel() for p in model.parameters()), training_flops(self.as_scale())
+        def base(self, scale: Any) -> Any:
+            """The model at the width of a scale of the same kind."""
+            return replace(self, width=scale.dim) if scale.kind == self.kind else None
 
         def as_scale(self) -> ImageScale:
             """The sizes, from which costs follow."""
@@ -137,33 +163,24 @@ class TrainedClassifier:
             return super().forward(x)  # type: ignore[misc]
 
 
-@cache
-def _trained(parent: Any) -> type:
-    return type(parent.__name__, (TrainedClassifier, parent), {"__module__": parent.__module__})
+def as_trained(model: Any, other: nn.Module, autocast: bool, mixin: Any = TrainedClassifier) -> Any:
+    """Mark the sites of a module by comparison with another, and give it the mix-in."""
+    mark(model, other).apply()
+    parent: Any = type(model)
+    model.__class__ = _trained(parent, mixin)
+    model.autocast = autocast
+    return model
 
 
 @cache
-def _timm() -> Any:
-    """timm, which is imported only for a ViT.
-
-    Raises:
-        ValueError: timm or torchvision is not installed.
-    """
-    from train import torchvision_compat
-
-    torchvision_compat.install()
-    try:
-        import timm
-    except ModuleNotFoundError as error:
-        raise ValueError(
-            f"--scale vit-*: the package {error.name} is not installed; pip install 'maxp[vision]'"
-        ) from None
-    return timm
+def _trained(parent: Any, mixin: Any) -> type:
+    return type(parent.__name__, (mixin, parent), {"__module__": parent.__module__})
 
 
-def classifier_config(scale: ImageScale, **changes: Any) -> Classifier.Config:
+def classifier_config(scale: ImageScale, **changes: Any) -> SizedClassifier.Config:
     """The configuration of a scale's model, with other ``image_size``, ``num_classes``, ..."""
-    config = Classifier.Config(
+    assert scale.kind != "timm", "train.model.timm_classifier has its configuration"
+    config = SizedClassifier.Config(
         kind=scale.kind,
         width=scale.dim,
         depth=scale.n_layers,
@@ -206,8 +223,8 @@ BRANCH_ENDS = ("attn.proj", "mlp.fc2")
 """The sites of a ViT that end a residual branch; an MLP has none."""
 
 
-def base_classifier(config: Classifier.Config, width: int) -> nn.Module:
-    """The same model at the base's width, with the initial weights that its users have."""
+def base_classifier(config: Classifier.Config) -> nn.Module:
+    """The model of a base, with the initial weights that its users have."""
     with torch.random.fork_rng(devices=[]), torch.device("cpu"):
         torch.manual_seed(_BASE_SEED)
-        return replace(config, width=width).build()
+        return config.build()

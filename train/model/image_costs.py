@@ -1,12 +1,15 @@
 """The cost of a run on images by arithmetic, with the conventions of `train.model.costs`."""
 
 from train.model.image_scales import ImageScale
+from train.model.timm_scales import TimmScale
 
 FLOAT32 = 4
 
 
 def forward_flops(scale: ImageScale) -> int:
     """FLOPs of the forward pass of one image."""
+    if isinstance(scale, TimmScale):
+        return scale.forward_flops
     products = sum(out * into * times for out, into, times in scale.matrices)
     scores = scale.n_layers * 2 * scale.tokens**2 * scale.dim if scale.kind == "vit" else 0
     return 2 * (products + scores)

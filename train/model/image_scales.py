@@ -13,7 +13,8 @@ class ImageScale:
     """One size of a classifier.
 
     Attributes:
-        kind: timm's vision transformer, or an MLP of the pixels.
+        kind: timm's vision transformer, an MLP of the pixels, or any model of timm, which is a
+            `train.model.timm_scales.TimmScale`.
         dim: width of the tokens of a ViT, or of the hidden layers of an MLP.
         n_layers: blocks of a ViT, or hidden layers of an MLP.
         image_size: pixels along each side.
@@ -27,7 +28,7 @@ class ImageScale:
     """
 
     name: str
-    kind: Literal["vit", "mlp"]
+    kind: Literal["vit", "mlp", "timm"]
     dim: int
     n_layers: int
     image_size: int = 224
@@ -122,6 +123,15 @@ IMAGE_SCALES: dict[str, ImageScale] = {
         _on_digits("mlp-debug-base", "mlp", 64),
     )
 }
+
+TIMM = "timm-"
+"""How the names of scales begin that are any model of timm: ``timm-deit_small_patch16_224``."""
+
+
+def is_image_scale(name: str) -> bool:
+    """Whether a scale is of an image classifier."""
+    return name in IMAGE_SCALES or name.startswith(TIMM)
+
 
 IMAGE_BASES = {
     **dict.fromkeys(("vit-ti", "vit-s", "vit-b", "vit-l"), "vit-ti"),

@@ -26,12 +26,28 @@ def base_model(config: Any, scale: str, base: str) -> nn.Module:
         ValueError: one line: the base is a scale of the other kind of model.
     """
     here, there = find_scale(scale), find_scale(base, "--maxp.base_scale")
-    if isinstance(config, Classifier.Config) and isinstance(there, ImageScale):
-        if config.kind == there.kind:
-            return classifier.base_classifier(config, there.dim)
-    elif isinstance(here, Scale) and isinstance(there, Scale):
+    if isinstance(config, Classifier.Config):
+        return classifier.base_classifier(image_base(config, scale, base))
+    if isinstance(here, Scale) and isinstance(there, Scale):
         return llama3.base_model(here, there, config.vocab_size)
-    raise ValueError(
+    raise _another_kind(scale, base)
+
+
+def image_base(config: Classifier.Config, scale: str, base: str) -> Any:
+    """The configuration of the base of an image classifier.
+
+    Raises:
+        ValueError: as `base_model`.
+    """
+    there = find_scale(base, "--maxp.base_scale")
+    own = config.base(there) if isinstance(there, ImageScale) else None
+    if own is None:
+        raise _another_kind(scale, base)
+    return own
+
+
+def _another_kind(scale: str, base: str) -> ValueError:
+    return ValueError(
         f"--maxp.base_scale {base}: another kind of model than --scale {scale}; choose a scale of "
         "its ladder, or none"
     )

@@ -9,7 +9,7 @@ are in `train.model.llama3`.
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
-from train.model.image_scales import IMAGE_BASES, IMAGE_SCALES, ImageScale
+from train.model.image_scales import IMAGE_BASES, IMAGE_SCALES, TIMM, ImageScale
 
 LLAMA3_VOCABULARY = 128_256
 VOCAB_SIZE = 4096
@@ -122,14 +122,19 @@ def all_scales() -> dict[str, AnyScale]:
 
 
 def find_scale(name: str, flag: str = "--scale") -> AnyScale:
-    """The scale of this name, of either kind.
+    """The scale of this name, of either kind; ``timm-NAME`` is a model of timm.
 
     Raises:
         ValueError: one line that names the flag and the known scales.
     """
+    if name.startswith(TIMM):
+        from train.model.timm_scales import timm_scale  # which imports torch
+
+        return timm_scale(name, flag)
     scales = all_scales()
     if name not in scales:
-        raise ValueError(f"{flag} {name}: unknown; choose one of {', '.join(scales)}")
+        choices = ", ".join(scales)
+        raise ValueError(f"{flag} {name}: unknown; choose one of {choices}, or {TIMM}NAME")
     return scales[name]
 
 
