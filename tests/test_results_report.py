@@ -387,3 +387,25 @@ def test_the_filter_hides_the_runs_without_its_words(tmp_path: Path) -> None:
     ]
     assert len(shown) == 6
     assert {(row[2], row[5]) for row in shown} == {("mup-no", "diverged")}
+
+
+@pytest.mark.slow
+def test_hovering_shows_the_logged_values_and_a_click_the_configuration(tmp_path: Path) -> None:
+    losses = {1: 9.0, 2: 5.25, 3: 4.125}
+    records = [{"step": step, "loss": loss} for step, loss in losses.items()]
+    write_run(tmp_path / "runs", validation=3.0, records=records, recorded={"hardware": H100})
+    hover = (
+        "setTimeout(() => {"
+        "const over = document.querySelector('.u-over'), box = over.getBoundingClientRect();"
+        "const at = {clientX: box.left + box.width / 2, clientY: box.top + 20, bubbles: true};"
+        "over.dispatchEvent(new MouseEvent('mouseenter', at));"
+        "over.dispatchEvent(new MouseEvent('mousemove', at));"
+        "document.querySelector('button[data-run]').click(); }, 500);"
+    )
+    page = report(collect(tmp_path / "runs"), "t")
+    dom, console = browse(page, tmp_path, "--dump-dom", "--virtual-time-budget=3000", script=hover)
+    assert console == ""
+    assert re.findall(r'class="u-value">([^<]*)<', dom)[:2] == ["2", "5.2500"]
+    shown = dom[dom.index("<dialog") :]
+    assert "8 x NVIDIA H100 80GB HBM3" in shown
+    assert "<th>clip</th><td>1</td>" in shown
