@@ -22,13 +22,18 @@ def write_run(
     records: list[dict[str, Any]] | None = None,
     name: str = "",
     settings: dict[str, Any] | None = None,
+    recorded: dict[str, Any] | None = None,
 ) -> Path:
-    """One run's folder below ``root``; ``settings`` are further keys of its configuration."""
+    """One run's folder below ``root``.
+
+    ``settings`` are further keys of its configuration, ``recorded`` of config.json beside it.
+    """
     folder = root / (name or f"{scale}-{method}-{lr}-{seed}")
     folder.mkdir(parents=True)
     config = {"scale": scale, "method": method, "lr": lr, "seed": seed, "steps": steps, "clip": 1}
     config |= settings or {}
-    (folder / "config.json").write_text(json.dumps({"identity": "0", "config": config}))
+    content = {"identity": "0", "config": config} | (recorded or {})
+    (folder / "config.json").write_text(json.dumps(content))
     if state is not None:
         status = {"state": state, "step": steps, "reason": reason}
         (folder / "status.json").write_text(json.dumps(status))

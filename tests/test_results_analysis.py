@@ -176,3 +176,52 @@ def test_runs_of_one_seed_repeated_do_not_measure_the_noise_of_seeds(tmp_path: P
             write_run(tmp_path, method=method, validation=loss, name=f"{method}{number}")
     (row,) = analysed(tmp_path).gaps.to_dict("records")
     assert (row["seeds"], row["verdict"]) == (1, "noise unknown")
+
+
+def test_methods_are_compared_with_both_references_and_those_once(tmp_path: Path) -> None:
+    for method, losses in {
+        "maxP": [3.0, 3.25],
+        "mup-full": [3.5, 3.75],
+        "mup-no": [3.125, 3.125],
+    }.items():
+        for seed, loss in enumerate(losses):
+            write_run(tmp_path, method=method, seed=seed, validation=loss)
+    gaps = analysed(tmp_path).gaps
+    rows = gaps[["method", "reference", "gap", "verdict"]].itertuples(index=False, name=None)
+    assert list(rows) == [
+        ("maxP", "mup-full", -0.5, "lower"),
+        ("mup-no", "mup-full", -0.5, "lower"),
+        ("maxP", "mup-no", 0.0, "within noise"),
+    ]
+
+
+def test_without_a_mup_method_sp_is_the_reference(tmp_path: Path) -> None:
+    for method, loss in (("maxP", 3.0), ("sp", 3.5)):
+        write_run(tmp_path, method=method, validation=loss)
+    (row,) = analysed(tmp_path).gaps.to_dict("records")
+    assert (row["method"], row["reference"], row["gap"]) == ("maxP", "sp", -0.5)
+
+
+# edge
+
+
+@pytest.mark.parametrize(
+    ("losses", "edge"),
+    [
+        ({1e-3: 3.0, 1e-2: 3.5, 1e-1: 4.0}, "lowest"),
+        ({1e-3: 4.0, 1e-2: 3.5, 1e-1: 3.0}, "highest"),
+        ({1e-3: 4.0, 1e-2: 3.0, 1e-1: 4.0}, ""),
+        ({1e-2: 3.0}, "only"),
+        ({1e-3: 4.0, 1e-2: 3.0, 1e-1: math.inf}, ""),  # diverged there: that is a result
+        ({1e-3: 4.0, 1e-2: 3.0, 1e-1: None}, "highest"),  # still running there
+    ],
+)
+def test_a_best_lr_at_an_end_of_the_results_is_flagged(
+    tmp_path: Path, losses: dict[float, float | None], edge: str
+) -> None:
+    for lr, loss in losses.items():
+        if loss is None or math.isinf(loss):
+            write_run(tmp_path, lr=lr, state="running" if loss is None else "diverged")
+        else:
+            write_run(tmp_path, lr=lr, validation=loss)
+    assert analysed(tmp_path).methods["edge"].tolist() == [edge]

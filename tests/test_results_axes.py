@@ -212,7 +212,10 @@ def test_the_report_has_the_axes_in_its_tables(tmp_path: Path) -> None:
     page = report(collect(tmp_path), "t")
     assert {row[-2] for row in rows(page, "runs")} == {"0.3", "1", "3"}
     summary = rows(page, "validation-summary")
-    assert [row[3] for row in summary] == ["1e-2 embedding 3", "1e-1 embedding 0.3"]
+    assert [row[3] for row in summary] == [
+        "1e-2 embedding 3, only lr of the grid",
+        "1e-1 embedding 0.3, highest lr of the grid",
+    ]
     assert page.count("<button>embedding</button>") == 2
 
 
@@ -232,8 +235,8 @@ def test_the_curve_is_that_of_the_best_combination(tmp_path: Path) -> None:
         records = [{"step": 1, "loss": 9.0 + seed}]
         settings = {"x": value}
         write_run(tmp_path, seed=seed, validation=loss, records=records, settings=settings)
-    best = curves.best_runs(analysed(tmp_path))
-    assert [r["loss"] for r in best["s1", "maxP"] if "loss" in r] == [10.0]
+    (paths,) = curves.best_runs(analysed(tmp_path)).values()
+    assert curves.read(paths)["loss", ""]["mean"].to_dict() == {1: 10.0}
 
 
 # A base scale

@@ -14,9 +14,10 @@ from matplotlib.axes import Axes
 from matplotlib.collections import QuadMesh
 from matplotlib.figure import Figure
 
-from train.results import curves, plots, style
+from train.results import plots, style
 from train.results.analysis import Results
 from train.results.collect import collect
+from train.results.names import METHODS
 
 
 def analysed(root: Path) -> Results:
@@ -101,39 +102,37 @@ def test_the_transfer_plot_shows_the_best_lr_of_each_scale(tmp_path: Path) -> No
     assert drawn(regret_axes, "maxP")[0] == [(1, 1.0)]
 
 
-def test_the_curve_is_that_of_the_best_seed_at_the_best_lr(tmp_path: Path) -> None:
-    for seed, loss in enumerate([3.5, 3.0]):
-        records: list[dict[str, Any]] = [{"step": 1, "loss": 9.0 + seed}, {"step": 2, "loss": loss}]
-        write_run(tmp_path, seed=seed, steps=2, validation=loss, records=records)
-    results = analysed(tmp_path)
-    figure = curves.loss_over_steps(results, curves.best_runs(results))
+def test_every_scale_has_the_same_learning_rates_on_its_axis(tmp_path: Path) -> None:
+    write_run(tmp_path, scale="s1", lr=1e-4, validation=3.0)
+    write_run(tmp_path, scale="s2", lr=1e-1, validation=3.0)
+    left, right = plots.loss_against_lr(analysed(tmp_path)).axes
+    assert left.get_xlim() == right.get_xlim()
+    assert left.get_xlim()[0] < 1e-4 < 1e-1 < left.get_xlim()[1]
+
+
+def test_the_gaps_to_both_references_are_drawn(tmp_path: Path) -> None:
+    for method, loss in (("maxP", 3.0), ("mup-full", 3.25), ("mup-no", 3.125)):
+        write_run(tmp_path, method=method, validation=loss)
+    figure = plots.gap_map(analysed(tmp_path))
     assert figure is not None
-    assert drawn(figure.axes[0], "maxP") == [[(1, 10.0), (2, 3.0)]]
+    titles = [axes.get_title(loc="left") for axes in figure.axes[:-1]]
+    assert titles == ["maxP - mup-full", "mup-no - mup-full", "maxP - mup-no"]
+    assert [gap.tolist() for gap in heat(figure)] == [[[-0.25]], [[-0.125]], [[-0.125]]]
 
 
-def test_a_long_curve_is_thinned_and_keeps_its_ends(tmp_path: Path) -> None:
-    records: list[dict[str, Any]] = [{"step": step, "loss": 5.0} for step in range(1, 1001)]
-    write_run(tmp_path, validation=3.0, records=records)
-    results = analysed(tmp_path)
-    figure = curves.loss_over_steps(results, curves.best_runs(results))
-    assert figure is not None
-    ((first, *_, last),) = drawn(figure.axes[0], "maxP")
-    assert (first, last) == ((1, 5.0), (1000, 5.0))
+def test_in_one_column_every_panel_has_its_y_label(tmp_path: Path) -> None:
+    for scale in ("s1", "s2"):
+        write_run(tmp_path, scale=scale, validation=3.0)
+    axes = plots.loss_against_lr(analysed(tmp_path), columns=1).axes
+    assert [panel.get_ylabel() for panel in axes] == ["validation loss (nats)"] * 2
+    assert len({panel.get_position().x0 for panel in axes}) == 1
 
 
-def test_exponents_are_drawn_only_where_they_change(tmp_path: Path) -> None:
-    for method, moves in (("maxP", 0.25), ("mup-full", 0.0)):
-        records = [
-            {"step": step, "loss": 3.0, "sites": {"layers.0.wq": {"c": 1 - moves * step}}}
-            for step in (1, 2)
-        ]
-        write_run(tmp_path, method=method, validation=3.0, records=records)
-    results = analysed(tmp_path)
-    figure = curves.exponents_over_steps(results, curves.best_runs(results))
-    assert figure is not None
-    (axes,) = figure.axes
-    assert axes.get_title(loc="left") == "s1, maxP"
-    assert [line.get_xydata().tolist() for line in axes.get_lines()] == [[[1, 0.75], [2, 0.5]]]
+def test_no_layer_type_has_the_colour_of_a_method() -> None:
+    methods = {colour for colour, _ in style.looks(list(METHODS)).values()}
+    types = [colour for colour, _ in style.LAYER_TYPES.values()]
+    assert len(set(types)) == len(types)
+    assert methods.isdisjoint(types)
 
 
 def test_plots_are_written_as_png_and_svg(tmp_path: Path) -> None:

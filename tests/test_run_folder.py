@@ -23,7 +23,7 @@ from train.run import folder as run_folder
 from train.run import provenance
 from train.run.folder import RunFolder, RunFolderError, describe_status, load_run
 from train.run.identity import identity
-from train.run.provenance import git_commit, versions
+from train.run.provenance import git_commit, hardware, versions
 
 CONFIG = {"scale": "s1", "method": "maxP", "lr": 0.003, "seed": 0, "steps": 400}
 
@@ -91,6 +91,7 @@ def test_claim_of_a_missing_folder_is_new_and_records_the_run(tmp_path: Path) ->
         "config": CONFIG,
         "versions": versions(),
         "git_commit": git_commit(),
+        "hardware": hardware(),
     }
     assert os.listdir(run.path) == ["config.json"]
 
@@ -458,6 +459,40 @@ def test_versions_name_python_and_the_packages_that_decide_the_numbers() -> None
     assert list(recorded) == ["python", "maxp", "torch", "torchtitan", "pulp", "highspy"]
     assert recorded["python"] == ".".join(map(str, sys.version_info[:3]))
     assert recorded["torch"] == torch.__version__
+
+
+def test_the_hardware_of_a_run_is_its_device_and_number_of_processes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from types import SimpleNamespace
+
+    monkeypatch.setenv("WORLD_SIZE", "8")
+    monkeypatch.setenv("LOCAL_RANK", "3")
+    devices = SimpleNamespace(get_device_name=lambda index: f"GPU {index}")
+    current = SimpleNamespace(current_accelerator=lambda check_available: SimpleNamespace(type="x"))
+    torch = SimpleNamespace(accelerator=current, get_device_module=lambda device: devices)
+    monkeypatch.setitem(sys.modules, "torch", torch)
+    recorded = hardware()
+    assert recorded.pop("host")
+    assert recorded == {"type": "x", "device": "GPU 3", "world_size": 8}
+    current.current_accelerator = lambda check_available: None
+    monkeypatch.setenv("WORLD_SIZE", "x")  # refused elsewhere
+    recorded = hardware()
+    assert (recorded["type"], recorded["world_size"]) == ("cpu", 1)
+    assert recorded["device"].endswith(" cores")
+
+
+def test_a_run_resumes_on_other_hardware(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path / "run")
+    run.claim(CONFIG)
+    file = run.path / "config.json"
+    content = json.loads(file.read_text())
+    content["hardware"] |= {"device": "another", "world_size": 64}
+    file.write_text(json.dumps(content))
+    assert run.claim(CONFIG) == "resumable"
+    del content["hardware"]  # of an earlier version
+    file.write_text(json.dumps(content))
+    assert run.claim(CONFIG) == "resumable"
 
 
 @pytest.fixture

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -21,12 +21,12 @@ TITLES: dict[Metric, str] = {
     "train": "training loss, mean over the last 10% of the steps",
 }
 
-REFERENCES = ("mup-full", "mup-no", "sp")
-"""The other methods are compared with the first of these that was run."""
+REFERENCES = ("mup-full", "mup-no")
+"""Methods are compared with each of these that was run; if neither was, with "sp"."""
 
 _METHODS = (
     *("scale", "method", "combination", "best_loss", "best_std", "best_seeds", "best_lr"),
-    *("lower_where_diverged", "basin_decades", "basin_lower_bound"),
+    *("edge", "lower_where_diverged", "basin_decades", "basin_lower_bound"),
     *("basin_low", "basin_high", "basin_low_end", "basin_high_end", "at_base"),
 )
 _NUMBERS = (
@@ -49,21 +49,23 @@ class Results:
             "", without axes.
         cells: from `loss_table`.
         methods: one row per scale and method, at its best combination: best loss, its standard
-            deviation over seeds, the number of seeds, its lr; whether a mean is lower at an lr
-            where a seed diverged; basin; whether the scale is its own base.
+            deviation over seeds, the number of seeds, its lr; edge: "lowest", "highest" or "only"
+            if that is the lowest, highest or only lr with a result, else ""; whether a mean is
+            lower at an lr where a seed diverged; basin; whether the scale is its own base.
         transfer: one row per method and scale to which it is carried: the loss here at the best lr
             and combination of the scale's base, or else of the smallest scale at which the method
             has a best; and the regret, the loss minus the best loss here. The regret is a mean
             over the seeds that both have, and low and high are the ends of its 95% interval, NaN
             for fewer than two seeds. outcome: "measured", "diverged" (a seed diverged) or
             "missing" (no finished run there).
-        gaps: one row per scale and method other than the reference: its best loss minus the
-            reference's, the noise (the larger of their two standard deviations over seeds), and
-            the verdict: "lower", "higher", "within noise" or "noise unknown" (fewer than two seeds
-            for one of them). There is none at a base scale.
+        gaps: one row per scale, reference and other method: its best loss minus the reference's,
+            the noise (the larger of their two standard deviations over seeds), and the verdict:
+            "lower", "higher", "within noise" or "noise unknown" (fewer than two seeds for one of
+            them). The second reference is compared with the first, not the first with the second.
+            There is none at a base scale.
         scales: smallest first.
         methods_order: the order of the columns.
-        reference: the method to compare with; None if none of `REFERENCES` was run.
+        references: the methods to compare with; see `REFERENCES`.
     """
 
     runs: pd.DataFrame
@@ -77,7 +79,7 @@ class Results:
     gaps: pd.DataFrame
     scales: list[str]
     methods_order: list[str]
-    reference: str | None
+    references: list[str]
 
     @classmethod
     def of(cls, runs: pd.DataFrame, metric: Metric, methods: Collection[str] = ()) -> Results:
@@ -105,16 +107,17 @@ class Results:
         cells = _cells(members, metric)
         scales = scales_in_order(members)
         order = in_order(map(str, cells["method"].unique()))
-        reference = next((name for name in REFERENCES if name in order), None)
+        references = [name for name in REFERENCES if name in order]
+        references = references or [name for name in order if name == "sp"]
         each = [_methods(group, scales, order) for _, group in cells.groupby("combination")]
         methods = _best_of(pd.concat(each or [_frame([], _METHODS)]), scales, order)
         return cls(
             *(runs, members, metric, axes, points, cells, methods),
             transfer=transfer(members, cells, metric, scales, order),
-            gaps=_gaps(methods, reference),
+            gaps=_frame([*_gaps(methods, references)], _GAPS),
             scales=scales,
             methods_order=order,
-            reference=reference,
+            references=references,
         )
 
     @cached_property
@@ -201,7 +204,8 @@ def _best_of(methods: pd.DataFrame, scales: list[str], order: list[str]) -> pd.D
 def _method(column: pd.DataFrame, scale: str, method: str) -> dict[str, Any]:
     column = column.sort_values("lr").reset_index(drop=True)
     row: dict[str, Any] = dict.fromkeys(_METHODS, math.nan) | {"scale": scale, "method": method}
-    row |= {"best_seeds": 0, "basin_lower_bound": False, "basin_low_end": "", "basin_high_end": ""}
+    row |= {"best_seeds": 0, "basin_lower_bound": False}
+    row |= {"edge": "", "basin_low_end": "", "basin_high_end": ""}
     row["lower_where_diverged"] = bool(column["finished"].any())
     row |= {"combination": column["combination"].iloc[0], "at_base": column["at_base"].all()}
     best = column.index[column["best"]]
@@ -217,6 +221,7 @@ def _method(column: pd.DataFrame, scale: str, method: str) -> dict[str, Any]:
         "best_std": cell["std"],
         "best_seeds": int(cell["seeds"]),
         "best_lr": cell["lr"],
+        "edge": _edge(column, cell["lr"]),
         "lower_where_diverged": bool(column["mean"].min() < cell["mean"]),
         "basin_decades": around.decades,
         "basin_lower_bound": around.lower_bound,
@@ -224,21 +229,29 @@ def _method(column: pd.DataFrame, scale: str, method: str) -> dict[str, Any]:
     }
 
 
-def _gaps(methods: pd.DataFrame, reference: str | None) -> pd.DataFrame:
-    rows = []
-    for scale, here in methods.groupby("scale", sort=False):
-        standard = here[here["method"] == reference]
-        if standard.empty or math.isnan(standard["best_loss"].iloc[0]):
-            continue
-        other = standard.iloc[0]
-        others = here[(here["method"] != reference) & here["best_loss"].notna()]
-        for _, row in others[~(others["at_base"] & other["at_base"])].iterrows():
-            gap = row["best_loss"] - other["best_loss"]
-            seeds = (row["best_seeds"], other["best_seeds"])
-            known = min(seeds) > 1
-            noise = max(row["best_std"], other["best_std"]) if known else math.nan
-            rows.append((scale, row["method"], reference, gap, noise, *seeds, _verdict(gap, noise)))
-    return _frame(rows, _GAPS)
+def _edge(column: pd.DataFrame, lr: float) -> str:
+    """Which end of the learning rates with a result ``lr`` is; "" if it is none."""
+    known = column.loc[column[["finished", "diverged"]].sum(axis=1) > 0, "lr"]
+    if known.min() == known.max():
+        return "only"
+    return "lowest" if lr == known.min() else "highest" if lr == known.max() else ""
+
+
+def _gaps(methods: pd.DataFrame, references: list[str]) -> Iterator[tuple[Any, ...]]:
+    for scale, here in methods.dropna(subset=["best_loss"]).groupby("scale", sort=False):
+        rows = {row["method"]: row for row in here.to_dict("records")}
+        for position, reference in enumerate(references):
+            if reference in rows:
+                for name in [name for name in rows if name not in references[: position + 1]]:
+                    if not (rows[name]["at_base"] and rows[reference]["at_base"]):
+                        yield _gap(scale, rows[name], rows[reference])
+
+
+def _gap(scale: Any, row: dict[Any, Any], other: dict[Any, Any]) -> tuple[Any, ...]:
+    gap = row["best_loss"] - other["best_loss"]
+    seeds = (row["best_seeds"], other["best_seeds"])
+    noise = max(row["best_std"], other["best_std"]) if min(seeds) > 1 else math.nan
+    return scale, row["method"], other["method"], gap, noise, *seeds, _verdict(gap, noise)
 
 
 def _verdict(gap: float, noise: float) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Callable, Hashable, Iterable, Iterator
 from typing import Any
 
 import pandas as pd
@@ -122,16 +122,17 @@ def to_csv(results: Results) -> str:
 
     The columns are the axes, those of `Results.cells` and, for the cell's combination,
     `Results.methods`, the transfer's from_scale, regret and outcome, and the gap's reference, gap,
-    noise and verdict. A number that does not exist is an empty field.
+    noise and verdict; those of a second reference are in gap_NAME, noise_NAME and verdict_NAME. A
+    number that does not exist is an empty field.
     """
     keys = ["scale", "method"]
     best = results.cells.set_index([*keys, "combination", "lr"])["best_of_all"]
     lines = []
     for combination, part in results.parts.items():
         transfer = part.transfer[[*keys, "from_scale", "regret", "low", "high", "outcome"]]
-        gaps = part.gaps[[*keys, "reference", "gap", "noise", "verdict"]]
         table = part.cells.assign(metric=results.metric, combination=combination)
-        for more in (part.methods.drop(columns=["combination", "at_base"]), transfer, gaps):
+        methods = part.methods.drop(columns=["combination", "at_base"])
+        for more in (methods, transfer, *_gap_columns(part, results.references)):
             table = table.merge(more, on=keys, how="left")
         for name, value in reversed(results.points[combination].items()):
             table.insert(3, name, value_text(value))
@@ -143,6 +144,15 @@ def to_csv(results: Results) -> str:
     table = table.drop(columns="combination")
     table = table.sort_values("scale", key=lambda column: column.map(order), kind="stable")
     return table.to_csv(index=False, lineterminator="\n").rstrip("\n")
+
+
+def _gap_columns(part: Results, references: list[str]) -> Iterator[pd.DataFrame]:
+    """The gaps to each reference, by scale and method; without a reference, empty columns."""
+    gaps = part.gaps[["scale", "method", "reference", "gap", "noise", "verdict"]]
+    yield gaps[gaps["reference"].isin(references[:1])]
+    for name in references[1:]:
+        here = gaps[gaps["reference"] == name].drop(columns="reference")
+        yield here.rename(columns={key: f"{key}_{name}" for key in ("gap", "noise", "verdict")})
 
 
 def to_json(results: Results) -> str:
@@ -160,7 +170,8 @@ def to_json(results: Results) -> str:
         "metric": results.metric,
         "title": TITLES[results.metric],
         "basin_tolerance": TOLERANCE,
-        "reference": results.reference,
+        "reference": next(iter(results.references), None),
+        "references": results.references,
         "axes": list(results.axes),
         "runs": {str(state): int(count) for state, count in states.items()},
         "unreadable": notes.unreadable_note(results.runs),

@@ -78,7 +78,7 @@ def basin_text(row: pd.Series) -> str:
 
 
 def gap_lines(results: Results, scale: str) -> list[str]:
-    """One line per method: its gap to the reference, and whether the gap is significant."""
+    """One line per method and reference: the gap, and whether it is significant."""
     here = results.gaps[results.gaps["scale"] == scale]
     width = here["method"].str.len().max() if len(here) else 0
     lines = []

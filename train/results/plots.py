@@ -26,14 +26,16 @@ _PAGE = 12.6  # inches, the width of three panels
 _FEW = 5  # with fewer means than this, none is left out as too high
 
 
-def loss_against_lr(results: Results) -> Figure:
+def loss_against_lr(results: Results, columns: int = 3) -> Figure:
     """Mean loss over seeds with a band of one standard deviation: one panel per scale.
 
-    A ring marks each method's best lr, a cross at the top an lr at which a seed diverged.
+    All panels have the same learning rates. A ring marks each method's best lr, a cross at the top
+    an lr at which a seed diverged.
     """
     looks = style.looks(results.methods_order)
+    lrs = sorted(results.cells["lr"].unique())
     with style.drawing():
-        figure, panels = style.panels(len(results.scales))
+        figure, panels = style.panels(len(results.scales), columns=columns)
         for axes, scale in zip(panels, results.scales, strict=True):
             cells = results.cells[results.cells["scale"] == scale]
             for position, (method, look) in enumerate(looks.items()):
@@ -42,20 +44,22 @@ def loss_against_lr(results: Results) -> Figure:
             shared = ", one run for all methods" if cells["at_base"].all() else ""
             axes.set(title=f"{scale}{shared}", xscale="log", xlabel="learning rate")
             _leave_out_the_highest(axes, cells.loc[cells["diverged"] == 0, "mean"].dropna())
-            _lr_ticks(axes, sorted(cells["lr"].unique()))
-        panels[0].set_ylabel(LOSS_LABELS[results.metric])
-        _legend(figure, looks)
+            _lr_ticks(axes, lrs)
+            axes.set_xlim(lrs[0] / 1.3, lrs[-1] * 1.3)
+        for axes in panels[::columns]:
+            axes.set_ylabel(LOSS_LABELS[results.metric])
+        _legend(figure, looks, columns)
     return figure
 
 
-def transfer(results: Results) -> Figure:
+def transfer(results: Results, columns: int = 3) -> Figure:
     """Best lr, best loss and transfer regret over the scales, one line per method."""
     looks = style.looks(results.methods_order)
     sizes = results.runs.groupby("scale")["parameters"].max()
     known = bool(results.scales) and not sizes[results.scales].isna().any()
     places = {s: float(sizes[s]) if known else i for i, s in enumerate(results.scales)}
     with style.drawing():
-        figure, (lr_axes, loss_axes, regret_axes) = style.panels(3)
+        figure, (lr_axes, loss_axes, regret_axes) = style.panels(3, columns=columns)
         for position, (method, (colour, marker)) in enumerate(looks.items()):
             rows = results.methods[results.methods["method"] == method].dropna(subset=["best_loss"])
             # Lines of methods that agree overlap: those below are wider.
@@ -84,77 +88,81 @@ def transfer(results: Results) -> Figure:
             axes.xaxis.set_minor_locator(NullLocator())
             axes.set_xlabel("scale (placed by parameters)" if known else "scale")
             axes.margins(x=0.1)
-        _legend(figure, looks)
+        _legend(figure, looks, columns)
     return figure
 
 
-def gap_map(results: Results) -> Figure | None:
-    """Loss of each method minus the reference's, over scale and lr; None without a reference.
+def gap_map(results: Results, columns: int = 3) -> Figure | None:
+    """Loss of each method minus that of each reference, over scale and lr: one panel per pair.
 
-    Blue is lower than the reference, red higher. A cell without a number says why: the method, the
-    reference or both diverged (div.), or one of them has no finished run (–).
+    None without a reference. Blue is lower than the reference, red higher. A cell without a number
+    says why: the method, the reference or both diverged (div.), or one has no finished run (–).
     """
-    others = [method for method in results.methods_order if method != results.reference]
-    if results.reference is None or not others:
+    pairs = [
+        (method, reference)
+        for position, reference in enumerate(results.references)
+        for method in results.methods_order
+        if method not in results.references[: position + 1]
+    ]
+    if not pairs:
         return None
     lrs = sorted(results.cells["lr"].unique())
     losses = results.cells["mean"].mask(results.cells["diverged"] > 0, math.inf)
     tables = {
-        method: rows.pivot(index="scale", columns="lr", values="mean").reindex(
-            index=results.scales, columns=lrs
-        )
+        method: rows.pivot(index="scale", columns="lr", values="mean")
+        .reindex(index=results.scales, columns=lrs)
+        .to_numpy()
         for method, rows in results.cells.assign(mean=losses).groupby("method")
     }
-    there = tables[results.reference].to_numpy()
     with np.errstate(invalid="ignore"):
-        gaps = {method: tables[method].to_numpy() - there for method in others}
-    finite = {m: np.ma.masked_invalid(gap) for m, gap in gaps.items()}
-    limit = max((float(abs(gap).max()) for gap in finite.values() if gap.count()), default=0) or 1.0
+        gaps = [np.ma.masked_invalid(tables[method] - tables[other]) for method, other in pairs]
+    limit = max((float(abs(gap).max()) for gap in gaps if gap.count()), default=0) or 1.0
     with style.drawing():
-        width = _PAGE / max(2, min(3, len(others)))
+        width = _PAGE / 3 * columns / min(columns, max(2, len(pairs)))
         height = 1.0 + 0.36 * len(results.scales)
-        figure, panels = style.panels(len(others), width=width, height=height)
-        for axes, method in zip(panels, others, strict=True):
-            mesh = axes.pcolormesh(
-                finite[method], cmap="RdBu_r", vmin=-limit, vmax=limit, edgecolors="none"
-            )
-            here = tables[method].to_numpy()
-            for (row, column), gap in np.ndenumerate(gaps[method]):
-                strong = math.isfinite(gap) and abs(gap) > 0.6 * limit
-                text = _gap_text(gap, here.item(row, column), there.item(row, column))
+        figure, panels = style.panels(len(pairs), columns=columns, width=width, height=height)
+        for axes, (method, other), gap in zip(panels, pairs, gaps, strict=True):
+            mesh = axes.pcolormesh(gap, cmap="RdBu_r", vmin=-limit, vmax=limit, edgecolors="none")
+            for place in np.ndindex(gap.shape):
+                text = _gap_text(tables[method].item(place), tables[other].item(place))
+                strong = not np.ma.is_masked(gap[place]) and abs(gap[place]) > 0.6 * limit
                 axes.text(
-                    column + 0.5, row + 0.5, text,
-                    ha="center", va="center", fontsize=7,
-                    color="white" if strong else "#111111" if math.isfinite(gap) else style.INK,
+                    place[1] + 0.5, place[0] + 0.5, text, ha="center", va="center", fontsize=8,
+                    color="white" if strong else style.INK
+                    if np.ma.is_masked(gap[place]) else "#111111",
                 )  # fmt: skip
-            axes.set(title=f"{method} - {results.reference}", xlabel="learning rate")
+            axes.set(title=f"{method} - {other}", xlabel="learning rate")
             axes.set_xticks(np.arange(len(lrs)) + 0.5, [lr_text(lr) for lr in lrs])
             axes.set_yticks(np.arange(len(results.scales)) + 0.5, results.scales)
             axes.grid(False)
             for spine in axes.spines.values():
                 spine.set_visible(False)
+        for axes in panels[::columns]:
+            axes.set_ylabel("scale")
         bar = figure.colorbar(mesh, ax=panels, shrink=0.9, pad=0.02)
-        bar.set_label("gap (nats)")
+        bar.set_label("difference (nats)")
         bar.outline.set_visible(False)
     return figure
 
 
-def figures(results: Results) -> dict[str, Figure]:
+def figures(results: Results, columns: int = 3) -> dict[str, Figure]:
     """File name -> plot, for all plots that the results have data for."""
-    makers: dict[str, Callable[[Results], Figure | None]] = {"loss_against_lr": loss_against_lr}
+    makers: dict[str, Callable[[Results, int], Figure | None]] = {
+        "loss_against_lr": loss_against_lr
+    }
     if len(results.scales) > 1 and results.methods["best_loss"].notna().any():
         makers["transfer"] = transfer
     makers["gap"] = gap_map
     if results.cells.empty:
         return {}
-    made = {name: make(results) for name, make in makers.items()}
+    made = {name: make(results, columns) for name, make in makers.items()}
     return {name: figure for name, figure in made.items() if figure is not None}
 
 
-def each_figure(results: Results) -> Iterator[tuple[str, str, Figure]]:
+def each_figure(results: Results, columns: int = 3) -> Iterator[tuple[str, str, Figure]]:
     """File name, name and plot, for each plot of each combination of the axes' values."""
     for number, (combination, part) in enumerate(results.parts.items(), start=1):
-        for name, figure in figures(part).items():
+        for name, figure in figures(part, columns).items():
             if combination:
                 with style.drawing():
                     figure.suptitle(combination, fontsize=9)
@@ -210,7 +218,7 @@ def _leave_out_the_highest(axes: Axes, means: pd.Series[float]) -> None:
         axes.set_ylim(low - margin, top + margin)
         axes.text(
             1.02, 0.99, f"{above} higher", transform=axes.transAxes, ha="left", va="top",
-            fontsize=7, rotation=-90,
+            fontsize=8, rotation=-90,
         )  # fmt: skip
 
 
@@ -222,17 +230,19 @@ def _lr_ticks(axes: Axes, lrs: list[float], axis: str = "x") -> None:
     side.set_minor_locator(NullLocator())
 
 
-def _legend(figure: Figure, looks: dict[str, tuple[str, str]]) -> None:
+def _legend(figure: Figure, looks: dict[str, tuple[str, str]], columns: int) -> None:
     handles = [
         Line2D([], [], color=colour, marker=marker, label=method)
         for method, (colour, marker) in looks.items()
     ]
-    figure.legend(handles=handles, loc="outside upper left", ncols=len(handles))
+    most = 3 * columns  # more names are wider than the panels
+    figure.legend(handles=handles, loc="outside upper left", ncols=min(len(handles), most))
 
 
-def _gap_text(gap: float, here: float, there: float) -> str:
-    if math.isfinite(gap):
-        return f"{gap:+.3f}"
+def _gap_text(here: float, there: float) -> str:
+    """The difference, or why there is none; a loss is infinite where a seed diverged."""
+    if math.isfinite(here - there):
+        return f"{here - there:+.3f}"
     diverged = (math.isinf(here), math.isinf(there))
     return {
         (True, True): "both div.",

@@ -23,6 +23,14 @@ _FIXED = {
     "maxP-frozen": ("#56b4e9", "D"),
     "sp": ("#cc79a7", "v"),
 }
+LAYER_TYPES = {
+    "embedding": ("#e69f00", ""),
+    "hidden": (INK, ""),
+    "readout": ("#7f7f7f", "6 3"),
+    "attention product": ("#8c6d31", "2 2"),
+}
+"""Layer type -> (colour, dashes); none is the colour of a method in `METHODS`."""
+
 PALETTE = (
     *("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00"),
     *("#56b4e9", "#7f7f7f", "#8c6d31", "#332288"),
@@ -74,9 +82,11 @@ def looks(methods: list[str]) -> dict[str, tuple[str, str]]:
     return {method: _FIXED.get(method) or next(others) for method in methods}
 
 
-def panels(count: int, *, width: float = 4.2, height: float = 3.2) -> tuple[Figure, list[Axes]]:
-    """A figure with ``count`` axes in at most three columns; sizes in inches per axes."""
-    columns = min(count, 3)
+def panels(
+    count: int, *, columns: int = 3, width: float = 4.2, height: float = 3.2
+) -> tuple[Figure, list[Axes]]:
+    """A figure with ``count`` axes in at most ``columns`` columns; sizes in inches per axes."""
+    columns = min(count, columns)
     rows = -(-count // columns)
     figure = Figure(figsize=(width * columns, height * rows), layout="constrained")
     axes = list(figure.subplots(rows, columns, squeeze=False).flat)

@@ -23,7 +23,7 @@ from train.run.files import parse_record, temporary, to_json, write_whole
 from train.run.identity import differences, identity
 from train.run.metrics_log import MetricsLog
 from train.run.process import vanished
-from train.run.provenance import git_commit, versions
+from train.run.provenance import git_commit, hardware, versions
 
 log = logging.getLogger(__name__)
 
@@ -121,6 +121,7 @@ class RunFolder:
             "config": config,
             "versions": versions(),
             "git_commit": git_commit(),
+            "hardware": hardware(),  # of the first start
         }
         with temporary(target, to_json(content, indent=2) + "\n") as file:
             try:

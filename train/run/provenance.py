@@ -1,9 +1,14 @@
-"""Versions of the packages, and commit of the code, that a run was made with."""
+"""Versions of the packages, commit of the code, and hardware that a run was made with."""
 
 import importlib.metadata
+import os
 import platform
+import re
+import socket
 import subprocess
+import sys
 from pathlib import Path
+from typing import Any
 
 _PACKAGES = ("maxp", "torch", "torchtitan", "pulp", "highspy")
 
@@ -45,3 +50,40 @@ def git_commit() -> str | None:
         return commit + ("+dirty" if git("status", "--porcelain", "--untracked-files=no") else "")
     except (OSError, subprocess.SubprocessError):
         return None
+
+
+def hardware() -> dict[str, Any]:
+    """The devices that the run of this process is on; no part of the run's identity.
+
+    Returns:
+        type, such as "cuda" or "cpu"; device, its name; world_size, the number of processes; and
+        host, the name of this one's machine.
+    """
+    kind, name = _accelerator() or ("cpu", _cpu())
+    size = _number_in("WORLD_SIZE", 1)
+    return {"type": kind, "device": name, "world_size": size, "host": socket.gethostname()}
+
+
+def _accelerator() -> tuple[str, str] | None:
+    """Type and name of this process's accelerator; None without one."""
+    torch = sys.modules.get("torch")  # slow to import; a process that trains has imported it
+    device = torch and torch.accelerator.current_accelerator(check_available=True)
+    if torch is None or device is None:
+        return None
+    module = torch.get_device_module(device)
+    return device.type, module.get_device_name(_number_in("LOCAL_RANK", 0))
+
+
+def _number_in(variable: str, default: int) -> int:
+    text = os.environ.get(variable, "")
+    return int(text) if text.isdecimal() else default
+
+
+def _cpu() -> str:
+    """Name of the processor and its cores, e.g. "AMD EPYC 7B13, 2 cores"."""
+    try:
+        names = re.findall(r"model name\s*: (.+)", Path("/proc/cpuinfo").read_text())
+    except OSError:
+        names = []
+    name = names[0] if names else platform.processor() or platform.machine()
+    return f"{name}, {os.cpu_count()} cores"
