@@ -47,7 +47,7 @@ def _links(names: tuple[str, ...]) -> str:
     return ", ".join(f"[`{name}`](#{name.lower()})" for name in names)
 
 
-def _entry(package: griffe.Module, name: str) -> str:
+def _entry(package: griffe.Object | griffe.Alias, name: str) -> str:
     """The docstring of a public name."""
     home = getattr(getattr(maxp, name), "__module__", "maxp.overrides")
     text = render_object_docs(package[f"{home}.{name}".removeprefix("maxp.")], CONFIG)
