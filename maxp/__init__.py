@@ -10,15 +10,15 @@ import importlib
 from maxp.alignment import compute_alignment
 from maxp.bounds import BOUNDS, AlignmentBounds, bounded
 from maxp.depth import Depth
-from maxp.exponents import Alignment
+from maxp.exponents import Alignment, Exponents
 from maxp.factors import Factors
-from maxp.graph import Graph
+from maxp.graph import Graph, JoinNode, SiteNode
 from maxp.mark import mark
 from maxp.module import ParametrizedModule, Site
 from maxp.overrides import PARAMETRIZATIONS
 from maxp.parametrization import Parametrization
-from maxp.plan import Plan
-from maxp.solver import InfeasibleProgramError, solve
+from maxp.plan import MarkedWeight, Plan
+from maxp.solver import InfeasibleProgramError, Program, Solution, solve
 from maxp.trace import trace
 
 __all__ = [
@@ -27,13 +27,22 @@ __all__ = [
     "Alignment",
     "AlignmentBounds",
     "Depth",
+    "Exponents",
     "Factors",
+    "Fault",
     "Graph",
     "InfeasibleProgramError",
+    "JoinNode",
+    "MarkedWeight",
     "Parametrization",
     "ParametrizedModule",
     "Plan",
+    "Program",
     "Site",
+    "SiteNode",
+    "SiteStats",
+    "Slope",
+    "Solution",
     "bounded",
     "compute_alignment",
     "diagnose_axis",
@@ -46,7 +55,14 @@ __all__ = [
 
 
 # They need numpy and matplotlib.
-_OF_DIAGNOSE = {"diagnose_axis": "check", "plot_axis": "report", "print_axis": "report"}
+_OF_DIAGNOSE = {
+    "Fault": "faults",
+    "SiteStats": "slopes",
+    "Slope": "slopes",
+    "diagnose_axis": "check",
+    "plot_axis": "report",
+    "print_axis": "report",
+}
 
 
 def __getattr__(name: str) -> object:

@@ -24,7 +24,8 @@ class Site:
     """The interface of a site. Mix it into a module class, or use `ParametrizedModule`.
 
     Attributes:
-        width_dim: n, the dimension of the operation that grows with the model's width.
+        width_dim: n, the fan-in: the dimension that the operation sums over and that grows with
+            the model's width. Of an embedding it is the fan-out, the only dimension that grows.
         layer_type: ``"embedding"`` (only the fan-out grows), ``"hidden"`` (both grow) or
             ``"readout"`` (only the fan-in grows).
         a: exponent of the multiplier set at this site; None leaves it to `Parametrization`.
@@ -132,7 +133,9 @@ class ParametrizedModule(ScaleInState, Site, nn.Module):
             arguments over their last dimension, such as ``lambda q, k: q @ k.T``. That one is a
             ``"readout"`` of width head_dim; a = 1/2 gives the usual ``1/sqrt(head_dim)``. Further
             tensor arguments count as mixed into the result, like the values of an attention.
-        width_dim: n, the width that the exponents refer to.
+        width_dim: n, the fan-in: the dimension that the operation sums over and that grows with
+            the model's width (``4 * n`` in a layer from ``4 * n`` to ``n``). Of an embedding it is
+            the fan-out, the only dimension that grows.
         layer_type: ``"embedding"``, ``"hidden"`` or ``"readout"``.
         a: exponent of this site's multiplier; None leaves it to `Parametrization`.
         b: the same, for the initial weight.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import os
 import re
 import shutil
@@ -12,6 +13,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+
+import maxp
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -27,6 +30,8 @@ class Block(NamedTuple):
     language: str
     text: str
     spared: str
+    output: str | None
+    """Of the block of text that follows it directly."""
 
 
 @cache
@@ -38,7 +43,15 @@ def blocks() -> tuple[Block, ...]:
             before = text[: match.start()]
             spared = SPARED.search(before)
             line = before.count("\n") + 1
-            listed.append(Block(name, line, match[1], match[2], spared[1] if spared else ""))
+            output = re.match(
+                r"\n*```text\n(.*?)^```$", text[match.end() :], re.DOTALL | re.MULTILINE
+            )
+            listed.append(
+                Block(
+                    name, line, match[1], match[2], spared[1] if spared else "",
+                    output[1] if output else None,
+                )
+            )  # fmt: skip
     return tuple(listed)
 
 
@@ -53,15 +66,63 @@ def anchors(page: Path) -> set[str]:
     return {heading.strip().replace(" ", "-") for heading in kept}
 
 
+_NUMBER = re.compile(r"[-+]?\d+\.\d+(?:e-?\d+)?|[-+]?\d+e-?\d+")
+
+
+def assert_same_output(printed: str, shown: str) -> None:
+    """The same text, and the same numbers but for the last digits, which depend on the CPU."""
+    assert _NUMBER.sub("#", printed).split() == _NUMBER.sub("#", shown).split(), printed
+    numbers = [[float(word) for word in _NUMBER.findall(text)] for text in (printed, shown)]
+    assert numbers[0] == pytest.approx(numbers[1], rel=0.02, abs=0.002), printed
+
+
 @pytest.mark.parametrize("page", sorted({block.page for block in of("python")}))
-def test_python_code_runs_from_the_first_block_to_the_last(
-    page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_python_code_runs_from_the_first_block_to_the_last_and_prints_what_the_page_shows(
+    page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
     names: dict[str, object] = {"__name__": "__main__"}
     for block in of("python"):
         if block.page == page:
+            capsys.readouterr()
             exec(compile("\n" * block.line + block.text, page, "exec"), names)
+            if block.output is not None:
+                assert_same_output(capsys.readouterr().out, block.output)
+
+
+def private_names(code: str) -> list[str]:
+    """What code imports of maxp beyond its public names and its integrations."""
+    names = []
+    for node in ast.walk(ast.parse(code)):
+        modules = [a.name for a in node.names] if isinstance(node, ast.Import) else []
+        if isinstance(node, ast.ImportFrom):
+            modules = [node.module or ""]
+        for module in modules:
+            if module.split(".")[0] != "maxp" or module.startswith("maxp.integrations."):
+                continue
+            if module != "maxp":
+                names.append(module)
+            elif isinstance(node, ast.ImportFrom):
+                names += [alias.name for alias in node.names if alias.name not in maxp.__all__]
+    return names
+
+
+def test_the_documents_import_public_names_only() -> None:
+    code = [block for block in blocks() if block.language == "python"]
+    assert [(b.page, b.line, names) for b in code if (names := private_names(b.text))] == []
+
+
+@pytest.mark.parametrize(
+    "code", ["from maxp.solver import Solution", "import maxp.graph", "from maxp import call_model"]
+)
+def test_a_private_name_is_noticed(code: str) -> None:
+    assert private_names(code)
+
+
+def test_every_public_name_has_a_topic() -> None:
+    from scripts.api_topics import TOPICS
+
+    assert sorted(name for topic in TOPICS for name in topic.names) == sorted(maxp.__all__)
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,82 @@
+"""The costs and sizes in the documents are those that the code computes, and recipes agree."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from slurm.cluster import load_cluster
+from slurm.estimate import ScaleEstimate, estimate
+from slurm.sweep import expand, load_sweep
+from train.model.scales import SCALES, compute_steps
+
+ROOT = Path(__file__).resolve().parents[1]
+SWEEPS = ("s1", "s2", "s3", "s4", "s5")
+HEAD = (
+    "sweep", "parameters", "tokens per run", "disk", "steps", "GPUs per run", "hours per run",
+    "GPU-hours per run", "jobs", "GPU-hours",
+)  # fmt: skip
+
+
+def priced(name: str) -> ScaleEstimate:
+    """The cost of a sweep of configs/sweeps on the example's H100s, before any run is measured."""
+    sweep = load_sweep(ROOT / f"configs/sweeps/{name}.toml")
+    (cost,) = estimate(sweep, expand(sweep), load_cluster("example_h100"), {})
+    return cost
+
+
+def hours(value: float | None) -> str:
+    """Three digits, with commas from 1,000 on."""
+    assert value is not None
+    short = f"{value:.3g}"
+    return f"{float(short):,.0f}" if "e" in short else short
+
+
+def count(value: int) -> str:
+    return f"{value / 1e9:.1f}B" if value >= 1e9 else f"{value / 1e6:.0f}M"
+
+
+def row(name: str) -> list[str]:
+    scale, cost = SCALES[name], priced(name)
+    steps = compute_steps(scale)
+    tokens = steps * scale.global_batch_size * scale.seq_len
+    assert cost.hours is not None
+    return [
+        f"`{name}`", count(scale.non_embedding_params), count(tokens),
+        f"{4 * tokens / 1e9:.2g} GB" if tokens < 2e10 else f"{4 * tokens / 1e9:.0f} GB",
+        f"{steps:,}", str(cost.devices), f"{cost.hours:.2g}", hours(cost.hours * cost.devices),
+        str(cost.runs), hours(cost.device_hours),
+    ]  # fmt: skip
+
+
+def table(head: tuple[str, ...], rows: list[list[str]]) -> str:
+    lines = ["| " + " | ".join(cells) + " |" for cells in (head, *rows)]
+    return "\n".join([lines[0], "|" + "---|" * len(head), *lines[1:]])
+
+
+def test_the_page_on_sweeps_has_the_costs_that_a_dry_run_prints() -> None:
+    text = (ROOT / "docs/sweeps.md").read_text(encoding="utf-8")
+    shown = re.search(r"<!-- table: costs -->\n(.*?)\n*<!-- / -->", text, flags=re.DOTALL)
+    assert shown is not None
+    assert shown[1].strip() == table(HEAD, [row(name) for name in SWEEPS])
+
+
+@pytest.mark.parametrize("name", SWEEPS)
+def test_the_readme_has_the_gpu_hours_of_each_sweep(name: str) -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    (line,) = re.findall(rf"^\| `{name}` \|.*$", text, flags=re.MULTILINE)
+    cells = [cell.strip() for cell in line.strip("|").split("|")]
+    assert cells[1] == count(SCALES[name].non_embedding_params)
+    assert cells[-1] == f"{hours(priced(name).device_hours)} ({priced(name).runs} jobs)"
+
+
+def test_both_recipes_of_the_image_install_the_same() -> None:
+    installs = []
+    for recipe in ("Dockerfile", "maxp.def"):
+        text = (ROOT / "configs/clusters" / recipe).read_text(encoding="utf-8")
+        words = text.replace("\\\n", "").replace("&&", "\n").splitlines()
+        lines = (line.strip().removeprefix("RUN ").strip() for line in words)
+        installs.append([line for line in lines if line.startswith(("apt-get", "pip "))])
+    assert installs[0] == installs[1] != []
