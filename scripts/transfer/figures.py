@@ -72,14 +72,14 @@ def best(data: Data, part: str, arms: Mapping[str, Arm], sizes: Mapping[str, int
             color, marker = looks[name]
             curves = {size: data.curve(part, name, scale) for scale, size in sizes.items()}
             known = {size: c for size, c in curves.items() if not complete(c).empty}
+            if not set(known) - {sizes[base]}:
+                continue
             places = []
             for curve in known.values():
                 mean = complete(curve).loc[:3].mean()
                 places.append(optimum(list(mean.index), list(mean)))
-            slope = power(known).mean if len(known) > 1 else math.nan
-            lrs.plot(
-                list(known), places, color=color, marker=marker, label=f"{arm.title}: {slope:+.2f}"
-            )
+            label = f"{arm.title}: {power(known).mean:+.2f}"
+            lrs.plot(list(known), places, color=color, marker=marker, label=label)
             of = {
                 size: regret(c, carried)
                 for size, c in known.items()

@@ -147,8 +147,11 @@ def powers(data: Data) -> str:
         of = power(known)
         used = data.used("width", name, WIDEST, carried)
         measured = data.alignment("width", name, WIDEST, carried)
-        forecast, decides = predicted(used, needed(measured, name == "sp"))
-        rows.append([arm.title, f"{of.mean:+.2f}", _range(of, 2), f"{forecast:+.2f}", decides])
+        cells = ["", ""]  # maxP-frozen measures no site that its table covers
+        if {"hidden", "readout"} <= set(measured["type"]):
+            forecast, decides = predicted(used, needed(measured, name == "sp"))
+            cells = [f"{forecast:+.2f}", decides]
+        rows.append([arm.title, f"{of.mean:+.2f}", _range(of, 2), *cells])
     return table(heads, rows)
 
 
