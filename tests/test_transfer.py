@@ -120,6 +120,8 @@ def test_the_page_has_the_numbers_of_the_runs():
     page = (ROOT / "docs" / "results.md").read_text()
     data = results.Data(runs.read(FOLDER / "runs.csv"))
     assert fill(page, "results", report.texts(data)) == page
+    readme = (ROOT / "README.md").read_text()
+    assert fill(readme, "results", {"headline": report.headline(data)}) == readme
 
 
 def test_a_diverged_run_is_never_the_best():

@@ -18,7 +18,7 @@ from scripts.marked import fill
 from scripts.transfer import runs
 from scripts.transfer.figures import all_figures
 from scripts.transfer.plan import Choice, Run, choice, planned, table_runs
-from scripts.transfer.report import texts
+from scripts.transfer.report import headline, texts
 from scripts.transfer.results import Data
 from train.alignment_table import condense, pool, write_table
 from train.progress import progress
@@ -32,6 +32,7 @@ TABLE_FROM = 100
 FOLDER = Path("docs/results")
 TABLE = FOLDER / "alignment.json"
 PAGE = Path("docs/results.md")
+README = Path("README.md")
 
 
 @dataclass(frozen=True)
@@ -99,8 +100,10 @@ def write_results() -> None:
     data = Data(runs.read(FOLDER / "runs.csv"))
     for name, figure in all_figures(data).items():
         write_whole(FOLDER / f"{name}.png", to_bytes(figure, "png"))
-    write_whole(PAGE, fill(PAGE.read_text(), "results", texts(data)))
-    print(f"{PAGE} and the figures in {FOLDER} are those of {len(data.frame)} runs")
+    pages = {PAGE: texts(data), README: {"headline": headline(data)}}
+    for page, marked in pages.items():
+        write_whole(page, fill(page.read_text(), "results", marked))
+    print(f"{PAGE}, {README} and the figures in {FOLDER} are those of {len(data.frame)} runs")
 
 
 def main() -> int:

@@ -40,6 +40,7 @@ def texts(data: Data) -> dict[str, str]:
         "power": powers(data),
         "depth": ladder(data, "depth", DEPTHS),
         "ablations": ablations(data),
+        "published": published(data),
         "runs": str(len(data.frame)),
     }
 
@@ -132,6 +133,36 @@ def compared(data: Data) -> str:
             cells.append(_signed(difference(curve, carried, curves[other], lr)))
         rows.append(cells)
     return table(heads, rows)
+
+
+def headline(data: Data) -> str:
+    """The table of README.md. The widest scale in short: regret of the carried lr, and the loss there and at the best."""
+    carried = data.choice.lr
+    rows = []
+    for name in ("mup-full", "maxP", "maxP-frozen", "mup-no", "sp"):
+        curve = data.curve("width", name, WIDEST)
+        if carried in complete(curve):
+            best, of = best_lr(curve), regret(curve, carried)
+            losses = [_loss(curve[lr].mean()) for lr in (carried, best)]
+            rows.append([f"`{name}`", losses[0], f"{losses[1]} at {lr_text(best)}", _loss(of.mean)])
+    return table(["method", "loss at the carried lr", "loss at the best lr", "regret"], rows)
+
+
+def published(data: Data) -> str:
+    """maxP-frozen minus mup-no at each width, at the carried lr and each at its best."""
+    carried = data.choice.lr
+    arms = {name: ARMS[name] for name in ("maxP-frozen", "maxP-frozen-unbounded", "mup-no-head")}
+    rows = []
+    for scale, width in list(WIDTHS.items())[1:]:
+        other = data.curve("width", "mup-no", scale)
+        for name, arm in arms.items():
+            curve = data.curve("width", name, scale)
+            if carried in complete(curve) and carried in complete(other):
+                tuned = difference(curve, best_lr(curve), other, best_lr(other))
+                here = difference(curve, carried, other, carried)
+                rows.append([width, arm.title, _signed(here), _signed(tuned)])
+    heads = ["width", "method", "minus mup-no, carried lr", "minus mup-no, each at its best lr"]
+    return table(heads, rows) if rows else "Not run yet."
 
 
 def powers(data: Data) -> str:
