@@ -15,6 +15,7 @@ from maxp.factors import Factors
 from maxp.graph import Graph, JoinNode, SiteNode
 from maxp.mark import mark
 from maxp.module import ParametrizedModule, Site
+from maxp.muon import MuonAdamW
 from maxp.overrides import PARAMETRIZATIONS
 from maxp.parametrization import Parametrization
 from maxp.plan import MarkedWeight, Plan
@@ -34,6 +35,7 @@ __all__ = [
     "InfeasibleProgramError",
     "JoinNode",
     "MarkedWeight",
+    "MuonAdamW",
     "Parametrization",
     "ParametrizedModule",
     "Plan",

@@ -61,7 +61,15 @@ def check_optimizer(optimizer: Any, optimizer_type: str) -> None:
     """Warn if an optimizer is not known to have the exponents of ``optimizer_type``."""
     names = {cls.__name__ for cls in type(getattr(optimizer, "optimizer", optimizer)).__mro__}
     known = "sgd" if "SGD" in names else "adam" if names & _LIKE_ADAM else None
+    known = "muon" if "MuonAdamW" in names else known
     if known == optimizer_type:
+        return
+    if optimizer_type == "muon":
+        logger.warning(
+            "%s: the learning rates assume Muon at hidden matrices and AdamW at all else; use "
+            "maxp.MuonAdamW",
+            type(optimizer).__name__,
+        )
         return
     does = "does not depend" if optimizer_type == "adam" else "grows in proportion"
     to = "on" if optimizer_type == "adam" else "to"

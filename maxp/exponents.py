@@ -3,6 +3,7 @@
 ``r_in`` is the r of the site's input, and ``u`` the exponent of the update's direct contribution:
 
     Adam      u = a + c
+    Muon      u = a + c + 1/2 - sigma    (n^sigma its scale; align_z0_dW, align_dZ_dW <= 1/2)
     SGD       u = 2 a + c + g,   g = min(a_L + b_L, 2 a_L + c_L)     (L the readout)
               u = 2 a + c                                            (at L itself)
 
@@ -24,6 +25,8 @@ from maxp.graph import Graph, JoinNode, SiteNode
 
 OptimizerType = Literal["adam", "sgd"]
 OPTIMIZER_TYPES: tuple[str, ...] = get_args(OptimizerType)
+AdjustLrFn = Literal["original", "match_rms_adamw"]
+ADJUST_LR_FNS: tuple[str, ...] = get_args(AdjustLrFn)
 
 
 class Alignment(NamedTuple):
@@ -45,12 +48,16 @@ PRESETS: dict[str, Alignment] = {
 
 @dataclass(frozen=True)
 class Exponents:
-    """The exponents of a site. ``c`` is None if the program chooses it."""
+    """The exponents of a site. ``c`` is None if the program chooses it.
+
+    ``adjust_lr_fn`` is that of `torch.optim.Muon`, if Muon trains the site, and else None.
+    """
 
     a: float
     b: float
     alignment: Alignment
     c: float | None = None
+    adjust_lr_fn: AdjustLrFn | None = None
 
 
 class Term(NamedTuple):
@@ -93,6 +100,11 @@ def terms(site: SiteNode, e: Exponents, optimizer_type: OptimizerType) -> list[T
     # The update's contribution: its name in messages, its constant part, and whether it contains g.
     if optimizer_type == "adam":
         name, u, g = "a + c", a, 0
+        if e.adjust_lr_fn is not None:
+            # A larger alignment shows a lower rank, whose entries are smaller by the same power.
+            align_z0_dw, align_dz_dw = min(align_z0_dw, 0.5), min(align_dz_dw, 0.5)
+            if e.adjust_lr_fn == "original":
+                name, u = "a + c + 1/2", a + 0.5
     elif site.layer_type == "readout":
         name, u, g = "2a + c", 2 * a, 0
     else:

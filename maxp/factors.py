@@ -19,7 +19,7 @@ from torch.optim import Optimizer
 
 from maxp.checks import check_optimizer
 from maxp.depth import Depth
-from maxp.exponents import bias_exponent, gradient_exponent, gradient_size
+from maxp.exponents import AdjustLrFn, bias_exponent, gradient_exponent, gradient_size
 from maxp.graph import SiteNode
 from maxp.groups import group_name, own_biases, set_values, split_group
 from maxp.module import Site, plain_name
@@ -41,7 +41,7 @@ class Factors(NamedTuple):
         lr: the learning rate is ``lr_prefactor * lr``.
         weight_decay: for decoupled decay (AdamW); 0 for biases, and for a group that holds only
             parameters with less than two dimensions.
-        eps: for Adam; 1 with SGD.
+        eps: for Adam; 1 with SGD. Groups of Muon take none.
     """
 
     lr: float
@@ -230,7 +230,7 @@ class ParamGroups(SiteExponents):
         """Let the groups of an optimizer contain the product of all factors while it steps."""
         if optimizer is self._optimizer:
             return
-        check_optimizer(optimizer, self._optimizer_type)
+        check_optimizer(optimizer, "muon" if self._adjust_lr_fns() else self._optimizer_type)
         self._optimizer, self._scheduled_before = optimizer, {}
         self._shows_products = False
         if hasattr(optimizer, "register_step_pre_hook"):
@@ -254,13 +254,22 @@ class ParamGroups(SiteExponents):
         if optimizer is self._optimizer and self._scheduled_before:
             self._shows_products |= _scheduled(optimizer) != self._scheduled_before
 
-    def _values(self) -> dict[str, dict[str, float]]:
+    def _adjust_lr_fns(self) -> dict[str, AdjustLrFn]:
+        """``adjust_lr_fn`` by site, of those that Muon trains."""
+        fns = {name: self._exponents[name].adjust_lr_fn for name in self.weights}
+        return {name: fn for name, fn in fns.items() if fn is not None}
+
+    def _values(self) -> dict[str, dict[str, Any]]:
         """The values of ``lr`` and of the constants, by param group name."""
         constants = {"lr": self._lr_prefactor, **self._constants}
-        return {
+        values: dict[str, dict[str, Any]] = {
             name: {key: constant * getattr(factors, key) for key, constant in constants.items()}
             for name, factors in self.factors().items()
         }
+        for name, fn in self._adjust_lr_fns().items():
+            values[name]["adjust_lr_fn"] = fn
+            values[name].pop("eps", None)  # Muon's eps is another one
+        return values
 
     def _stepped_otherwise(self, optimizer: Optimizer) -> bool:
         lrs = {group["name"]: group["lr"] for group in self.param_groups}

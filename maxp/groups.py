@@ -70,7 +70,7 @@ def split_group(
     ]
 
 
-def set_values(groups: Iterable[dict[str, Any]], values: Mapping[str, Mapping[str, float]]) -> None:
+def set_values(groups: Iterable[dict[str, Any]], values: Mapping[str, Mapping[str, Any]]) -> None:
     """Write each group's values, such as its ``lr``, into the group of the same name."""
     for group in groups:
         group.update(values.get(group.get("name", ""), {}))

@@ -6,7 +6,8 @@ solves the program again. Source: Kilian and Wojnar 2025, on the program of Ever
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from dataclasses import replace
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -21,10 +22,11 @@ from maxp.checks import (
 )
 from maxp.depth import Depth
 from maxp.experts import is_expert_weight
-from maxp.exponents import PRESETS, OptimizerType
+from maxp.exponents import PRESETS, AdjustLrFn, OptimizerType
 from maxp.initial import draw, own_weights, site_seeds
 from maxp.mark import marked
 from maxp.module import find_sites, is_frozen, weight_owners
+from maxp.muon import muon_sites
 from maxp.overrides import AB, check_arguments, resolve, resolve_exponents
 from maxp.plan import Plan
 from maxp.shards import agreed
@@ -52,7 +54,11 @@ class Parametrization(Steps):
             then marked by comparison with ``base`` (`maxp.mark`). It may be on the meta device,
             sharded (DTensor weights), or wrapped in DistributedDataParallel. Ranks take the seed,
             the base and each solution of the first rank.
-        optimizer_type: ``"adam"`` or ``"sgd"``.
+        optimizer_type: ``"adam"``, ``"sgd"``, or ``"muon"`` for Muon at hidden sites and AdamW for
+            all else (`MuonAdamW`). A mapping gives ``"muon"`` or ``"adam"`` by site name, suffix or
+            layer type; what it does not name is Adam's.
+        adjust_lr_fn: that of `torch.optim.Muon`, which ``param_groups`` contain at Muon's sites:
+            ``"original"``, also for None, or ``"match_rms_adamw"``.
         alignment: the preset that is used until alignment is measured: ``"full"``, which gives
             muP's learning rates, or ``"no"``.
         lr_prefactor: the learning rate that n^-c multiplies. To apply a schedule, set the attribute
@@ -125,7 +131,8 @@ class Parametrization(Steps):
     Raises:
         ValueError: no site found; an unknown alignment, optimizer_type or override; an (a, b) that
             breaks its layer type's condition at init; a weight that two sites share; a base with
-            other sites or layer types; a multiplier that is not positive; eps with SGD.
+            other sites or layer types; a multiplier that is not positive; eps with SGD; Muon for a
+            weight that is no hidden matrix; an unknown adjust_lr_fn, or one without Muon.
         InfeasibleProgramError: no c keeps every r >= 0 (possible with ``c_overrides``).
     """
 
@@ -133,7 +140,8 @@ class Parametrization(Steps):
         self,
         model: nn.Module,
         *,
-        optimizer_type: OptimizerType = "adam",
+        optimizer_type: OptimizerType | Literal["muon"] | Mapping[str, str] = "adam",
+        adjust_lr_fn: AdjustLrFn | None = None,
         alignment: str = "full",
         lr_prefactor: float = 1e-3,
         std_prefactor: float = 1.0,
@@ -193,6 +201,8 @@ class Parametrization(Steps):
             self.sites, base, base_std, std_multipliers, std_prefactor,
             fewer_blocks=depth is not None,
         )  # fmt: skip
+        muons = muon_sites(self.sites, optimizer_type, adjust_lr_fn)
+        exponents |= {n: replace(exponents[n], adjust_lr_fn=fn) for n, fn in muons.items()}
         # Other ranks may have other seeds, and a base of other weights.
         self.seed, bases = agreed(
             (int(torch.randint(2**62, ()).item()) if seed is None else seed, bases)
@@ -225,7 +235,7 @@ class Parametrization(Steps):
         super().__init__(
             graph_of(model, self.sites, sample_input),
             exponents,
-            optimizer_type,
+            "sgd" if optimizer_type == "sgd" else "adam",
             measurable,
             c_ema=c_ema,
             alignment_ema=alignment_ema,

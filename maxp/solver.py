@@ -48,7 +48,8 @@ class Program:
     Args:
         graph: the sites and what feeds them.
         optimizer_type: ``"adam"``, for any optimizer whose updates do not depend on the gradient's
-            scale, or ``"sgd"``.
+            scale, or ``"sgd"``. With ``"adam"``, sites whose exponents have an ``adjust_lr_fn`` are
+            Muon's.
         feature_learning: also require that the input of every readout changes by a constant: r = 0
             instead of r >= 0.
         solver: a PuLP solver; None is HiGHS, in process.

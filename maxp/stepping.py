@@ -191,6 +191,7 @@ class Steps(ParamGroups):
             "lr_prefactor": self._lr_prefactor,
             "scales": {name: site.scale for name, site in self.sites.items()},
             "measurement": self._measurement.state_dict() if measuring else None,
+            **({"adjust_lr_fns": fns} if (fns := self._adjust_lr_fns()) else {}),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -200,8 +201,14 @@ class Steps(ParamGroups):
         of that state until `apply` or `step`.
 
         Raises:
-            ValueError: the state is of a model with other sites, or with other multipliers.
+            ValueError: the state is of a model with other sites, or with other multipliers; or of a
+                run in which Muon trains other sites, or with another adjust_lr_fn.
         """
+        if state.get("adjust_lr_fns", {}) != self._adjust_lr_fns():
+            raise ValueError(
+                "the state is of a run with another optimizer_type or adjust_lr_fn, whose learning "
+                "rates differ; give the same ones"
+            )
         # A state of an earlier version does not contain the multipliers.
         check_scales(self.sites, state.get("scales", {}))
         self.load_solution_state(state)

@@ -91,6 +91,7 @@ Solution(c={'in': 0.5, 'mid': 0.8, 'out': 0.5}, r={'in': 0.0, 'mid': 0.0, 'out':
 """,
         (
             "Parametrization",
+            "MuonAdamW",
             "Depth",
             "solve",
             "Program",

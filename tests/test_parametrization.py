@@ -215,7 +215,7 @@ def test_a_model_on_meta_gets_its_groups_without_being_drawn() -> None:
     ("arguments", "message"),
     [
         ({"alignment": "half"}, "alignment must be one of full, no, got 'half'"),
-        ({"optimizer_type": "lion"}, "optimizer_type must be one of adam, sgd, got 'lion'"),
+        ({"optimizer_type": "lion"}, "optimizer_type must be one of adam, sgd, muon, got 'lion'"),
         ({"ab_overrides": {"layers.0": (0.5, 0.5)}}, r"layers\.0: .*hidden needs a \+ b = 1/2"),
         ({"ab_overrides": [(0.0, 0.0)]}, "three"),
         ({"ab_overrides": {"fc": (0.0, 0.5)}}, "ab_overrides for fc matches no site"),

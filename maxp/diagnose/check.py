@@ -11,8 +11,8 @@ Sources: Yang et al. 2022 (arXiv 2203.03466), appendix on coordinate checks. The
 changes are -r of `maxp.exponents`.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -23,20 +23,27 @@ from torch.utils._pytree import tree_leaves
 from maxp.diagnose.judge import judge
 from maxp.diagnose.shapes import Shapes
 from maxp.diagnose.slopes import SiteStats
-from maxp.exponents import Alignment, OptimizerType
+from maxp.exponents import PRESETS, Alignment, OptimizerType
 from maxp.module import Site, find_sites, is_frozen
+from maxp.muon import MuonAdamW, entries_per_lr, is_muons
 from maxp.overrides import check_used, resolve_alignment
 from maxp.trace import call_model, evaluating, trace
 
 LossFn = Callable[[Any, Any], torch.Tensor]
 
-_OPTIMIZERS: dict[str, Callable[[Any], Optimizer]] = {"adam": Adam, "sgd": SGD}
+
+def _muon(groups: Any) -> MuonAdamW:
+    return MuonAdamW(groups, muon={"weight_decay": 0.0}, adamw={"weight_decay": 0.0})
+
+
+_OPTIMIZERS: dict[str, Callable[[Any], Optimizer]] = {"adam": Adam, "sgd": SGD, "muon": _muon}
 
 
 class _Observed(NamedTuple):
     """One site of one model: the rms of its output, of the output's change, of its initial weight
     and that weight's first gradient, and the values that its exponents are fitted to. The lr of a
-    weight in no group is 0; without a weight, what concerns it is 1."""
+    weight in no group is 0; without a weight, what concerns it is 1. ``entries`` is the size of an
+    update at lr 1."""
 
     init: float
     change: float
@@ -46,6 +53,7 @@ class _Observed(NamedTuple):
     width_dim: float
     n: float
     lr: float
+    entries: float
     decay: float
     eps: float
     is_held: bool
@@ -58,7 +66,7 @@ def diagnose_axis(
     *,
     steps: int = 3,
     seeds: int = 8,
-    optimizer: OptimizerType | Callable[[Any], Optimizer] = "adam",
+    optimizer: OptimizerType | Literal["muon"] | Callable[[Any], Optimizer] = "adam",
     loss_fn: LossFn | None = None,
     alignment_overrides: Mapping[str, tuple[float, float, float]] | None = None,
     tolerance: float = 0.1,
@@ -89,12 +97,14 @@ def diagnose_axis(
         widths: at least two different widths.
         steps: the number of updates before the change is measured.
         seeds: the number of models per width, at least 2, for the standard errors.
-        optimizer: ``"adam"``, ``"sgd"``, or a function from param groups to an optimizer.
-            `torch.optim.SGD` and its subclasses have SGD's derived slopes, all others Adam's.
+        optimizer: ``"adam"``, ``"sgd"``, ``"muon"`` (`MuonAdamW`), or a function from param groups
+            to an optimizer. `torch.optim.SGD` and its subclasses have SGD's derived slopes, groups
+            with ``adjust_lr_fn`` Muon's, all others Adam's.
         loss_fn: takes the model's output and the probe and returns the loss. None is half the mean
             squared distance to an N(0, 1) target, drawn once per seed.
         alignment_overrides: (z0_dW, dZ_w0, dZ_dW) that derived slopes assume, by the keys of
-            `Parametrization`. The default is (1, 1/2, 1), or 1/2 at sites without a weight.
+            `Parametrization`. The default is (1, 1/2, 1), or 1/2 at sites without a weight and at
+            those of Muon.
         tolerance: the allowed distance of a slope, or of an exponent, from the wanted one.
         progress: show a progress bar, if tqdm is installed.
 
@@ -128,7 +138,8 @@ def diagnose_axis(
             if not runs:
                 sites, graph = these, trace(model, x)
                 rule: OptimizerType = "sgd" if isinstance(built, SGD) else "adam"
-                alignments = _alignments(sites, alignment_overrides or {})
+                muons = {id(w) for g in built.param_groups if is_muons(g) for w in g["params"]}
+                alignments = _alignments(sites, alignment_overrides or {}, muons)
             if list(these) != list(sites):
                 raise ValueError(f"make_model: other sites at width {width} than at {widths[0]}")
             n = {name: w.n[width] for name, w in shapes.weights.items()}
@@ -165,10 +176,17 @@ def _bar(runs: list[tuple[int, int]], progress: bool) -> Iterable[tuple[int, int
 
 
 def _alignments(
-    sites: Mapping[str, Site], overrides: Mapping[str, tuple[float, float, float]]
+    sites: Mapping[str, Site],
+    overrides: Mapping[str, tuple[float, float, float]],
+    muons: Container[int],
 ) -> dict[str, Alignment]:
+    """By site; ``muons`` are the ids of the weights that Muon trains."""
     check_used("alignment_overrides", overrides, sites)
-    return {name: resolve_alignment(name, site, overrides) for name, site in sites.items()}
+    alignments = {name: resolve_alignment(name, site, overrides) for name, site in sites.items()}
+    for name, alignment in alignments.items():
+        if id(sites[name].weight) in muons:
+            alignments[name] = Alignment(*map(min, alignment, PRESETS["no"]))
+    return alignments
 
 
 class _Distance:
@@ -216,6 +234,7 @@ def _train(
             width_dim=site.width_dim,
             n=n.get(name, site.width_dim),
             lr=float(groups[name]["lr"]) if name in groups else 1.0,
+            entries=entries_per_lr(groups[name], weights[name]) if name in groups else 1.0,
             decay=_decay(groups.get(name, {})),
             eps=float(groups.get(name, {}).get("eps") or 0.0),
             is_held=is_frozen(site) or name not in weights or id(weights[name]) in group_of,

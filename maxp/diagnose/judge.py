@@ -52,6 +52,8 @@ def judge(
             sign * fit_exponent(name, what, widths, seen[what])
             for what, sign in (("n", 1), ("scale", -1), ("weight", -1), ("lr", -1))
         )
+        # That of an update's entries.
+        c[name] -= fit_exponent(name, "entries", widths, seen["entries"])
         # The program uses powers of a site's width, the check powers of the model's.
         alignment = Alignment(*(n * exponent for exponent in alignments[name]))
         contracted[name], exponents[name] = n, Exponents(a, b, alignment, c[name])
