@@ -136,7 +136,7 @@ def compared(data: Data) -> str:
 
 
 def headline(data: Data) -> str:
-    """The table of README.md. The widest scale in short: regret of the carried lr, and the loss there and at the best."""
+    """The table of README.md: regret and losses at the widest scale."""
     carried = data.choice.lr
     rows = []
     for name in ("mup-full", "maxP", "maxP-frozen", "mup-no", "sp"):
