@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from scripts.study.derived import RATIOS, TOTAL, Layer, derive, derive_chain
-from scripts.study.fits import finite_slope, slope, t_quantile
+from scripts.study.fits import finite_slope, slope, slope_of_mean_squares, t_quantile
 
 MUP_ADAM = (
     Layer("embedding", -0.5, 0.5, 0.5),
@@ -96,3 +96,24 @@ def test_a_log_norm_falls_by_five_quarters_over_n_with_each_random_relu_layer() 
     expected *= math.log(wide / n)
     assert expected == pytest.approx(-1.25 * layers / n, rel=1e-3)
     assert float(logs.mean()) == pytest.approx(expected, abs=4 * error + 0.1 * abs(expected))
+
+
+def test_the_mean_square_has_the_slope_that_fluctuations_hide_from_the_mean_of_logs() -> None:
+    widths, layers, seeds = np.array([32.0, 128]), 8, 8000
+    random = np.random.default_rng(0)
+    norms = np.ones((seeds, 2))
+    for i, n in enumerate(widths):
+        for _ in range(layers):
+            squares = np.square(np.maximum(random.standard_normal((seeds, int(n))), 0)).sum(1)
+            norms[:, i] *= np.sqrt(squares * 2 / n)
+    assert slope(widths, norms).slope > 0.1
+    fit = slope_of_mean_squares(widths, norms)
+    assert abs(fit.slope) < fit.half < 0.06
+
+
+def test_the_jackknife_of_two_seeds_is_the_t_interval_of_their_log_squares_to_first_order() -> None:
+    widths = np.array([128.0, 256, 512])
+    values = np.stack([3 * widths**-0.5, 3 * widths**-0.502])
+    one, two = slope(widths, values), slope_of_mean_squares(widths, values)
+    assert two.slope == pytest.approx(one.slope, abs=1e-4)
+    assert two.half == pytest.approx(one.half, rel=0.02)

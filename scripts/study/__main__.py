@@ -1,6 +1,6 @@
 """Run the muP study and write its report: slopes, numbers, tables and figures.
 
-$ python -m scripts.study                 # everything, into docs/study; nine minutes on two cores
+$ python -m scripts.study                 # everything, into docs/study; 15 minutes on two cores
 $ python -m scripts.study --quick         # small sizes, into runs/study-quick; seconds
 $ python -m scripts.study --part report   # the report again, from the rows that were measured
 $ python -m scripts.study --part heatmap  # the page heatmap.md; four minutes
@@ -21,14 +21,17 @@ import tyro
 from matplotlib.figure import Figure
 
 from scripts.study import (
+    depths,
     figures,
     figures_heatmap,
+    figures_sweep,
     figures_training,
     heatmap,
     marks,
     single_pass,
     sweep,
     training,
+    tuning,
 )
 from scripts.study.files import read_rows, write_rows
 from scripts.study.numbers import all_numbers, middle, rounded
@@ -38,10 +41,12 @@ from train.run.files import write_whole
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 DOCS = ROOT / "docs" / "study"
-TUTORIAL = ROOT / "docs" / "tutorial.md"
-PARTS = ("single", "training", "sweep")
+# In this order: the sweeps use the tuned factors.
+SWEEPS = ("tuning", "sweep", "depths")
+PARTS = ("single", "training", *SWEEPS)
 # The parts that the page heatmap.md needs.
 PAGE_PARTS = ("training", "heatmap")
+TUTORIAL = ROOT / "docs" / "tutorial.md"
 
 
 @dataclass
@@ -60,7 +65,9 @@ class Options:
     ] = None
     """Output folder."""
 
-    part: Literal["all", "single", "training", "sweep", "heatmap", "report"] = "all"
+    part: Literal["all", "single", "training", "tuning", "sweep", "depths", "heatmap", "report"] = (
+        "all"
+    )
     """Measure only this part, or only write the report from the rows in the output folder.
     "heatmap" measures what its page shows, and writes the page."""
 
@@ -99,15 +106,22 @@ def measure(options: Options) -> None:
             rows = training.run(plan.training, options.workers)
         elif part == "heatmap":
             rows = heatmap.run(plan.single, options.workers)
+        elif part == "tuning":
+            rows = tuning.run(plan.sweep, options.workers)
         else:
-            rows = sweep.run(plan.sweep, options.workers)
+            factors = tuning.chosen(read_rows(options.folder, "tuning"))
+            if part == "sweep":
+                rows = sweep.run(plan.sweep, factors, options.workers)
+            else:
+                rows = depths.run(plan.depths, plan.sweep, factors, options.workers)
         write_rows(options.folder, part, rows)
 
 
 def report(options: Options) -> None:
     """Write slopes, numbers, figures and the text, from the rows in the folder."""
     folder, plan = options.folder, options.plan
-    single, trained, swept = (read_rows(folder, part) for part in PARTS)
+    single, trained = (read_rows(folder, part) for part in ("single", "training"))
+    swept = {part: read_rows(folder, part) for part in SWEEPS}
     if set(single.width) != set(plan.single.widths):
         raise ValueError(f"--out {folder}: its rows are of other sizes; run --part all first")
     fits = slopes(single, plan.single)
@@ -147,7 +161,7 @@ def draw(
     single: pd.DataFrame,
     fits: pd.DataFrame,
     trained: pd.DataFrame,
-    swept: pd.DataFrame,
+    swept: dict[str, pd.DataFrame],
 ) -> dict[str, Figure]:
     """All figures, by file name."""
     depth = middle(plan.single.depths)
@@ -160,7 +174,8 @@ def draw(
         "training_width": along(trained, "width", middle(plan.training.depths)),
         "training_depth": along(trained, "depth", middle(plan.training.widths)),
         "training_maps": figures_training.training_maps(trained),
-        "sweep": figures_training.sweep_figure(swept),
+        "sweep": figures_sweep.sweep_figure(swept["sweep"]),
+        "depths": figures_sweep.depth_figure(swept["depths"]),
     }
 
 

@@ -14,7 +14,8 @@ from scripts.study.fits import geometric
 from scripts.study.mlp import METHODS
 from scripts.study.plan import OPTIMIZERS
 
-COLORS = {"standard": "#c44e52", "mup": "#4c72b0", "maxP": "#55a868"}
+# Okabe and Ito, as in all other figures of the project.
+COLORS = {"standard": "#cc79a7", "mup": "#d55e00", "maxP": "#0072b2"}
 
 
 def new(width: float, height: float, title: str) -> Figure:

@@ -1,6 +1,5 @@
-"""Figures of the training part and of the learning-rate sweep."""
+"""Figures of the training part."""
 
-import math
 from typing import Any
 
 import matplotlib as mpl
@@ -8,10 +7,8 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from scripts.study.figures import COLORS, heat, new
+from scripts.study.figures import heat, new
 from scripts.study.fits import geometric
-from scripts.study.mlp import METHODS
-from scripts.study.sweep import best, curves
 from scripts.study.training import cells
 
 
@@ -69,41 +66,3 @@ def training_maps(rows: pd.DataFrame) -> Figure:
         norm: Any = mpl.colors.LogNorm(low, high) if low > 0 and high > 3 * low else None
         figure.colorbar(heat(axes, table, title, norm), ax=axes)
     return figure
-
-
-def sweep_figure(rows: pd.DataFrame) -> Figure:
-    """One row per batch size: loss against lr, one line per width, the best marked; the best lr."""
-    batches = sorted(rows.batch.unique())
-    figure = new(14, 3.5 * len(batches), "spiral, Adam at a constant lr: mean loss of the run")
-    grid = figure.subplots(len(batches), len(METHODS) + 1, squeeze=False)
-    for axes, batch in zip(grid, batches, strict=True):
-        _sweep_row(axes, rows[rows.batch == batch], f"batch {batch}")
-    return figure
-
-
-def _sweep_row(axes_row: Any, rows: pd.DataFrame, title: str) -> None:
-    *panels, last = axes_row
-    table, bests = curves(rows), best(rows)
-    widths = sorted(rows.width.unique())
-    for axes, (method, name) in zip(panels, METHODS.items(), strict=True):
-        mine = bests[bests.method == method].sort_values("width")
-        marks = zip(mine.width, mine.best, mine.loss, shades(len(widths)), strict=True)
-        for width, log2_lr, loss, color in marks:
-            curve = table[(table.method == method) & (table.width == width)]
-            curve = curve[np.isfinite(curve.loss)]
-            lrs = 2.0**curve.log2_lr
-            axes.plot(lrs, curve.loss, ".-", color=color, label=str(width), lw=1)
-            axes.plot(2.0**log2_lr, loss, "*", color=color, ms=11, mec="black", mew=0.5)
-        axes.set_xscale("log", base=2)
-        axes.set(yscale="log", xlabel="lr", title=f"{name}, {title}")
-        axes.set_ylim(0.95 * table.loss.min(), 1.2 * math.log(2))  # ln 2: nothing learned
-        last.plot(mine.width, 2.0**mine.between, "o-", color=COLORS[method], label=name)
-        if method == "standard":
-            x = mine.width.to_numpy(dtype=float)
-            middle = float(np.exp(np.mean(np.log(2.0**mine.between * x))))
-            last.plot(x, middle / x, ":", color="black", label="n^-1, derived")
-    panels[0].legend(title="width", fontsize=7, title_fontsize=7, frameon=False)
-    last.set(xscale="log", yscale="log", xlabel="width", title=f"best lr, {title}")
-    last.set_xticks(widths, widths)
-    last.set_xticks([], minor=True)
-    last.legend(fontsize=7, frameon=False)

@@ -7,7 +7,19 @@ import pandas as pd
 from train.run.files import write_whole
 
 # The columns that identify a row, in this order; the other columns are measurements.
-_KEYS = ("method", "optimizer", "batch", "depth", "width", "log2_lr", "seed", "step", "layer")
+_KEYS = (
+    *(
+        "method",
+        "optimizer",
+        "batch",
+        "depth",
+        "blocks",
+        "width",
+        "embedding_factor",
+        "readout_factor",
+    ),
+    *("log2_lr", "seed", "step", "layer"),
+)
 
 
 def write_rows(folder: Path, name: str, rows: pd.DataFrame) -> None:

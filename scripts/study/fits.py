@@ -39,6 +39,25 @@ def slope(widths: Array, values: Array) -> Fit:
     return Fit(float(slopes.mean()), float(t_quantile(len(slopes) - 1) * error))
 
 
+def slope_of_mean_squares(widths: Array, values: Array) -> Fit:
+    """Least squares on the log of the mean square over seeds, with a jackknife over seeds.
+
+    The mean of logs is lower by a constant over n for each random layer (`finite_slope`). The mean
+    square is not, so its slope is that of the exponent.
+
+    Args:
+        widths: (widths,).
+        values: positive, (seeds, widths). With one seed the interval is NaN.
+    """
+    squares, seeds = np.square(values), len(values)
+    whole = float(0.5 * np.log(squares.mean(0)) @ _weights(widths))
+    if seeds < 2:
+        return Fit(whole, math.nan)
+    without = (squares.sum(0) - squares) / (seeds - 1)
+    error = (0.5 * np.log(without) @ _weights(widths)).std() * math.sqrt(seeds - 1)
+    return Fit(whole, float(t_quantile(seeds - 1) * error))
+
+
 def _weights(widths: Array) -> Array:
     """The slope of ``y`` against log width is ``y @ weights``."""
     x = np.log(widths) - np.log(widths).mean()

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from maxp import PARAMETRIZATIONS, Parametrization, ParametrizedModule
+from maxp import PARAMETRIZATIONS, Depth, Parametrization, ParametrizedModule
 from scripts.study.plan import Optimizer
 
 # The name in rows and files -> the name in tables and figures.
@@ -26,10 +26,14 @@ class MLP(nn.Module):
         width: outputs of every layer but the last.
         depth: number of layers, at least 2: ``embedding``, ``hidden.0``, ..., ``readout``.
         inputs, outputs: dimensions that do not grow.
+        residual: each hidden layer adds to its input: ``x + W relu(x)`` instead of ``W relu(x)``.
     """
 
-    def __init__(self, width: int, depth: int, inputs: int, outputs: int) -> None:
+    def __init__(
+        self, width: int, depth: int, inputs: int, outputs: int, residual: bool = False
+    ) -> None:
         super().__init__()
+        self.residual = residual
 
         def linear(fan_in: int, fan_out: int, kind: Any) -> ParametrizedModule:
             layer = nn.Linear(fan_in, fan_out, bias=False, device="meta")
@@ -46,8 +50,10 @@ class MLP(nn.Module):
     def outputs(self, x: torch.Tensor) -> list[torch.Tensor]:
         """The outputs of all layers, before ReLU."""
         outputs: list[torch.Tensor] = []
-        for layer in self.layers:
-            outputs.append(layer(outputs[-1].relu() if outputs else x))
+        for i, layer in enumerate(self.layers):
+            out = layer(outputs[-1].relu() if outputs else x)
+            inside = self.residual and 0 < i < len(self.layers) - 1
+            outputs.append(outputs[-1] + out if inside else out)
         return outputs
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -64,6 +70,10 @@ def build(
     lr: float,
     seed: int,
     device: str = "cpu",
+    *,
+    base_width: int | None = None,
+    residual: bool = False,
+    rule: Depth | None = None,
     **more: Any,
 ) -> tuple[MLP, Parametrization]:
     """A model with its weights drawn, and its multipliers and learning rates.
@@ -75,10 +85,15 @@ def build(
 
     Args:
         lr: the factor of n^-c.
+        base_width: the width at which all methods are the same model. None: the width 1.
+        residual: see `MLP`.
+        rule: the argument ``depth`` of `Parametrization`.
         device: "meta" gives only the exponents and learning rates, without memory for weights.
         more: further arguments of `Parametrization`.
     """
-    model = MLP(width, depth, inputs, outputs).to_empty(device=device)
+    model = MLP(width, depth, inputs, outputs, residual).to_empty(device=device)
+    if base_width is not None:
+        more["base"] = dict.fromkeys(ab(method), base_width)
     parametrization = Parametrization(
         model,
         optimizer_type=optimizer,
@@ -86,8 +101,11 @@ def build(
         ab_overrides=ab(method),
         c_overrides=dict.fromkeys(ab(method), 0.0) if method == "standard" else None,
         seed=seed,
+        depth=rule,
         **more,
     )
+    if base_width is not None:
+        return model, parametrization  # a base's embedding has N(0, 1/fan_in) weights already
     with torch.no_grad():
         weight = model.embedding.weight
         assert weight is not None

@@ -1,17 +1,22 @@
 """All numbers that the report and the tutorial quote, computed from the measured rows."""
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from scripts.study import sweep
+from scripts.study import depths, sweep, tuning
 from scripts.study.derived import NORMS, RATIOS, TOTAL
 from scripts.study.fits import geometric
+from scripts.study.mlp import METHODS
 from scripts.study.plan import FIT_FROM, OPTIMIZERS, Plan, SinglePass
 from scripts.study.summary import CLOSE, kinds, variations
 from scripts.study.training import cells
+
+# Ways in which a slope agrees with the derived exponent.
+_AGREE = ("close", "near_finite", "in_interval", "near_square", "square_in_interval")
 
 
 def middle(values: tuple[int, ...]) -> int:
@@ -25,6 +30,10 @@ def single_numbers(rows: pd.DataFrame, slopes: pd.DataFrame, plan: SinglePass) -
     ratios = slopes[slopes.quantity.isin(RATIOS)]
     miss = (ratios.slope - ratios.finite).abs()
     ratios = ratios.assign(near_finite=miss <= CLOSE, in_interval=miss <= ratios.half)
+    square_miss = (ratios.square - ratios.square_finite).abs()
+    ratios = ratios.assign(
+        near_square=square_miss <= CLOSE, square_in_interval=square_miss <= ratios.square_half
+    )
     largest = ratios.assign(off=ratios.off.abs()).groupby(["depth", "quantity"]).off.max()
     hidden = variations(rows, "width", "depth").query("kind == 'hidden'")
     quantities = [*RATIOS, TOTAL]
@@ -40,7 +49,8 @@ def single_numbers(rows: pd.DataFrame, slopes: pd.DataFrame, plan: SinglePass) -
         "slopes": _by_type(slopes[slopes.depth == depth], quantities),
         "close": {
             "all": len(ratios),
-            **{name: int(ratios[name].sum()) for name in ("close", "near_finite", "in_interval")},
+            "square_gap": float(ratios.assign(gap=square_miss).gap.max()),
+            **{name: int(ratios[name].sum()) for name in _AGREE},
             "by_depth": _counts(ratios, ["depth"], largest.unstack()[list(RATIOS)]),
             "by_quantity": _counts(ratios, ["optimizer", "quantity"]),
         },
@@ -58,7 +68,7 @@ def _counts(
 ) -> list[dict[Any, Any]]:
     """How many slopes agree with the derived exponents, and more columns with the same keys."""
     groups = ratios.groupby(keys)
-    counts = groups[["close", "near_finite"]].sum()
+    counts = groups[["close", "near_finite", "near_square"]].sum()
     counts.insert(0, "all", groups.size())
     if more is not None:
         counts = counts.join(more)
@@ -103,39 +113,56 @@ def training_numbers(rows: pd.DataFrame) -> dict[str, Any]:
     return {"cells": records, "decay": decay, "decay_derived": math.sqrt(0.5)}
 
 
+def tuning_numbers(rows: pd.DataFrame) -> dict[str, Any]:
+    """The tuned factors, and the loss at the best lr of each pair of factors."""
+    cells = tuning.cells(rows).to_dict("records")
+    return {**tuning.chosen(rows)._asdict(), "cells": cells}
+
+
 def sweep_numbers(rows: pd.DataFrame) -> dict[str, Any]:
     """Numbers of the sweep, for the smallest and the largest batch."""
     small, large = min(rows.batch), max(rows.batch)
-    return {
-        "batches": {"small": int(small), "large": int(large)},
-        "small": _of_batch(rows[rows.batch == small]),
-        "large": _of_batch(rows[rows.batch == large]),
-    }
+    numbers: dict[str, Any] = {"batches": {"small": int(small), "large": int(large)}}
+    for name, batch in numbers["batches"].items():
+        mine = rows[rows.batch == batch]
+        numbers[name] = carried(mine)
+        for method in METHODS:
+            numbers[name][method]["predicted"] = sweep.prediction(mine, method)
+    return numbers
 
 
-def _of_batch(rows: pd.DataFrame) -> dict[str, Any]:
-    """By method: the best lr, how it moves, and what it costs to carry it to the widest model."""
+def carried(rows: pd.DataFrame, over: str = "width") -> dict[str, Any]:
+    """By method: the best lr, how it moves, and what it costs to carry the base's.
+
+    Args:
+        rows: of one batch size.
+        over: the column of the size.
+    """
     numbers: dict[str, Any] = {}
-    curves = sweep.curves(rows)
-    for method, mine in sweep.best(rows).groupby("method"):
-        mine = mine.sort_values("width")
-        fit = sweep.movement(rows, str(method))
-        losses = curves[curves.method == method].pivot(
-            index="width", columns="log2_lr", values="loss"
-        )
-        common = losses.mean().idxmin()
+    curves = sweep.curves(rows, over)
+    for method, mine in sweep.best(rows, over).groupby("method"):
+        mine = mine.sort_values(over)
+        fit = sweep.movement(rows, str(method), over)
+        losses = curves[curves.method == method].pivot(index=over, columns="log2_lr", values="loss")
+        regret = sweep.regret(rows, str(method), over)
         numbers[str(method)] = {
-            "best": mine[["width", "best", "between", "loss", "at_edge"]].to_dict("records"),
+            "best": mine[[over, "best", "between", "loss", "at_edge"]].to_dict("records"),
             "power": fit.slope,
             "half": fit.half,
-            "power_of_mean": float(np.polyfit(np.log2(mine.width), mine.between, 1)[0]),
+            "power_of_mean": float(np.polyfit(np.log2(mine[over]), mine.between, 1)[0]),
             "moved": int(mine.best.max() - mine.best.min()),
             "best_loss": float(mine.loss.iloc[-1]),
             "carried_loss": float(losses.iloc[-1][mine.best.iloc[0]]),
-            # How much worse the best single lr is than the best of each width, at most.
-            "excess": float((losses[common] - losses.min(axis=1)).max()),
+            "regret": regret.slope,
+            "regret_half": regret.half,
         }
     return numbers
+
+
+def depth_numbers(rows: pd.DataFrame) -> dict[str, Any]:
+    """By arm of the depth sweep: as `carried`, and the derived power."""
+    numbers = carried(rows, "blocks")
+    return {arm: {**numbers[arm], "derived": depths.DERIVED[arm]} for arm in depths.ARMS}
 
 
 def all_numbers(
@@ -143,13 +170,19 @@ def all_numbers(
     single: pd.DataFrame,
     slopes: pd.DataFrame,
     training: pd.DataFrame,
-    swept: pd.DataFrame,
+    swept: Mapping[str, pd.DataFrame],
 ) -> dict[str, Any]:
-    """The contents of ``summary.json``."""
+    """The contents of ``summary.json``.
+
+    Args:
+        swept: the rows of the parts tuning, sweep and depths.
+    """
     numbers = {
         "single": single_numbers(single, slopes, plan.single),
         "training": training_numbers(training),
-        "sweep": sweep_numbers(swept),
+        "tuning": tuning_numbers(swept["tuning"]),
+        "sweep": sweep_numbers(swept["sweep"]),
+        "depths": depth_numbers(swept["depths"]),
     }
     return rounded(numbers)
 

@@ -40,21 +40,47 @@ class Training:
 
 @dataclass(frozen=True)
 class Sweep:
-    """The spiral at one depth, over widths and learning rates, at two batch sizes."""
+    """The spiral over widths and learning rates, at two batch sizes.
+
+    All methods are the same model at the base width. There, the lr factors of the embedding and the
+    readout are tuned, once for all methods.
+    """
 
     widths: tuple[int, ...] = (64, 128, 256, 512)
+    """The first one is the base width."""
+
     depth: int = 4
     seeds: int = 5
     steps: int = 300
     batches: tuple[int, ...] = (16, 128)
     """The update from a small batch is more aligned with each of its points."""
 
+    embedding_factors: tuple[float, ...] = (0.25, 1.0, 4.0, 16.0)
+    readout_factors: tuple[float, ...] = (1.0, 4.0, 16.0, 64.0, 256.0)
+    """Factors on the lr that are tried; that of hidden layers is 1."""
+
+    tuning_seeds: int = 3
+    tuning_log2_lrs: tuple[int, ...] = tuple(range(-11, -4))
     log2_lrs: tuple[tuple[str, tuple[int, ...]], ...] = (
-        ("standard", tuple(range(-11, -4))),
-        ("mup", tuple(range(-5, 4))),
-        ("maxP", tuple(range(-6, 1))),
+        ("standard", tuple(range(-13, -5))),
+        ("mup", tuple(range(-11, -5))),
+        ("maxP", tuple(range(-11, -5))),
     )
-    solve_interval: int = 20
+    measure_every: int = 20
+    """In all methods. maxP also solves for the lrs at these steps."""
+
+
+@dataclass(frozen=True)
+class Depths:
+    """The spiral at the sweep's base width, over depths and learning rates, with its factors."""
+
+    blocks: tuple[int, ...] = (2, 4, 8, 16)
+    """Numbers of hidden layers. The first one is the base depth, that of the sweep."""
+
+    batch: int = 128
+    seeds: int = 3
+    steps: int = 300
+    log2_lrs: tuple[int, ...] = tuple(range(-14, -5))
 
 
 @dataclass(frozen=True)
@@ -62,6 +88,7 @@ class Plan:
     single: SinglePass = field(default_factory=SinglePass)
     training: Training = field(default_factory=Training)
     sweep: Sweep = field(default_factory=Sweep)
+    depths: Depths = field(default_factory=Depths)
 
 
 FULL = Plan()
@@ -73,6 +100,11 @@ QUICK = Plan(
         seeds=2,
         steps=40,
         batches=(16,),
-        log2_lrs=(("standard", (-9, -7, -5)), ("mup", (-6, -4, -2)), ("maxP", (-6, -4, -2))),
+        embedding_factors=(1.0,),
+        readout_factors=(1.0, 16.0),
+        tuning_seeds=2,
+        tuning_log2_lrs=(-9, -7, -5),
+        log2_lrs=tuple((method, (-9, -7, -5)) for method in ("standard", "mup", "maxP")),
     ),
+    Depths(blocks=(2, 4), batch=16, seeds=2, steps=40, log2_lrs=(-9, -7, -5)),
 )

@@ -9,7 +9,7 @@ import pandas as pd
 
 from scripts.study import single_pass
 from scripts.study.derived import QUANTITIES, RATIOS, TOTAL
-from scripts.study.fits import finite_slope, slope
+from scripts.study.fits import finite_slope, slope, slope_of_mean_squares
 from scripts.study.mlp import METHODS
 from scripts.study.plan import FIT_FROM, OPTIMIZERS, Optimizer, SinglePass
 
@@ -31,7 +31,9 @@ def slopes(rows: pd.DataFrame, plan: SinglePass) -> pd.DataFrame:
     """One row per method, optimizer, depth, layer and quantity, from width `FIT_FROM` up.
 
     Columns ``slope``, ``half`` (of the 95% interval), ``derived``, ``finite`` (derived, for these
-    widths), ``off`` (slope - derived), ``close`` (|off| at most `CLOSE`).
+    widths), ``off`` (slope - derived), ``close`` (|off| at most `CLOSE`). And from the mean square
+    over seeds instead of the mean of logs: ``square``, ``square_half`` and ``square_finite``, which
+    has no correction for fluctuations.
     """
     widths = np.array([w for w in sorted(plan.widths) if w >= FIT_FROM], dtype=np.float64)
     rows = rows[rows.width >= FIT_FROM].sort_values(["seed", "width"])
@@ -47,9 +49,12 @@ def slopes(rows: pd.DataFrame, plan: SinglePass) -> pd.DataFrame:
             where |= {"layer": layer, "kind": kind}
             for quantity in QUANTITIES:
                 values = frame[quantity].to_numpy(dtype=np.float64).reshape(-1, len(widths))
-                fit = slope(widths, values)
+                fit, square = slope(widths, values), slope_of_mean_squares(widths, values)
                 count = _fluctuating(quantity, optimizer, int(str(layer)), depth)
-                finite = finite_slope(widths, exponents[quantity], quantity, kind, count, fixed)
+                finite, square_finite = (
+                    finite_slope(widths, exponents[quantity], quantity, kind, layers, fixed)
+                    for layers in (count, 0)
+                )
                 fits.append(
                     {
                         **where,
@@ -59,6 +64,9 @@ def slopes(rows: pd.DataFrame, plan: SinglePass) -> pd.DataFrame:
                         "derived": exponents[quantity],
                         # A total change is a sum, and a single power only at large widths.
                         "finite": math.nan if quantity == TOTAL else finite,
+                        "square": square.slope,
+                        "square_half": square.half,
+                        "square_finite": math.nan if quantity == TOTAL else square_finite,
                     }
                 )
     table = pd.DataFrame(fits)

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable
 from typing import Any
 
+from scripts.study.depths import ARMS
 from scripts.study.derived import QUANTITIES, RATIOS, TOTAL
 from scripts.study.mlp import METHODS
 from scripts.study.plan import OPTIMIZERS
@@ -66,6 +67,7 @@ def _counts(row: dict[str, Any]) -> dict[str, Any]:
         "slopes": row["all"],
         "within 0.1 of derived": row["close"],
         "within 0.1 with finite sizes": row["near_finite"],
+        "within 0.1, mean squares": row["near_square"],
     }
 
 
@@ -135,23 +137,74 @@ def training(numbers: Numbers) -> str:
     )
 
 
+def _lr(best: dict[str, Any]) -> str:
+    return f"2^{best['best']} ({best['between']:.1f}){', edge' if best['at_edge'] else ''}"
+
+
+def _carried(mine: Numbers, over: str, size: str, n: str) -> dict[str, str]:
+    """Best learning rates by size, the power with which they move, and the cost of the base's."""
+    first, *_, last = (best[over] for best in mine["best"])
+    seeds = f"seeds: {signed(mine['power'])} ± {mine['half']:.2f}"
+    losses = f"{mine['carried_loss']:.3f}, best {mine['best_loss']:.3f}"
+    return {
+        **{f"{size} {best[over]}": _lr(best) for best in mine["best"]},
+        f"power of {n}": f"{signed(mine['power_of_mean'])} ({seeds})",
+        f"loss at {last} with the best lr of {first}": losses,
+        "regret": f"{signed(mine['regret'], 3)} ± {mine['regret_half']:.3f}",
+    }
+
+
 def _sweep(numbers: Numbers, batch: str) -> str:
-    """Best learning rates by width, and the power of n with which they move."""
+    """The sweep over widths of one batch size."""
+    fits = numbers["sweep"][batch]
+    return markdown(
+        {"": name, **_carried(fits[method], "width", "width", "n")}
+        for method, name in METHODS.items()
+    )
+
+
+def depths(numbers: Numbers) -> str:
+    """The sweep over depths."""
+    return markdown(
+        {
+            "": name,
+            **_carried(fit := numbers["depths"][arm], "blocks", "L =", "L"),
+            "derived": signed(fit["derived"], 1),
+        }
+        for arm, (name, _) in ARMS.items()
+    )
+
+
+def tuning(numbers: Numbers) -> str:
+    """Loss at the best lr for each pair of factors, at both batch sizes."""
+    rows: dict[float, dict[str, Any]] = {}
+    for cell in numbers["tuning"]["cells"]:
+        factor, readout = cell["embedding_factor"], f"readout x {cell['readout_factor']:g}"
+        row = rows.setdefault(factor, {"": f"embedding x {factor:g}"})
+        row[readout] = f"{row[readout]} / " if readout in row else ""
+        row[readout] += f"{cell['loss']:.3f} (2^{cell['log2_lr']})"
+    return markdown(rows.values())
+
+
+def predicted(numbers: Numbers) -> str:
+    """The power of the best lr that measured alignment predicts, beside the measured one."""
     rows = []
-    for method, name in METHODS.items():
-        mine = numbers["sweep"][batch][method]
-        narrow, *_, wide = (best["width"] for best in mine["best"])
-        row = {"": name}
-        for best in mine["best"]:
-            edge = ", edge" if best["at_edge"] else ""
-            row[f"width {best['width']}"] = f"2^{best['best']} ({best['between']:.1f}){edge}"
-        seeds = f"seeds: {signed(mine['power'])} ± {mine['half']:.2f}"
-        row["grid steps"] = str(mine["moved"])
-        row["power of n"] = f"{signed(mine['power_of_mean'])} ({seeds})"
-        losses = f"{mine['carried_loss']:.3f}, best {mine['best_loss']:.3f}"
-        row[f"loss at {wide} with the best lr of {narrow}"] = losses
-        row["cost of one lr for all widths"] = f"{mine['excess']:.3f}"
-        rows.append(row)
+    for batch in ("small", "large"):
+        for method, name in METHODS.items():
+            fit = numbers["sweep"][batch][method]
+            said = fit["predicted"]
+            rows.append(
+                {
+                    "batch": numbers["sweep"]["batches"][batch],
+                    "": name,
+                    **{f"alignment, {kind}": f"{said[kind]:.2f}" for kind in KINDS[1:]},
+                    **{f"growth, {kind}": f"{said['growth'][kind]:.2f}" for kind in KINDS[1:]},
+                    **{f"{kind} alone": signed(said["layers"][kind]) for kind in KINDS},
+                    "hidden alone, by growth": signed(said["by_growth"]),
+                    "predicted": signed(said["power"]),
+                    "measured": f"{signed(fit['power'])} ± {fit['half']:.2f}",
+                }
+            )
     return markdown(rows)
 
 
@@ -214,6 +267,9 @@ TABLES: dict[str, Callable[[Numbers], str]] = {
     "training": training,
     "sweep_small": lambda numbers: _sweep(numbers, "small"),
     "sweep_large": lambda numbers: _sweep(numbers, "large"),
+    "tuning": tuning,
+    "predicted": predicted,
+    "depths": depths,
     "heat_ratios": lambda numbers: _factors(numbers, ("readout", "hidden")),
     "heat_changes": lambda numbers: _factors(numbers, ("change",)),
     "multipliers": multipliers,
