@@ -86,6 +86,14 @@ def test_regret_is_the_mean_over_seeds_of_what_the_carried_lr_costs() -> None:
     assert regret.half == pytest.approx(12.706, rel=1e-3)
 
 
+def test_the_carried_difference_is_paired_over_seeds() -> None:
+    one = fake("maxP", {64: -7, 128: -8}, (0.8, 0.7))
+    other = fake("mup", {64: -7, 128: -7}, (0.8, 0.7))
+    fit = sweep.carried_difference(pd.concat([one, other]), "maxP", "mup")
+    assert fit.slope == pytest.approx(1.5)  # 1 and 2
+    assert fit.half == pytest.approx(12.706 / 2, rel=1e-3)
+
+
 def test_a_method_without_regret_has_none() -> None:
     assert sweep.regret(fake("mup", {64: -7, 128: -7}, (0.8, 0.7)), "mup").slope == 0
 
@@ -186,6 +194,8 @@ def test_what_the_report_says_in_words_of_the_widths_holds() -> None:
         assert not any(best["at_edge"] for fit in fits.values() for best in fit["best"])
     small, large = SUMMARY["sweep"]["small"]["maxP"], SUMMARY["sweep"]["large"]["maxP"]
     assert small["moved"] == 0
+    assert small["minus_mup"] + small["minus_mup_half"] < 0
+    assert abs(large["minus_mup"]) < large["minus_mup_half"]
     assert abs(large["power"]) > large["half"]
     assert abs(large["power"] - large["predicted"]["by_growth"]) < large["half"]
     assert abs(small["power"] - small["predicted"]["by_growth"]) > small["half"]

@@ -128,6 +128,8 @@ def sweep_numbers(rows: pd.DataFrame) -> dict[str, Any]:
         numbers[name] = carried(mine)
         for method in METHODS:
             numbers[name][method]["predicted"] = sweep.prediction(mine, method)
+        against = sweep.carried_difference(mine, "maxP", "mup")
+        numbers[name]["maxP"] |= {"minus_mup": against.slope, "minus_mup_half": against.half}
     return numbers
 
 

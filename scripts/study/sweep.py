@@ -136,10 +136,26 @@ def regret(rows: pd.DataFrame, method: str, over: str = "width") -> Fit:
         index="seed", columns="log2_lr", values="loss"
     )
     lost = (wide[lrs.iloc[0]] - wide[lrs.iloc[-1]]).to_numpy()
-    if len(lost) < 2:
-        return Fit(float(lost.mean()), math.nan)
-    half = t_quantile(len(lost) - 1) * lost.std(ddof=1) / math.sqrt(len(lost))
-    return Fit(float(lost.mean()), float(half))
+    return _over_seeds(lost)
+
+
+def carried_difference(rows: pd.DataFrame, one: str, other: str) -> Fit:
+    """Loss of one method minus that of another, paired over seeds.
+
+    Both are at the largest width, with the best lr of the base width, which they share.
+    """
+    lr = best(rows[rows.method == one]).sort_values("width").best.iloc[0]
+    wide = rows[(rows.width == rows.width.max()) & (rows.log2_lr == lr)]
+    losses = wide.pivot(index="seed", columns="method", values="loss")
+    return _over_seeds((losses[one] - losses[other]).to_numpy())
+
+
+def _over_seeds(values: np.ndarray) -> Fit:
+    """Mean over seeds, and half of its 95% interval; NaN with one seed."""
+    if len(values) < 2:
+        return Fit(float(values.mean()), math.nan)
+    half = t_quantile(len(values) - 1) * values.std(ddof=1) / math.sqrt(len(values))
+    return Fit(float(values.mean()), float(half))
 
 
 def prediction(rows: pd.DataFrame, method: str) -> dict[str, Any]:
