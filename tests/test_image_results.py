@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 from pathlib import Path
 
+import pandas as pd
 import pytest
 from fake_runs import write_run
 from test_sweep import GPUS
@@ -16,8 +17,9 @@ from train.model.image_costs import training_flops
 from train.model.image_scales import IMAGE_SCALES
 from train.model.scales import base_of, compute_steps
 from train.results.collect import collect
+from train.results.details import details
 from train.results.formats import render
-from train.results.report import run_grid
+from train.results.grids import Table, run_grid
 from train.run import tail
 
 ROOT = Path(__file__).parents[1]
@@ -29,6 +31,10 @@ def image_run(root: Path, seed: int, accuracy: float) -> None:
         {"step": 400, "validation_loss": 0.4, "validation_accuracy": accuracy},
     ]
     write_run(root, scale="vit-s", seed=seed, records=records)
+
+
+def grid_of(runs: pd.DataFrame) -> Table:
+    return run_grid(runs, details(runs), [""] * len(runs))
 
 
 def test_a_table_shows_accuracy_beside_the_loss(tmp_path: Path) -> None:
@@ -46,13 +52,13 @@ def test_runs_on_text_have_no_accuracy_column(tmp_path: Path) -> None:
     write_run(tmp_path, validation=2.0)
     runs = collect(tmp_path)
     assert "accuracy" not in render(runs, "validation", "csv")
-    assert "accuracy" not in run_grid(runs).heads
-    assert "tokens/s" in run_grid(runs).heads
+    assert "accuracy" not in grid_of(runs).heads
+    assert "tokens/s" in grid_of(runs).heads
 
 
 def test_a_report_lists_accuracy_and_images(tmp_path: Path) -> None:
     image_run(tmp_path, 1, 0.9)
-    grid = run_grid(collect(tmp_path))
+    grid = grid_of(collect(tmp_path))
     shown = {head: cell.text for head, cell in zip(grid.heads, grid.rows[0], strict=True)}
     assert (shown["accuracy"], shown["images"], shown["images/s"]) == ("0.9000", "25,536", "900")
 
