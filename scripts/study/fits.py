@@ -32,11 +32,15 @@ def slope(widths: Array, values: Array) -> Fit:
         widths: (widths,).
         values: positive, (seeds, widths). With one seed the interval is NaN.
     """
-    slopes = np.log(values) @ _weights(widths)
-    if len(slopes) < 2:
-        return Fit(float(slopes.mean()), math.nan)
-    error = slopes.std(ddof=1) / math.sqrt(len(slopes))
-    return Fit(float(slopes.mean()), float(t_quantile(len(slopes) - 1) * error))
+    return over_seeds(np.log(values) @ _weights(widths))
+
+
+def over_seeds(values: Array) -> Fit:
+    """Mean over seeds, and half of its 95% interval (Student's t); NaN with one seed."""
+    if len(values) < 2:
+        return Fit(float(values.mean()), math.nan)
+    error = values.std(ddof=1) / math.sqrt(len(values))
+    return Fit(float(values.mean()), float(t_quantile(len(values) - 1) * error))
 
 
 def slope_of_mean_squares(widths: Array, values: Array) -> Fit:

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from scripts.study.fits import Fit, slope, t_quantile
+from scripts.study.fits import Fit, over_seeds, slope
 from scripts.study.mlp import build
 from scripts.study.plan import Sweep
 from scripts.study.pool import run_all
@@ -136,7 +136,7 @@ def regret(rows: pd.DataFrame, method: str, over: str = "width") -> Fit:
         index="seed", columns="log2_lr", values="loss"
     )
     lost = (wide[lrs.iloc[0]] - wide[lrs.iloc[-1]]).to_numpy()
-    return _over_seeds(lost)
+    return over_seeds(lost)
 
 
 def carried_difference(rows: pd.DataFrame, one: str, other: str) -> Fit:
@@ -147,15 +147,7 @@ def carried_difference(rows: pd.DataFrame, one: str, other: str) -> Fit:
     lr = best(rows[rows.method == one]).sort_values("width").best.iloc[0]
     wide = rows[(rows.width == rows.width.max()) & (rows.log2_lr == lr)]
     losses = wide.pivot(index="seed", columns="method", values="loss")
-    return _over_seeds((losses[one] - losses[other]).to_numpy())
-
-
-def _over_seeds(values: np.ndarray) -> Fit:
-    """Mean over seeds, and half of its 95% interval; NaN with one seed."""
-    if len(values) < 2:
-        return Fit(float(values.mean()), math.nan)
-    half = t_quantile(len(values) - 1) * values.std(ddof=1) / math.sqrt(len(values))
-    return Fit(float(values.mean()), float(half))
+    return over_seeds((losses[one] - losses[other]).to_numpy())
 
 
 def prediction(rows: pd.DataFrame, method: str) -> dict[str, Any]:

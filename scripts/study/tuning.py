@@ -4,16 +4,14 @@ At the base width, all methods are the same run, so they share the constants.
 """
 
 import math
-from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from scripts.study.mlp import build
+from scripts.study import sweep
 from scripts.study.plan import Sweep
 from scripts.study.pool import run_all
-from scripts.study.spiral import INPUTS, OUTPUTS, train
 from scripts.study.sweep import Factors
 
 _CELL = ["embedding_factor", "readout_factor"]
@@ -23,12 +21,8 @@ def measure(
     batch: int, factors: Factors, log2_lr: int, seed: int, plan: Sweep
 ) -> list[dict[str, Any]]:
     """Train one model of the base width; one row."""
-    base = plan.widths[0]
-    size = (base, plan.depth, INPUTS, OUTPUTS)
-    more: dict[str, Any] = {"lr_multipliers": factors._asdict()}
-    model, p = build("standard", "adam", *size, 2.0**log2_lr, seed, base_width=base, **more)
-    outcome = asdict(train(model, p, plan.steps, batch, seed))
-    ends = {name: outcome[name] for name in ("loss", "late_loss", "accuracy")}
+    [row] = sweep.measure("standard", batch, plan.widths[0], log2_lr, factors, seed, plan)
+    ends = {name: row[name] for name in ("loss", "late_loss", "accuracy")}
     cell = dict(zip(_CELL, factors, strict=True))
     return [{"batch": batch, **cell, "log2_lr": log2_lr, "seed": seed, **ends}]
 

@@ -65,7 +65,7 @@ def best(data: Data, part: str, arms: Mapping[str, Arm], sizes: Mapping[str, int
     base = next(iter(sizes))
     with style.drawing():
         figure, (lrs, regrets) = style.panels(2, width=5.2, height=3.6)
-        looks = _looks(arms)
+        looks = style.looks(list(arms))
         carried = best_lr(data.curve(part, next(iter(arms)), base))
         highest = 0.0
         for number, (name, arm) in enumerate(arms.items()):
@@ -148,10 +148,6 @@ def all_figures(data: Data) -> dict[str, Figure]:
         made["depth_loss"] = loss(data, "depth", DEPTH_ARMS, DEPTHS)
         made["depth_transfer"] = best(data, "depth", DEPTH_ARMS, DEPTHS)
     return made
-
-
-def _looks(arms: Mapping[str, Arm]) -> dict[str, tuple[str, str]]:
-    return style.looks(list(arms))
 
 
 def _sizes(axes: Axes, sizes: list[int], unit: str) -> None:

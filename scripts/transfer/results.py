@@ -9,12 +9,10 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
-from scipy.special import stdtrit
 
 from scripts.transfer.plan import BASE, DEPTH_BASE, Choice, Run, choice
 from scripts.transfer.runs import TERMS, TYPES, losses
-
-LEVEL = 0.95
+from train.results.transfer import half_interval
 
 
 @dataclass(frozen=True)
@@ -35,7 +33,7 @@ class Interval:
         mean = float(kept.mean())
         if n == 1 or not math.isfinite(mean):
             return cls(mean, math.nan, math.nan, n)
-        half = float(stdtrit(n - 1, (1 + LEVEL) / 2) * kept.std(ddof=1) / math.sqrt(n))
+        half = half_interval(kept)
         return cls(mean, mean - half, mean + half, n)
 
 

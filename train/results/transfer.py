@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from train.results.names import Metric
@@ -101,7 +102,13 @@ def paired(losses: pd.Series[float], best: pd.Series[float]) -> dict[str, float]
     regret = {"regret": float(differences.mean()), "seeds": count}
     if count == 1:
         return regret
+    half = half_interval(differences.to_numpy())
+    return regret | {"low": regret["regret"] - half, "high": regret["regret"] + half}
+
+
+def half_interval(values: np.ndarray) -> float:
+    """Half of the 95% interval of a mean (Student's t), of at least two values."""
     from scipy.special import stdtrit  # imported only where an interval is needed
 
-    half = float(stdtrit(count - 1, (1 + LEVEL) / 2) * differences.std() / math.sqrt(count))
-    return regret | {"low": regret["regret"] - half, "high": regret["regret"] + half}
+    count = len(values)
+    return float(stdtrit(count - 1, (1 + LEVEL) / 2) * values.std(ddof=1) / math.sqrt(count))
