@@ -11,6 +11,7 @@ from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
+import torch
 from torchtitan.distributed import ParallelDims
 
 from train.alignment_table import read_table
@@ -31,6 +32,8 @@ def check(config: Any) -> None:
         _check_images(config)
     _check_parallelism(config.parallelism)
     _check_mesh(config)
+    if config.maxp.optimizer == "muon":
+        _check_muon(config)
     _check_batch(config)
     check_flags(config.checkpoint, measures=config.maxp.measures)
     if config.maxp.measures:
@@ -238,6 +241,22 @@ def _check_mesh(config: Any) -> None:
             raise ValueError(
                 f"torchtitan refuses --scale {config.scale} with these flags: {error}"
             ) from None
+
+
+def _check_muon(config: Any) -> None:
+    parallelism = config.parallelism
+    if (degree := parallelism.tensor_parallel_degree) > 1:
+        raise ValueError(
+            f"--optimizer muon with --parallelism.tensor_parallel_degree {degree}: torchtitan has "
+            "no Muon for tensor-parallel weights; leave the degree at 1, or pass --optimizer adamw"
+        )
+    shards = ParallelDims.from_config(parallelism, processes()).dp_shard
+    if shards > 1 and not torch.cuda.is_available():
+        raise ValueError(
+            f"--optimizer muon on {shards} shards: torchtitan's Muon for sharded weights needs "
+            "CUDA devices; pass --parallelism.data_parallel_shard_degree 1 "
+            f"--parallelism.data_parallel_replicate_degree {processes()}, or --optimizer adamw"
+        )
 
 
 def _check_probe(config: Any) -> None:

@@ -1,9 +1,11 @@
 """A run's own flags, and the torchtitan configuration that is made from them."""
 
+import copy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
+import torch
 import tyro
 from tokenizers import Tokenizer
 from torchtitan.components.loss import ChunkedLossWrapper, CrossEntropyLoss
@@ -19,8 +21,10 @@ from train import cpu, torch_compat
 from train.data.corpus import prepare_embedded
 from train.data.loader import TextDataLoader
 from train.defaults import shared_fields, shared_metrics, shared_validation
-from train.method.settings import MaxPSettings
+from train.method.optimizers import with_muon
+from train.method.settings import MaxPSettings, OptimizerName
 from train.metrics import HeldOutValidator, RunMetrics
+from train.model.kinds import site_graph
 from train.model.llama3 import model_config
 from train.model.scales import (
     LLAMA3_VOCABULARY,
@@ -30,7 +34,7 @@ from train.model.scales import (
     find_scale,
     get_scale,
 )
-from train.run.identity import NO_BASE, run_name
+from train.run.identity import ADAMW, NO_BASE, run_name
 from train.trainer import MaxPTrainer
 
 LLAMA3_TOKENIZER = "assets/hf/Llama-3.1-8B"
@@ -56,6 +60,9 @@ class Flags:
 
     lr: float = 1e-2
     """Learning rate that n^-c multiplies at each layer."""
+
+    optimizer: OptimizerName = ADAMW
+    """adamw; or muon, which is Muon for the matrices of hidden layers and AdamW for all else."""
 
     seed: int = 1
     """Seed of the initial weights and of the order of the data."""
@@ -104,6 +111,7 @@ def make_config(flags: Flags) -> MaxPTrainer.Config:
     size, seed = find_scale(flags.scale), flags.seed
     settings = MaxPSettings(
         method=flags.method,
+        optimizer=flags.optimizer,
         lr=flags.lr,
         base_scale=base_of(size.name) or NO_BASE,
         alignment_table=flags.alignment_table,
@@ -115,7 +123,7 @@ def make_config(flags: Flags) -> MaxPTrainer.Config:
     steps = compute_steps(size) if flags.steps is None else flags.steps
     folder = flags.output_dir
     if folder is None:
-        folder = f"runs/{run_name(size.name, flags.method, flags.lr, seed)}"
+        folder = f"runs/{run_name(size.name, flags.method, flags.lr, seed, flags.optimizer)}"
     if isinstance(size, Scale):
         if flags.sites_from is not None:
             raise ValueError(
@@ -193,6 +201,12 @@ def complete(config: MaxPTrainer.Config) -> None:
         match_data(config)
     if config.maxp.measure_from is None:
         config.maxp.measure_from = config.lr_scheduler.warmup_steps
+    if config.maxp.optimizer == "muon":
+        assert config.model_spec is not None
+        model = config.model_spec.model
+        with torch.device("meta"):
+            shapes = copy.deepcopy(model).build()
+        config.optimizer = with_muon(config.optimizer, shapes, site_graph(model), lr=config.maxp.lr)
 
 
 def _match_tokenizer(config: MaxPTrainer.Config) -> None:

@@ -32,7 +32,7 @@ def preview(config: MaxPTrainer.Config) -> str:
     folder = RunFolder(config.dump_folder)
     state = folder.describe() if (Path(folder.path) / CONFIG).exists() else "new"
     lines = [
-        f"run       {config.scale}, {settings.method}, lr {settings.lr:g}, "
+        f"run       {config.scale}, {settings.method}, {settings.optimizer}, lr {settings.lr:g}, "
         f"seed {config.debug.seed}",
         f"folder    {folder.path} ({state})",
         f"steps     {training.steps}, each of {_step(config)}",

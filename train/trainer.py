@@ -23,8 +23,9 @@ from train.faults import limit_collectives
 from train.method.base import base_arguments
 from train.method.learning_rates import SiteGroups
 from train.method.methods import get_method
+from train.method.optimizers import check_muon
 from train.method.probe import FreshText, TrainerParametrization, draw_probe
-from train.method.settings import MaxPSettings
+from train.method.settings import ADJUST_LR_FN, MaxPSettings
 from train.metrics import COUNT_PREFIX, DivergedError, HeldOutValidator, RunMetrics
 from train.model.kinds import site_graph
 from train.preemption import PreemptedError, StopFlag
@@ -46,8 +47,15 @@ def method_arguments(config: Any, graph: Graph) -> dict[str, Any]:
         "c_overrides": dict.fromkeys(method.ab, 0.0) if method.one_lr else None,
         "alignment_overrides": _frozen_alignment(settings, graph) if method.needs_table else None,
         "alignment_bounds": BOUNDS if settings.bounded else None,
+        **_muon(settings),
         **base_arguments(settings, config.scale, config.model_spec.model),
     }
+
+
+def _muon(settings: MaxPSettings) -> dict[str, Any]:
+    if settings.optimizer != "muon":
+        return {}
+    return {"optimizer_type": "muon", "adjust_lr_fn": ADJUST_LR_FN}
 
 
 def _frozen_alignment(settings: MaxPSettings, graph: Graph) -> Table:
@@ -157,6 +165,7 @@ class MaxPTrainer(Trainer):
             measure_bilinear=settings.measure_bilinear,
             seed=self.config.debug.seed,
         )
+        check_muon(optimizers, self.parametrization)
         missing = self.parametrization.measured.keys() & self.parametrization.weights.keys()
         if method.needs_table and missing:
             raise ValueError(

@@ -9,6 +9,8 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from maxp.factors import Factors
 from maxp.groups import split_group
+from maxp.muon import is_muons
+from train.method.optimizers import SiteDistMuon
 
 FOLLOWED = ("weight_decay", "eps")
 """Settings of a group that a method can multiply by a factor, beside the lr."""
@@ -43,13 +45,20 @@ class SiteGroups:
         self._optimizers = list(optimizers)
         self._independent_decay = independent_decay
         for optimizer in self._optimizers:
-            optimizer.param_groups[:] = [
+            parts = [
                 part for group in optimizer.param_groups for part in split_group(group, own, rest)
             ]
-        self._follow = tuple(follow)
+            if isinstance(optimizer, SiteDistMuon):
+                optimizer.site_of = {n: part["name"] for part in parts for n in part["param_names"]}
+            else:
+                optimizer.param_groups[:] = parts
+        self._follow = follow = tuple(follow)
         # What each group is configured with, which the factors multiply.
         self._configured: list[list[dict[str, Any]]] = [
-            [{key: g[key] for key in ("lr", *self._follow)} for g in o.param_groups]
+            [
+                {key: g[key] for key in ("lr", *follow) if not _of_muon(key, g)}
+                for g in o.param_groups
+            ]
             for o in self._optimizers
         ]
 
@@ -67,13 +76,16 @@ class SiteGroups:
             self._optimizers, self._configured, schedules, strict=True
         ):
             groups = optimizer.param_groups
+            if isinstance(optimizer, SiteDistMuon):
+                own_sites = {name: factors[name] for name in optimizer.site_of.values()}
+                optimizer.factors = {n: self._of_whole(f) for n, f in own_sites.items()}
             lrs = bases = [
-                own["lr"] * factors[group["name"]].lr
+                own["lr"] * _factors(group, factors).lr
                 for own, group in zip(configured, groups, strict=True)
             ]
             for own, group in zip(configured, groups, strict=True):
-                for key in self._follow:
-                    group[key] = own[key] * getattr(factors[group["name"]], key)
+                for key in own.keys() - {"lr"}:
+                    group[key] = own[key] * getattr(_factors(group, factors), key)
             if scheduler is not None:
                 now = scheduler.last_epoch
                 # As get_lr() computes it, which warns when it is called outside of a step.
@@ -91,4 +103,26 @@ class SiteGroups:
 
     def lrs(self) -> dict[str, float]:
         """By group name, the lr that the optimizers' next step uses."""
-        return {g["name"]: float(g["lr"]) for o in self._optimizers for g in o.param_groups}
+        lrs: dict[str, float] = {}
+        for optimizer in self._optimizers:
+            for group in optimizer.param_groups:
+                if isinstance(optimizer, SiteDistMuon):
+                    lrs |= {n: float(group["lr"]) * f.lr for n, f in optimizer.factors.items()}
+                else:
+                    lrs[group["name"]] = float(group["lr"])
+        return lrs
+
+    def _of_whole(self, factors: Factors) -> Factors:
+        """What multiplies the values of a group that is not split, at one of its sites."""
+        decay = factors.weight_decay if "weight_decay" in self._follow else 1.0
+        return factors._replace(weight_decay=1 / factors.lr if self._independent_decay else decay)
+
+
+def _factors(group: Mapping[str, Any], factors: Mapping[str, Factors]) -> Factors:
+    """A group's factors; a group that is not split has no name, and keeps its values."""
+    return factors[group["name"]] if "name" in group else Factors(1.0, 1.0, 1.0)
+
+
+def _of_muon(key: str, group: Mapping[str, Any]) -> bool:
+    """Whether this is Muon's eps, which is no size of a gradient's entries as Adam's is."""
+    return key == "eps" and is_muons(group)

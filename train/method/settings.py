@@ -5,10 +5,11 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal, get_args
 
+from maxp.exponents import AdjustLrFn
 from train.method.methods import get_method
 from train.model.costs import Probe
 from train.model.scales import find_scale
-from train.run.identity import NO_BASE
+from train.run.identity import ADAMW, NO_BASE
 
 
 @dataclass(kw_only=True, slots=True)
@@ -43,12 +44,18 @@ class LrMultipliers(StdMultipliers):
 
 
 ProbeText = Literal["fresh", "fixed"]
+OptimizerName = Literal["adamw", "muon"]
+ADJUST_LR_FN: AdjustLrFn = "match_rms_adamw"
+"""Muon's scale, with which its updates have the size of AdamW's: both have one learning rate."""
 
 
 @dataclass(kw_only=True, slots=True)
 class MaxPSettings:
     method: str = "maxP"
     """maxP, mup-full, mup-no, maxP-frozen (needs alignment_table) or sp."""
+
+    optimizer: OptimizerName = ADAMW
+    """adamw; or muon, which is Muon for the matrices of hidden layers and AdamW for all else."""
 
     lr: float = 1e-2
     """Learning rate of the base scale. Each site multiplies it by (n / n_base)^-c, where n is its
@@ -138,6 +145,8 @@ class MaxPSettings:
                 raise ValueError(f"--maxp.{flag} {factor}: must be positive")
         if not 0 <= self.depth_exponent <= 1:
             raise ValueError(f"--maxp.depth_exponent {self.depth_exponent}: must be in [0, 1]")
+        if self.optimizer not in get_args(OptimizerName):
+            raise ValueError(f"--optimizer {self.optimizer}: must be adamw or muon")
         if self.probe not in get_args(ProbeText):
             raise ValueError(f"--maxp.probe {self.probe}: must be fresh or fixed")
         for name in ("solve_interval", "probe_sequences", "probe_tokens"):

@@ -13,11 +13,13 @@ from typing import Any
 import pandas as pd
 
 from train.results.names import short_names, value_text
-from train.run.identity import NO_BASE, NOT_IDENTITY
+from train.run.identity import ADAMW, NO_BASE, NOT_IDENTITY
 
 Path = tuple[str, ...]
 
 _BASE: Path = ("maxp", "base_scale")
+_UNWRITTEN: dict[Path, str] = {_BASE: NO_BASE, ("maxp", "optimizer"): ADAMW}
+"""Path -> value of a setting that a configuration lacks."""
 _PLACED = NOT_IDENTITY | {"scale", "method", "lr", "seed", "steps"}
 
 
@@ -78,7 +80,7 @@ def _changes(first: Any, other: Any, path: Path = ()) -> Iterator[tuple[Path, An
         for index, pair in enumerate(zip(first, other, strict=True)):
             yield from _changes(*pair, (*path, str(index)))
     else:
-        yield path, NO_BASE if path == _BASE and other is None else other
+        yield path, _UNWRITTEN.get(path) if other is None else other
 
 
 def _value(config: Any, path: Path) -> Any:
@@ -90,7 +92,7 @@ def _value(config: Any, path: Path) -> Any:
             config = config[int(part)]
         else:
             config = None
-    return NO_BASE if path == _BASE and config is None else config
+    return _UNWRITTEN.get(path) if config is None else config
 
 
 def axes_of(runs: pd.DataFrame) -> dict[str, str]:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 from train.run.files import to_json
 
 NO_BASE = "none"
 """Value of ``maxp.base_scale`` for exponents that act on widths themselves; absent from runs of
 earlier versions, which all had none."""
+
+ADAMW: Literal["adamw"] = "adamw"
+"""Value of ``maxp.optimizer`` that is not written, as it was not before there was another one."""
 
 NOT_IDENTITY = frozenset(
     {
@@ -50,15 +53,20 @@ def differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def run_name(scale: str, method: str, lr: float, seed: int) -> str:
-    """Name of a run, as ``s3_maxP_lr1e-02_seed1``; an lr with more digits keeps them all."""
+def run_name(scale: str, method: str, lr: float, seed: int, optimizer: str = ADAMW) -> str:
+    """Name of a run, as ``s3_maxP_lr1e-02_seed1``; an lr with more digits keeps them all.
+
+    It ends with the optimizer if that is not AdamW.
+    """
     short = f"{lr:.0e}"
-    return f"{scale}_{method}_lr{short if float(short) == lr else lr}_seed{seed}"
+    end = "" if optimizer == ADAMW else f"_{optimizer}"
+    return f"{scale}_{method}_lr{short if float(short) == lr else lr}_seed{seed}{end}"
 
 
 def _unwritten(key: str) -> str:
-    # A fixed probe is not written, as it was not before there was another one.
-    return '"fixed"' if key == "maxp.probe" else "absent"
+    # A fixed probe and AdamW are not written, as they were not before there was another one.
+    unwritten = {"maxp.probe": '"fixed"', "maxp.optimizer": f'"{ADAMW}"'}
+    return unwritten.get(key, "absent")
 
 
 def _leaves(value: Any, prefix: str = "") -> dict[str, str]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from train.run.folder import CONFIG, RunFolderError, read_config_file
-from train.run.identity import identity, run_name
+from train.run.identity import ADAMW, identity, run_name
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,8 @@ def owner(run: Path) -> Owner:
     content = read_config_file(run)
     config = content["config"]
     try:
-        name = run_name(config["scale"], config["method"], config["lr"], config["seed"])
+        optimizer = config.get("maxp", {}).get("optimizer", ADAMW)
+        name = run_name(config["scale"], config["method"], config["lr"], config["seed"], optimizer)
     except (KeyError, TypeError, ValueError) as error:
         raise RunFolderError(f"{run / CONFIG} is not the configuration of a run: {error}") from None
     return Owner(name, content.get("identity") or identity(config))
