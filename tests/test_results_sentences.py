@@ -70,6 +70,17 @@ def test_carried_mup_full_beats_sp_tuned_at_the_widest_model() -> None:
     assert interval(losses("mup-full")[CARRIED] - tuned("sp"))[1] < 0
 
 
+def test_the_readme_says_what_carries_and_what_measuring_gives() -> None:
+    readme = "../README.md"
+    assert said("that of width 64 is also the best one of `mup-full` at width 512", readme) == []
+    assert tuned("mup-full").name == CARRIED
+    assert said("at the carried learning rate `maxP` was worse than `mup-full`", readme) == []
+    assert interval(losses("maxP")[CARRIED] - losses("mup-full")[CARRIED])[0] > 0
+    assert said("where both were tuned it was no better", readme) == []
+    low, high = interval(tuned("maxP") - tuned("mup-full"))
+    assert low < 0 < high
+
+
 def test_measuring_is_worse_than_mup_full_and_not_told_from_mup_no() -> None:
     assert said("are worse than `mup-full`, and cannot be told from `mup-no`") == []
     for arm in ("maxP", "maxP-frozen"):
