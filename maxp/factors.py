@@ -194,9 +194,9 @@ class ParamGroups(SiteExponents):
     def apply(self, optimizer: Optimizer | None = None) -> None:
         """Write the learning rates into ``param_groups`` and into the optimizer's groups.
 
-        So are ``weight_decay`` and ``eps``, if `Parametrization` received them. An optimizer shares
-        its groups with ``param_groups`` only until it loads a state, which replaces them. Call
-        ``apply(optimizer)`` after ``optimizer.load_state_dict``; until then, or until the next
+        Also write ``weight_decay`` and ``eps``, if `Parametrization` received them. An optimizer
+        shares its groups with ``param_groups`` only until it loads a state, which replaces them.
+        Call ``apply(optimizer)`` after ``optimizer.load_state_dict``; until then, or until the next
         `step`, new values do not reach the optimizer.
 
         Args:

@@ -96,12 +96,13 @@ def wandb(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, str | None]]:
     starts: list[dict[str, str | None]] = []
 
     def init(**given: Any) -> None:
-        starts.append({"id": given["id"], "resume": os.environ.get("WANDB_RESUME")})
+        named = {key: given[key] for key in ("id", "name", "group")}
+        starts.append(named | {"resume": os.environ.get("WANDB_RESUME")})
 
     fake = SimpleNamespace(init=init, log=lambda *_, **__: None, run=None)
     monkeypatch.setitem(sys.modules, "wandb", fake)
     monkeypatch.setattr(checks, "find_spec", lambda name: name)
-    for name in ("WANDB_RUN_ID", "WANDB_RESUME"):
+    for name in ("WANDB_RUN_ID", "WANDB_RUN_NAME", "WANDB_RUN_GROUP", "WANDB_RESUME"):
         monkeypatch.delenv(name, raising=False)
     return starts
 
@@ -118,7 +119,8 @@ def test_a_run_that_is_resumed_is_one_run_of_wandb(
     assert run(arguments, before_step=stop_at_3).code == 130
     assert run(arguments).code == 0
     number = read_config_file(tmp_path / "run")["id"]
-    assert wandb == [{"id": number, "resume": "allow"}] * 2
+    named = {"id": number, "name": "run", "group": "debug_mup-no"}
+    assert wandb == [named | {"resume": "allow"}] * 2
 
 
 def test_wandb_without_its_package_is_refused(
@@ -132,13 +134,15 @@ def test_wandb_without_its_package_is_refused(
     assert "--metrics.enable_wandb: the package wandb is not installed" in capsys.readouterr().err
 
 
-def test_an_id_for_wandb_in_the_environment_is_kept(
+def test_names_for_wandb_in_the_environment_are_kept(
     wandb: list[dict[str, str | None]],
     corpus_cache: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setenv("WANDB_RUN_ID", "mine")
+    mine = {"id": "mine", "name": "first", "group": "trials"}
+    for key, value in mine.items():
+        monkeypatch.setenv(f"WANDB_RUN_{key.upper()}", value)
     monkeypatch.setenv("WANDB_RESUME", "must")
     run(tiny(tmp_path / "run", "mup-no", "--steps", "1", "--metrics.enable-wandb"))
-    assert wandb == [{"id": "mine", "resume": "must"}]
+    assert wandb == [mine | {"resume": "must"}]

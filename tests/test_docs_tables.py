@@ -10,6 +10,8 @@ import pytest
 from slurm.cluster import load_cluster
 from slurm.estimate import ScaleEstimate, estimate
 from slurm.sweep import expand, load_sweep
+from train.model import costs
+from train.model.costs import Probe
 from train.model.scales import SCALES, compute_steps
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -70,6 +72,25 @@ def test_the_readme_has_the_gpu_hours_of_each_sweep(name: str) -> None:
     cells = [cell.strip() for cell in line.strip("|").split("|")]
     assert cells[1] == count(SCALES[name].non_embedding_params)
     assert cells[-1] == f"{hours(priced(name).device_hours)} ({priced(name).runs} jobs)"
+
+
+def predicted(name: str) -> list[str]:
+    """What measuring keeps and computes, by `train.model.costs`."""
+    scale, fresh, fixed = SCALES[name], Probe(fresh=True), Probe(fresh=False)
+    moving, still = costs.memory(scale, probe=fresh), costs.memory(scale, probe=fixed)
+    flops = [costs.measurement_flops(scale, p) / costs.step_flops(scale) for p in (fresh, fixed)]
+    mib = [f"{size / 2**20:.2f}" for size in (moving.model, moving.w0, still.w0, still.z0)]
+    shares = [of.share(resample_w0=again) for of, again in
+              ((moving, False), (still, False), (still, True))]  # fmt: skip
+    parts = [f"{part:.2%}" for part in (*shares, *flops)]
+    return [name, *mib[:2], parts[0], *mib[2:], *parts[1:]]
+
+
+def test_the_page_on_measuring_has_the_costs_that_are_computed() -> None:
+    text = (ROOT / "docs/measuring.md").read_text(encoding="utf-8")
+    shown = re.findall(r"^\| ((?:debug|cpu256|s\d) \| \d.*) \|$", text, re.MULTILINE)
+    names = ("debug", "cpu256", *SWEEPS)
+    assert [line.split(" | ") for line in shown] == [predicted(name) for name in names]
 
 
 def test_both_recipes_of_the_image_install_the_same() -> None:

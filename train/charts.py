@@ -77,13 +77,17 @@ class Charts(BaseLogger):
 def name_wandb_run(folder: Path, rank: int | None) -> None:
     """Let all starts of a run be one W&B run, unless the environment says otherwise.
 
-    W&B takes the id of the run's folder, and resumes what it has under that id.
+    The W&B run has the id and the name of the run's folder, and W&B resumes what it has under that
+    id. Its group is the scale and the method, as in ``s3_maxP``.
 
     Args:
-        folder: of the run; one that an earlier version made has no id, and nothing is set.
+        folder: of the run; one that an earlier version made has no id, and none is set.
         rank: of a process that has a W&B run of its own; None where only one process has one.
     """
-    number = read_config_file(folder).get("id")
+    content = read_config_file(folder)
+    number, config, end = content.get("id"), content["config"], "" if rank is None else f"-{rank}"
+    os.environ.setdefault("WANDB_RUN_NAME", folder.resolve().name + end)
+    os.environ.setdefault("WANDB_RUN_GROUP", f"{config['scale']}_{config['method']}")
     if number is not None:
-        os.environ.setdefault("WANDB_RUN_ID", number if rank is None else f"{number}-{rank}")
+        os.environ.setdefault("WANDB_RUN_ID", number + end)
         os.environ.setdefault("WANDB_RESUME", "allow")

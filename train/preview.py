@@ -77,6 +77,7 @@ def _costs(config: MaxPTrainer.Config) -> list[str]:
     interval = settings.solve_interval if settings.measures else None
     total = costs.gpu_hours(scale, training.steps, devices, solve_interval=interval)
     words = f"on {devices} H100 at {costs.USUAL_MFU:.0%} of peak"
+    words += ", measuring on fresh text" if settings.measures else ""
     return [*lines, f"time      {total / devices:.2g} hours {words}"]
 
 

@@ -7,7 +7,7 @@ weight, on many sequences. Then it draws probes from these repeatedly, first seq
 tokens of them, as a run does. The spread of their means is the standard error, which includes the
 correlation of tokens within a sequence. Next to it is the error that
 independent tokens would have: the spread of single tokens divided by sqrt(n). Solving with each
-drawn probe gives the spread of c, and so of lr = n^-c.
+drawn probe gives the spread of c, and so of lr = m^-c, where m is the width relative to the base.
 """
 
 import logging
@@ -31,7 +31,7 @@ from maxp.solver import Program
 from maxp.trace import evaluating
 from scripts.bench.outputs import check_folders, write_figure, write_json
 from train.method.probe import draw_probe
-from train.model.scales import get_scale
+from train.model.scales import base_of, get_scale
 from train.progress import progress
 
 NO_FILE = tyro.conf.arg(help_behavior_hint="(default: none)")
@@ -187,7 +187,8 @@ def rows(tokens: PerToken, graph: Any, options: Options, seed: int) -> Iterator[
     program = Program(graph)
     preset = preset_exponents(graph, "mup", PRESETS["full"])
     positions = next(iter(tokens.values())).shape[-1]
-    width = get_scale(options.scale).dim
+    base = base_of(options.scale)
+    width = get_scale(options.scale).dim / (get_scale(base).dim if base else 1)
     kinds = [(n, s) for s in options.sequences for n in options.tokens if s <= n <= s * positions]
     single = np.stack([np.nanvar(v, axis=(1, 2)) for v in tokens.values()])
     for count, sequences in progress(kinds, desc=f"seed {seed}: draw", unit="kind"):

@@ -1,6 +1,7 @@
-"""Measures the time to read many runs, with and without their summaries.
+"""Measures the time to read many runs, with and without their summaries, and to write their report.
 
 python -m scripts.bench.results --runs 10000
+python -m scripts.bench.results --runs 1000 --layers 16
 """
 
 import json
@@ -16,6 +17,7 @@ from tqdm import tqdm
 
 from train.results.collect import collect
 from train.results.formats import render
+from train.results.report import report
 from train.run.summary import write_summary
 
 METHODS = ("maxP", "mup-full", "mup-no", "maxP-frozen", "sp")
@@ -34,6 +36,9 @@ class Options:
 
     records: int = 300
     """Lines per metrics.jsonl."""
+
+    layers: int = 0
+    """Blocks of the model whose sites each line has values of; without any, the line is padded."""
 
     record_bytes: int = 300
     """Bytes of padding per line, instead of values per layer."""
@@ -59,9 +64,9 @@ def make_run(folder: Path, number: int, options: Options) -> None:
     filler = {f"key{i}": "x" * 40 for i in range(options.config_bytes // 52)}
     (folder / "config.json").write_text(json.dumps({"config": {**coordinates, "filler": filler}}))
     loss = 3 + math.log10(lr / 0.02) ** 2 / 9 + number % 7 / 1000
-    padding = "x" * options.record_bytes
+    sites = _sites(options.layers, lr) or "x" * options.record_bytes
     lines = [
-        json.dumps({"step": s, "loss": loss + 5 / s, "tokens_per_second": 1e5, "sites": padding})
+        json.dumps({"step": s, "loss": loss + 5 / s, "tokens_per_second": 1e5, "sites": sites})
         for s in range(1, options.records + 1)
     ]
     lines.append(json.dumps({"step": options.records, "validation_loss": loss}))
@@ -69,6 +74,23 @@ def make_run(folder: Path, number: int, options: Options) -> None:
     status = {"state": "completed", "step": options.records}
     (folder / "status.json").write_text(json.dumps(status))
     write_summary(folder, parameters=10**7 * (1 + number % 5))
+
+
+def _sites(layers: int, lr: float) -> dict[str, dict[str, float]]:
+    """What a step logs about each site of a LLaMA with this number of blocks; nothing without."""
+    ends = ("wq", "wk", "wv", "wo", "w1", "w2", "w3")
+    blocks = [f"layers.{layer}.{end}" for layer in range(layers) for end in ends]
+    terms = {"align_z0_dW": 0.7123, "align_dZ_w0": 0.5012, "align_dZ_dW": 0.6543}
+    names = ["tok_embeddings", *blocks, "lm_head"] if layers else []
+    return {name: {"lr": lr, "c": 0.7123456789, **terms} for name in names}
+
+
+def time_report(folder: Path) -> None:
+    runs = collect(folder)
+    start = time.perf_counter()
+    page = report(runs, folder.name, folder)
+    took = time.perf_counter() - start
+    print(f"{'report':24}{len(runs)} runs in {took:.1f} s, {len(page.encode()) / 1e6:.1f} MB")
 
 
 def seconds(label: str, folder: Path) -> None:
@@ -88,6 +110,7 @@ def main(options: Options) -> None:
             make_run(folder / f"run{number:05d}", number, options)
         seconds("first time", folder)
         seconds("second time", folder)
+        time_report(folder)
         for file in folder.glob("*/summary.json"):
             file.unlink()
         seconds("without summaries", folder)

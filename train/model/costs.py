@@ -243,7 +243,8 @@ def gpu_hours(
             not divide evenly, all wait for the GPUs that take one more.
         mfu: model FLOPs utilisation, the part of ``peak_flops`` that training reaches.
         peak_flops: FLOP/s of one GPU.
-        solve_interval: steps between measurements; None for a method that does not measure.
+        solve_interval: steps between measurements, on fresh text; None for a method that does not
+            measure.
 
     Raises:
         ValueError: no steps or GPUs, or an ``mfu`` outside (0, 1].

@@ -11,6 +11,7 @@ import re
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +72,7 @@ class Row:
     log: bool = False
 
 
+@cache
 def layer_type(site: str) -> str:
     """A site's layer type, from its name."""
     if site.endswith("attention"):

@@ -1,0 +1,187 @@
+"""The sentences of docs/results.md say what docs/results/runs.csv has: figures and verdicts.
+
+Numbers are read from the sentences, and computed anew from the losses of the runs.
+"""
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import scipy.stats
+
+from scripts.transfer import plan, runs
+from scripts.transfer.plan import ABLATED, ABLATIONS, ARMS, DEPTH_ARMS, DEPTHS, STEPS, WIDEST
+from scripts.transfer.results import Data, needed, power, predicted
+from train.model.scales import get_scale
+
+DOCS = Path(__file__).parents[1] / "docs"
+DATA = Data(runs.read(DOCS / "results" / "runs.csv"))
+CARRIED = DATA.choice.lr
+NUMBER = r"(\d[\d,]*(?:\.\d+)?)"
+
+
+def said(sentence: str, page: str = "results.md") -> list[float]:
+    """The numbers of a sentence of the page, where ``sentence`` has a #."""
+    text = " ".join((DOCS / page).read_text(encoding="utf-8").split())
+    pattern = re.escape(sentence).replace(r"\#", NUMBER)
+    (match,) = re.finditer(pattern, text)
+    return [float(number.replace(",", "")) for number in match.groups()]
+
+
+def losses(arm: str, scale: str = WIDEST, part: str = "width") -> pd.DataFrame:
+    return DATA.curve(part, arm, scale)
+
+
+def tuned(arm: str, scale: str = WIDEST, part: str = "width") -> pd.Series:
+    """Losses by seed at the lr with the smallest mean over the first three seeds."""
+    first = losses(arm, scale, part).loc[[1, 2, 3]].dropna(axis=1)
+    return losses(arm, scale, part)[first.mean().idxmin()].dropna()
+
+
+def interval(differences: pd.Series) -> tuple[float, float]:
+    values = differences.dropna()
+    low, high = scipy.stats.t.interval(
+        0.95, len(values) - 1, loc=values.mean(), scale=scipy.stats.sem(values)
+    )
+    return float(low), float(high)
+
+
+def regret(arm: str) -> pd.Series:
+    return (losses(arm)[CARRIED] - tuned(arm)).dropna()
+
+
+def test_mup_full_alone_reaches_both_targets() -> None:
+    assert said("Both targets of the design are reached by `mup-full`, by no other method.") == []
+    (most,) = said("if the upper end of that interval at `cpu512` is below # nats")
+    assert said("The target for the best method is that, and at most half of the regret of") == []
+    carrying = {a for a in ARMS if not regret(a).any() or interval(regret(a))[1] < most}
+    assert carrying == {"mup-full"}
+    assert regret("mup-full").mean() <= regret("sp").mean() / 2
+
+
+def test_carried_mup_full_beats_sp_tuned_at_the_widest_model() -> None:
+    assert (
+        said("Its loss there is lower than that of `sp` with a learning rate tuned at that") == []
+    )
+    (times,) = said("At # times the base's width, the carried learning rate is the best of the")
+    assert times == plan.WIDTHS[WIDEST] / plan.WIDTHS[plan.BASE]
+    assert interval(losses("mup-full")[CARRIED] - tuned("sp"))[1] < 0
+
+
+def test_the_readme_says_what_carries_and_what_measuring_gives() -> None:
+    readme = "../README.md"
+    assert said("that of width 64 is also the best one of `mup-full` at width 512", readme) == []
+    assert tuned("mup-full").name == CARRIED
+    assert said("at the carried learning rate `maxP` was worse than `mup-full`", readme) == []
+    assert interval(losses("maxP")[CARRIED] - losses("mup-full")[CARRIED])[0] > 0
+    assert said("where both were tuned it was no better", readme) == []
+    low, high = interval(tuned("maxP") - tuned("mup-full"))
+    assert low < 0 < high
+
+
+def test_measuring_is_worse_than_mup_full_and_not_told_from_mup_no() -> None:
+    assert said("are worse than `mup-full`, and cannot be told from `mup-no`") == []
+    for arm in ("maxP", "maxP-frozen"):
+        assert interval(losses(arm)[CARRIED] - losses("mup-full")[CARRIED])[0] > 0
+        low, high = interval(losses(arm)[CARRIED] - losses("mup-no")[CARRIED])
+        assert low < 0 < high
+
+
+def test_tuned_methods_but_sp_end_close_to_each_other() -> None:
+    (most,) = said("all methods but `sp` end within # nats of each other")
+    ends = [tuned(arm).mean() for arm in ARMS if arm != "sp"]
+    assert most - 0.01 < max(ends) - min(ends) <= most
+    assert tuned("sp").mean() > max(ends)
+
+
+def test_only_the_whole_power_lowers_the_loss_at_each_depth() -> None:
+    assert said("only with (L / 2)^-1 does each doubling of the depth lower the loss") == []
+    means = {
+        arm: [losses(arm, scale, "depth")[CARRIED].mean() for scale in DEPTHS] for arm in DEPTH_ARMS
+    }
+    assert [arm for arm, of in means.items() if (np.diff(of) < 0).all()] == ["depth-1"]
+    best = {tuned(arm, scale, "depth").name for arm in DEPTH_ARMS for scale in DEPTHS}
+    assert best == {CARRIED}  # all three rules carry
+
+
+def ablated() -> dict[str, pd.Series]:
+    """The loss of each ablation minus that of maxP, by seed."""
+    ours = losses("maxP", ABLATED)[CARRIED]
+    changed = {a: losses(a, ABLATED, "ablation")[CARRIED] - ours for a in ABLATIONS}
+    lr = tuned("no-base", plan.BASE, "ablation").name
+    return changed | {"no-base": losses("no-base", ABLATED, "ablation")[lr] - ours}
+
+
+def test_no_ablation_loses_more_than_that_without_a_base() -> None:
+    assert said("`maxP` loses more than any other change of its settings costs") == []
+    means = {arm: of.mean() for arm, of in ablated().items()}
+    assert max(means, key=means.__getitem__) == "no-base"
+
+
+def test_the_only_ablations_beyond_chance_are_those_that_the_page_names() -> None:
+    (once,) = said(
+        '"c averaged" is expected by chance once in # comparisons, and the table has ten'
+    )
+    assert once == 1 / 0.05  # of intervals with 95%
+    assert said("Only the base model is a clear result") == []
+    apart = [a for a, of in ablated().items() if np.prod(interval(of)) > 0]
+    assert len(ablated()) == 10
+    assert apart == ["c-ema", "no-base"]
+
+
+def test_coupled_decay_changes_the_loss_by_less_than_its_interval() -> None:
+    assert said("changes the loss of `maxP` by less than its interval") == []
+    low, high = interval(ablated()["coupled-decay"])
+    assert low < 0 < high
+
+
+def test_a_smaller_lr_of_the_head_explains_a_part_only() -> None:
+    (most,) = said("beats `mup-no` by less than # nats where each has its best learning rate")
+    low, high = interval(tuned("mup-no-head") - tuned("mup-no"))
+    assert high < 0
+    assert most - 0.01 < -(low + high) / 2 <= most
+    assert said("and not at the carried one") == []
+    low, high = interval(losses("mup-no-head")[CARRIED] - losses("mup-no")[CARRIED])
+    assert low < 0 < high
+    (excess,) = said("published table amounts to `mup-no` with a c of the head that is # larger")
+    assert excess == plan.READOUT_EXCESS
+
+
+def test_the_best_lr_falls_faster_than_predicted_by_what_the_page_says() -> None:
+    (of_mup,) = said("by about # for `mup-full`")
+    least, most = said("and by # to # for the other methods")
+    gaps, forecasts = {}, {}
+    for arm in ("sp", "mup-full", "mup-no", "maxP", "mup-no-head"):
+        measured = DATA.alignment("width", arm, WIDEST, CARRIED)
+        used = DATA.used("width", arm, WIDEST, CARRIED)
+        forecasts[arm], _ = predicted(used, needed(measured, arm == "sp"))
+        gaps[arm] = forecasts[arm] - power({n: losses(arm, s) for s, n in plan.WIDTHS.items()}).mean
+    assert round(gaps.pop("mup-full"), 1) == of_mup
+    assert (round(min(gaps.values()), 1), round(max(gaps.values()), 1)) == (least, most)
+    assert said("it is lowest for `sp` and highest for `mup-full` and `maxP`") == []
+    assert min(forecasts, key=forecasts.__getitem__) == "sp"
+    highest = {arm for arm, value in forecasts.items() if value > max(forecasts.values()) - 0.005}
+    assert highest == {"mup-full", "maxP"}
+
+
+def test_the_length_of_the_runs() -> None:
+    steps, tokens = said("These are short runs of small models: # steps of # tokens")
+    scale = get_scale(plan.BASE)
+    assert (steps, tokens) == (STEPS, scale.global_batch_size * scale.seq_len)
+    (whole,) = said("at `cpu64`, # tokens are less than one per parameter")
+    assert whole == steps * tokens < scale.non_embedding_params
+
+
+def test_the_alignment_of_initial_weights_is_above_a_half_by_what_the_theory_says() -> None:
+    least, most = said("above 1/2 by # to # in hidden layers", "theory.md")
+    rows = DATA.frame[DATA.frame["part"].isin(["base", "width"])]
+    last = rows["hidden_align_dZ_w0"].dropna().str.split().str[-1]
+    excess = last[last != "-"].astype(float) - 0.5
+    assert (round(excess.min(), 3), round(excess.max(), 3)) == (least, most)
+
+
+def test_a_sentence_that_is_gone_is_noticed() -> None:
+    with pytest.raises(ValueError, match="not enough values"):
+        said("by about # for `nobody`")
