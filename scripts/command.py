@@ -31,8 +31,7 @@ def check_file(flag: str, path: Path | None) -> None:
     Raises:
         ValueError: one line that names the flag and the remedy.
     """
-    if path is not None and not path.absolute().parent.is_dir():
-        raise ValueError(f"--{flag} {path}: no folder {path.parent}; create it first")
+    outputs.check_folders(**{flag: path})
     if path is not None and path.suffix != f".{flag}":
         raise ValueError(f"--{flag} {path}: the name must end in .{flag}")
 

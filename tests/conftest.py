@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import logging
 import os
+import re
 from collections.abc import Iterator
 from itertools import zip_longest
 from pathlib import Path
@@ -20,6 +21,8 @@ from train import torchvision_compat
 
 torchvision_compat.install()  # before transformers or lightning import torchvision
 
+LONGEST = ("test_docs", "test_kills", "test_meshes", "test_processes", "test_slurm_local")
+
 if TYPE_CHECKING:
     from harness import Run
     from slurm_cluster import Cluster
@@ -29,7 +32,8 @@ if TYPE_CHECKING:
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     """For `pytest -n N --dist loadscope`: the tests of a file share a process and its fixtures.
 
-    Those on Slurm are apart: they share only the Slurm of their process. This is not left to the
+    Those on Slurm are apart: they share only the Slurm of their process. The commands of a document
+    are apart from those of another, since together they take longest. This is not left to the
     mark `xdist_group`: pytest-xdist 3.8 renames tests for it in a way that pytest 9.2 does not see.
     """
     from xdist.scheduler import LoadScopeScheduling
@@ -37,6 +41,9 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     class ByFile(LoadScopeScheduling):  # type: ignore[misc]
         def _split_scope(self, nodeid: str) -> str:
             file = nodeid.partition("::")[0]
+            document = re.search(r"test_commands_run\[(.*):\d+\]", nodeid)
+            if document is not None:
+                return f"{file}::{document[1]}"
             return nodeid if on_slurm(file) else file
 
     @functools.cache
@@ -47,13 +54,15 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Slow files first, and tests on Slurm between the files; exhaustive ones only if asked for.
+    """Longest and slow files first, tests on Slurm between them; exhaustive ones only if asked for.
 
-    Tests on Slurm mostly wait for it, so they leave the cores to the files beside them.
+    The longest are not left to one process at the end. Tests on Slurm mostly wait for it, so they
+    leave the cores to the files beside them.
     """
     if "exhaustive" not in config.option.markexpr:
         items[:] = [item for item in items if not item.get_closest_marker("exhaustive")]
-    items.sort(key=lambda item: not item.get_closest_marker("slow"))
+    slow = {item for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: (item not in slow, item.path.stem not in LONGEST))
     waiting = [[item] for item in items if item.get_closest_marker("slurm")]
     files: dict[Path, list[pytest.Item]] = {}
     for item in items:

@@ -5,7 +5,7 @@
 Writes FOLDER/rank0.json and so on: c and lr by site at the end, how often a rank's alignment was
 not the first one's, the placements and rows of the weights, what the last measurement sent, and
 the time limits of the process groups. With TAMPER set, the last rank measures something else; with
-STOP set, the last rank gets the signal STOP_SIGNAL, or SIGUSR2, in that step.
+STOP set, the last rank gets the signal STOP_SIGNAL, or SIGUSR2, as that step begins.
 """
 
 import json
@@ -114,7 +114,7 @@ def main() -> int:
             return values
 
         TrainerParametrization.measure = tampered  # type: ignore[method-assign]
-    if "STOP" in os.environ and os.environ["RANK"] != "0":
+    if "STOP" in os.environ and int(os.environ["RANK"]) == int(os.environ["WORLD_SIZE"]) - 1:
         train_step = MaxPTrainer.train_step
 
         def signalled(self: MaxPTrainer, data: Any) -> None:

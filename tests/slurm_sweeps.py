@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import signal
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import chdir, contextmanager, redirect_stderr, redirect_stdout, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from unittest import mock
 
 from harness import ROOT, Run
 from harness import run as run_here
 from slurm_cluster import Cluster
 from waiting import wait_until
 
+from slurm import __main__ as slurm
 from train.run.folder import RunFolderError, read_status
 
 MAXP = "debug_maxP_lr1e-02_seed1"
@@ -51,8 +54,8 @@ class Sweep:
     def folder(self) -> Path:
         return self.file.parent / "runs" / self.file.stem
 
-    def start(self, command: str, *arguments: str) -> subprocess.Popen[str]:
-        """``python -m slurm COMMAND`` on this sweep, outside the repository's folder."""
+    def words(self, command: str, *arguments: str) -> list[str]:
+        """The command line of ``python -m slurm`` for this sweep."""
         if command == "submit":
             cluster = ("--cluster", str(self.cluster_file))
             words = [str(self.file), *cluster, "--runs-dir", str(self.folder.parent)]
@@ -61,24 +64,42 @@ class Sweep:
             named = command in ("resume", "retry")
             cluster = ("--cluster", str(self.cluster_file)) if named else ()
             words = [str(self.folder), *cluster]
-        environment = {**self.cluster.environment, "PYTHONPATH": str(ROOT), "PYTHONSAFEPATH": "1"}
+        return [command, *words, *arguments]
+
+    @property
+    def environment(self) -> dict[str, str]:
+        variables = {**self.cluster.environment, "PYTHONPATH": str(ROOT), "PYTHONSAFEPATH": "1"}
         if self.programs is not None:
-            environment["PATH"] = f"{self.programs}:{environment['PATH']}"
+            variables["PATH"] = f"{self.programs}:{variables['PATH']}"
+        return variables
+
+    def start(self, command: str, *arguments: str) -> subprocess.Popen[str]:
+        """``python -m slurm COMMAND`` on this sweep, outside the repository's folder."""
         return subprocess.Popen(
-            [sys.executable, "-m", "slurm", command, *words, *arguments],
+            [sys.executable, "-m", "slurm", *self.words(command, *arguments)],
             cwd=self.file.parent,
-            env=environment,
+            env=self.environment,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
         )
 
     def do(self, command: str, *arguments: str, code: int = 0) -> str:
-        """The same to its end: what it printed, and as an error where it is to fail."""
-        process = self.start(command, *arguments)
-        printed, errors = process.communicate()
-        assert process.returncode == code, errors
-        return errors if code else printed
+        """The same to its end, in this process, which has imported torch already.
+
+        Returns:
+            What it printed; its errors where it is to fail.
+        """
+        printed, errors = io.StringIO(), io.StringIO()
+        with (
+            mock.patch.dict(os.environ, self.environment, clear=True),
+            chdir(self.file.parent),
+            redirect_stdout(printed),
+            redirect_stderr(errors),
+        ):
+            status = slurm.main(self.words(command, *arguments))
+        assert status == code, errors.getvalue()
+        return (errors if code else printed).getvalue()
 
     def states(self) -> dict[str, str]:
         lines = self.do("status", "--format", "json").splitlines()

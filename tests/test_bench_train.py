@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from harness import torchrun
 
 from scripts.bench.contenders import STATIC, TITAN, Contender
 from scripts.bench.report import Row, differences, step_time, table, verdict
 from scripts.bench.train import Options
+from scripts.torture.ranks import run_ranks
 from train.model.costs import Mesh, Probe
 
 ROW = Row("a", None, False, 10.0, None, 10.0, 1.0, 1000, 0, 0, 0, 0, None)
@@ -94,7 +94,7 @@ def test_measured_bytes_are_the_predicted_ones(
 ) -> None:
     file = tmp_path / "found.json"
     small = ("--rounds", "1", "--block", "1", "--intervals", "1", "--json", str(file))
-    done = torchrun("-m", "scripts.bench.train", *small, *flags, processes=processes)
+    done = run_ranks("scripts.bench.train", *small, *flags, processes=processes)
     assert done.returncode == 0, done.stderr[-2000:]
     assert "debug: every byte as predicted" in done.stdout
     rows = json.loads(file.read_text())["rows"]

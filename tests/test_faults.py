@@ -18,6 +18,7 @@ from harness import ROOT, Run, tiny
 from torch.distributed import distributed_c10d
 from waiting import ended, wait_until
 
+from scripts.torture.ranks import Ranks
 from train import __main__ as program
 from train.faults import limit_collectives, limit_new_groups, lost_contact, port_taken
 from train.run.folder import RunFolder, State, load_run
@@ -37,24 +38,7 @@ def free_port() -> int:
 def endless(folder: Path, *more: str) -> list[str]:
     """The command line of a run on two processes that only a fault ends."""
     flags = ("--training.local_batch_size", "2", "--steps", "100000")
-    return ["-m", "train", *tiny(folder, "maxP", *flags, *more)]
-
-
-def start(rank: int, port: int, arguments: list[str], log: Path) -> subprocess.Popen[bytes]:
-    """One of two processes, as a launcher that looks after none of them would start it."""
-    ranks = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "MASTER_PORT": port}
-    return subprocess.Popen(
-        [sys.executable, *arguments],
-        cwd=ROOT,
-        env={
-            **os.environ,
-            "OMP_NUM_THREADS": "1",
-            "MASTER_ADDR": "127.0.0.1",
-            **{name: str(value) for name, value in ranks.items()},
-        },
-        stdout=log.open("wb"),
-        stderr=subprocess.STDOUT,
-    )
+    return tiny(folder, "maxP", *flags, *more)
 
 
 @pytest.fixture
@@ -90,16 +74,16 @@ def test_a_lost_rank_ends_the_other_with_a_message_and_a_status(
     said: str,
     corpus_cache: Path,
     tmp_path: Path,
-    processes: list[subprocess.Popen[bytes]],
 ) -> None:
-    folder, port = tmp_path / "run", free_port()
-    logs = [tmp_path / f"log{rank}" for rank in (0, 1)]
-    processes += [start(rank, port, endless(folder, *LIMITS), logs[rank]) for rank in (0, 1)]
-    wait_until("step 5", lambda: steps_made(folder) >= 5, ended(processes))
-    processes[victim].send_signal(fault)
+    folder = tmp_path / "run"
+    ranks = Ranks("train.__main__", *endless(folder, *LIMITS), port=free_port())
+    wait_until("step 5", lambda: steps_made(folder) >= 5, ranks.ended)
+    os.kill(ranks.processes[victim].pid or 0, fault)
     survivor = 1 - victim
-    assert processes[survivor].wait() == 1
-    last = logs[survivor].read_text().splitlines()[-1]
+    ranks.processes[survivor].join()
+    assert ranks.processes[survivor].exitcode == 1
+    ranks.processes[victim].kill()
+    last = ranks.wait().stderr.splitlines()[-1]
     assert last.startswith(f"error: rank {survivor}: {said}")
     status = Run(folder).record.status
     assert status["state"] == "failed"
@@ -108,23 +92,23 @@ def test_a_lost_rank_ends_the_other_with_a_message_and_a_status(
 
 @pytest.mark.slow
 def test_a_port_in_use_ends_every_rank_with_a_line_from_the_first(
-    corpus_cache: Path, tmp_path: Path, processes: list[subprocess.Popen[bytes]]
+    corpus_cache: Path, tmp_path: Path
 ) -> None:
     folder = tmp_path / "run"
-    logs = [tmp_path / f"log{rank}" for rank in (0, 1)]
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
         arguments = endless(folder, "--comm.init_timeout_seconds", str(MEET))
-        processes += [start(rank, port, arguments, logs[rank]) for rank in (0, 1)]
-        assert processes[0].wait() == 2
-        assert processes[1].wait() == 1
+        ranks = Ranks("train.__main__", *arguments, port=port)
+        done = ranks.wait()
+    assert ranks.codes == [2, 1]
     line = f"MASTER_PORT {port} is in use on this machine: set another"
-    assert f"error: {line}" in logs[0].read_text().splitlines()[-1]
-    assert "Traceback" not in logs[0].read_text()
     said = f"error: rank 1: another process did not connect to 127.0.0.1:{port} within {MEET} s"
-    assert logs[1].read_text().splitlines()[-1].startswith(said)
+    first, second = (x for x in done.stderr.splitlines() if x.startswith("error: "))
+    assert first.startswith(f"error: {line}")
+    assert second.startswith(said)
+    assert "Traceback" not in done.stderr
     status = Run(folder).record.status
     assert status["state"] == "failed"
     assert line in status["reason"]
@@ -136,7 +120,7 @@ def test_a_port_in_use_ends_every_rank_with_a_line_from_the_first(
 def torchrun(port: str, arguments: list[str], log: Path) -> subprocess.Popen[bytes]:
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", port]
     return subprocess.Popen(
-        [*command, *arguments],
+        [*command, "-m", "train", *arguments],
         cwd=ROOT,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         stdout=log.open("wb"),

@@ -228,19 +228,27 @@ def test_a_run_on_a_disk_that_is_read_only(
     assert_same(run(arguments), whole)
 
 
+TWO = ("--training.local_batch_size", "2")
+
+
+@pytest.fixture(scope="module")
+def whole_of_two(corpus_cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """The same by two processes."""
+    folder = tmp_path_factory.mktemp("whole") / "two"
+    done = run_ranks("train.__main__", *tiny(folder, "maxP", *CHECKPOINTS, *TWO))
+    assert done.returncode == 0, done.stderr[-2000:]
+    return Run(folder)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("mode", ["disabled", "async"])
 def test_two_processes_whose_disk_is_full_when_a_checkpoint_is_saved(
-    mode: str, corpus_cache: Path, disk: Disk, tmp_path: Path
+    mode: str, whole_of_two: Run, disk: Disk
 ) -> None:
-    batch = ("--training.local_batch_size", "2", "--checkpoint.async_mode", mode)
     folder = disk.path / "run"
-
-    def arguments(folder: Path) -> list[str]:
-        return tiny(folder, "maxP", *CHECKPOINTS, *batch)
-
+    arguments = tiny(folder, "maxP", *CHECKPOINTS, *TWO, "--checkpoint.async_mode", mode)
     disk.fill(30 * MIB)  # room for one checkpoint
-    failed = run_ranks("train.__main__", *arguments(folder))
+    failed = run_ranks("train.__main__", *arguments)
     assert failed.returncode == 1
     lines = [x for x in failed.stderr.splitlines() if x.startswith("error:")]
     named = [x for x in lines if re.search(r"/(step-16|metrics.jsonl|tb).* cannot be written", x)]
@@ -248,8 +256,7 @@ def test_two_processes_whose_disk_is_full_when_a_checkpoint_is_saved(
     assert "Traceback" not in failed.stderr
     assert Run(folder).record.status["state"] == "failed"
     disk.empty()
-    assert run_ranks("train.__main__", *arguments(folder)).returncode == 0
-    assert run_ranks("train.__main__", *arguments(tmp_path / "whole")).returncode == 0
+    assert run_ranks("train.__main__", *arguments).returncode == 0
     done = Run(folder)
     done.code = 0
-    assert_same(done, Run(tmp_path / "whole"))
+    assert_same(done, whole_of_two)

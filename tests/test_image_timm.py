@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import json
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import timm_models
 import torch
-from harness import ROOT, run
+from harness import run
 from image_cases import folder
 from image_runs import tiny_images
 
+from slurm import __main__ as cli
 from slurm.config_file import ConfigError
 from slurm.sweep import expand, load_sweep
 from train.cli import parse
@@ -213,23 +212,22 @@ training.global_batch_size = 32
 """
 
 
-def test_a_sweep_over_models_of_timm_has_its_table(tmp_path: Path) -> None:
+def test_a_sweep_over_models_of_timm_has_its_table(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     file = tmp_path / "deit.toml"
     file.write_text(SWEEP)
     runs = expand(load_sweep(file))
     assert [(r.scale, r.method) for r in runs] == [
         (SMALL, "mup-full"), *((LARGE, m) for m in ("mup-full", "sp")),
     ]  # fmt: skip
-    command = [sys.executable, "-m", "slurm"]
-    words = ["submit", str(file), "--runs-dir", str(tmp_path / "runs")]
-    subprocess.run([*command, *words], cwd=ROOT, check=True, capture_output=True, timeout=580)
-    folder = str(tmp_path / "runs" / "deit")
+    assert cli.main(["submit", str(file), "--runs-dir", str(tmp_path / "runs")]) == 0
     for action in ("table", "transfer"):
-        done = subprocess.run(
-            [*command, action, folder], cwd=ROOT, check=True, capture_output=True, text=True
-        )
-        assert LARGE in done.stdout
-        assert all(method in done.stdout for method in ("mup-full", "sp"))
+        capsys.readouterr()
+        assert cli.main([action, str(tmp_path / "runs" / "deit")]) == 0
+        printed = capsys.readouterr().out
+        assert LARGE in printed
+        assert all(method in printed for method in ("mup-full", "sp"))
 
 
 def test_a_sweep_with_an_unknown_model_of_timm_is_refused(tmp_path: Path) -> None:

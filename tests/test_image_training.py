@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import json
 import math
-import sys
-import time
+import signal
 from pathlib import Path
-from subprocess import DEVNULL
 from typing import Any
 
-import psutil
 import pytest
 import torch
-from harness import ROOT, Run, run
+from harness import Run, run
 from image_cases import folder
 from image_runs import STEPS, tiny_images
 from torch.nn import functional as F
 
+from scripts.torture.ranks import run_ranks
 from train.classification import ClassificationLoss
 from train.cli import parse
 from train.model.classifier import Classifier
@@ -89,24 +86,14 @@ def test_a_run_that_is_stopped_goes_on_to_the_bit(
 
 
 def kill_at(folder: Path, step: int, command: list[str]) -> None:
-    """Kill a process of its own when its run has made a step after the last checkpoint."""
-    process = psutil.Popen([sys.executable, "-m", "train", *command], cwd=ROOT, stderr=DEVNULL)
+    """Kill a process of its own in a step after the last checkpoint."""
     begun = max((int(p.parent.name[5:]) for p in folder.glob("checkpoint/step-*/.metadata")),
                 default=0)  # fmt: skip
-    resumed = False  # until then the file holds later steps of the process before
-    while not (resumed and last_step(folder) >= begun + step):
-        resumed = resumed or last_step(folder) <= begun + 1
-        assert process.poll() is None
-        time.sleep(0.005)
-    process.kill()
-    process.wait()
-
-
-def last_step(folder: Path) -> int:
-    """As a reader of a file that is being written sees it."""
-    file = folder / "metrics.jsonl"
-    lines = file.read_text().splitlines() if file.exists() else []
-    return max((json.loads(line)["step"] for line in lines if line.endswith("}")), default=0)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("STOP", str(begun + step))
+        patch.setenv("STOP_SIGNAL", "SIGKILL")
+        killed = run_ranks("rank_worker", str(folder.parent), *command, processes=1)
+    assert killed.returncode == -signal.SIGKILL
 
 
 @pytest.mark.slow

@@ -3,11 +3,11 @@
 import json
 import os
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -16,7 +16,9 @@ import pytest
 from text_cases import small_encoder, texts
 from torchtitan.components.tokenizer import HuggingFaceTokenizer
 
+from scripts.torture.ranks import SERVER
 from train import prepare
+from train.data import writer
 from train.data.loader import DataError, TextDataLoader
 from train.data.sources import HubText
 from train.data.store import DocumentEncoder, TokenStore
@@ -34,22 +36,22 @@ configs:
 DOCUMENTS = texts(60)
 HELD_OUT = texts(75)[60:]
 
-# Kills its own process once so many chunks are on the disk.
-KILLED = """
-import os, signal, sys
-from train import prepare
-from train.data import writer
-append, chunks, last = writer.StoreWriter.append, 0, int(sys.argv.pop(1))
-def counted(self, *args, **kwargs):
-    global chunks
-    append(self, *args, **kwargs)
-    chunks += 1
-    if chunks == last:
-        os.kill(os.getpid(), signal.SIGKILL)
-writer.StoreWriter.append = counted
-writer._BATCH_CHARACTERS = 900
-sys.exit(prepare.main())
-"""
+
+def prepare_in_batches(arguments: list[str], characters: int, last: int | None = None) -> None:
+    """The command in a process of its own, which is killed once ``last`` chunks are on the disk."""
+    append, chunks = writer.StoreWriter.append, 0
+
+    def counted(self: StoreWriter, *args: Any, **kwargs: Any) -> None:
+        nonlocal chunks
+        append(self, *args, **kwargs)
+        chunks += 1
+        if chunks == last:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    writer.StoreWriter.append = counted  # type: ignore[method-assign]
+    writer._BATCH_CHARACTERS = characters
+    sys.argv[1:] = arguments
+    sys.exit(prepare.main())
 
 
 @pytest.fixture(scope="module")
@@ -119,10 +121,11 @@ def test_killed_and_started_again_it_writes_the_same_bytes(
 ) -> None:
     prepare.prepare(options(hub, tokenizer, tmp_path / "whole"))
     to = tmp_path / "killed"
-    command = [sys.executable, "-c", KILLED]
     arguments = flags(options(hub, tokenizer, to))
-    killed = subprocess.run([*command, str(chunks), *arguments], capture_output=True, check=False)
-    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    process = SERVER.Process(target=prepare_in_batches, args=(arguments, 900, chunks))
+    process.start()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
     assert (to / "train" / "tokens.bin").stat().st_size > 0
     prepare.prepare(options(hub, tokenizer, to))
     for split in ("train", "validation"):
@@ -141,24 +144,22 @@ def test_killed_at_any_moment_nothing_is_lost(
     source.write_text("".join(json.dumps({"text": text}) + "\n" for text in many))
     to = tmp_path / "to"
     asked = Options(to=to, tokenizer=tokenizer, dataset="local", dataset_path=source)
-    code = "import sys; from train import prepare; from train.data import writer; "
-    code += "writer._BATCH_CHARACTERS = 20_000; sys.exit(prepare.main())"
-    command = [sys.executable, "-c", code, *flags(asked)]
     partial = to / "train" / "tokens.bin"
     kills = 0
     while True:
         size = partial.stat().st_size if partial.exists() else 0
-        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        while process.poll() is None:
+        process = SERVER.Process(target=prepare_in_batches, args=(flags(asked), 20_000))
+        process.start()
+        while process.exitcode is None:
             # Not at a chunk's boundary: whatever the writer is at then.
             if kills < 2 and partial.exists() and partial.stat().st_size > size + 20_000:
-                os.kill(process.pid, signal.SIGKILL)
+                process.kill()
                 kills += 1
-                process.wait()
+                process.join()
             time.sleep(0.001)
-        if process.returncode != -signal.SIGKILL:
+        if process.exitcode != -signal.SIGKILL:
             break
-    assert (process.returncode, kills) == (0, 2)
+    assert (process.exitcode, kills) == (0, 2)
     held_out = set(many[::50])
     expected = [text for text in many if text not in held_out]
     assert tokens(to) == plain_store(tmp_path / "oracle", expected, encoder)

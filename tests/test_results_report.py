@@ -76,13 +76,15 @@ def browse(page: str, folder: Path, *options: str, script: str = "") -> tuple[st
     return done.stdout, "\n".join(console)
 
 
-def sweep_page(root: Path) -> str:
+@pytest.fixture(scope="module")
+def page(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The report of a sweep."""
+    root = tmp_path_factory.mktemp("sweep")
     write_sweep(root)
     return report(collect(root), "sweep <1> & more")
 
 
-def test_the_report_asks_for_nothing_outside_itself(tmp_path: Path) -> None:
-    page = sweep_page(tmp_path)
+def test_the_report_asks_for_nothing_outside_itself(page: str) -> None:
     namespaces = r"http://www\.w3\.org/(2000/svg|1999/xlink)"
     assert not re.findall(r"(?:https?:)?//[a-z]", re.sub(namespaces, "", page).split("<script>")[0])
     sources = re.findall(r'(?:src|href)="([^"]*)"', page)
@@ -322,8 +324,7 @@ def test_the_page_carries_the_licence_of_its_plotting_library(tmp_path: Path) ->
 
 
 @pytest.mark.slow
-def test_a_browser_shows_the_report_without_an_error(tmp_path: Path) -> None:
-    page = sweep_page(tmp_path / "runs")
+def test_a_browser_shows_the_report_without_an_error(page: str, tmp_path: Path) -> None:
     for theme in ("light", "dark"):
         shot = tmp_path / f"report-{theme}.png"
         dark = f"--blink-settings=preferredColorScheme={0 if theme == 'dark' else 1}"
@@ -336,14 +337,13 @@ def test_a_browser_shows_the_report_without_an_error(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_an_error_in_the_page_would_be_seen(tmp_path: Path) -> None:
-    _, console = browse(sweep_page(tmp_path / "runs"), tmp_path, "--dump-dom", script="nothing()")
+def test_an_error_in_the_page_would_be_seen(page: str, tmp_path: Path) -> None:
+    _, console = browse(page, tmp_path, "--dump-dom", script="nothing()")
     assert "nothing is not defined" in console
 
 
 @pytest.mark.slow
-def test_a_click_on_a_head_sorts_the_table_and_another_turns_it(tmp_path: Path) -> None:
-    page = sweep_page(tmp_path / "runs")
+def test_a_click_on_a_head_sorts_the_table_and_another_turns_it(page: str, tmp_path: Path) -> None:
     before = rows(page, "runs")
     column = 8  # validation, counted from 0
 
@@ -363,8 +363,7 @@ def test_a_click_on_a_head_sorts_the_table_and_another_turns_it(tmp_path: Path) 
 
 
 @pytest.mark.slow
-def test_words_sort_as_words_and_learning_rates_as_numbers(tmp_path: Path) -> None:
-    page = sweep_page(tmp_path / "runs")
+def test_words_sort_as_words_and_learning_rates_as_numbers(page: str, tmp_path: Path) -> None:
     by_lr, _ = browse(page, tmp_path, "--dump-dom", script=CLICK.format(4))
     lrs = [float(row[3]) for row in rows(by_lr, "runs")]
     assert lrs == sorted(lrs)
@@ -374,12 +373,12 @@ def test_words_sort_as_words_and_learning_rates_as_numbers(tmp_path: Path) -> No
 
 
 @pytest.mark.slow
-def test_the_filter_hides_the_runs_without_its_words(tmp_path: Path) -> None:
+def test_the_filter_hides_the_runs_without_its_words(page: str, tmp_path: Path) -> None:
     type_words = (
         "const box = document.getElementById('filter'); box.value = 'mup-no DIVERGED';"
         "box.dispatchEvent(new Event('input'));"
     )
-    dom, _ = browse(sweep_page(tmp_path / "runs"), tmp_path, "--dump-dom", script=type_words)
+    dom, _ = browse(page, tmp_path, "--dump-dom", script=type_words)
     parser = Rows("runs")
     parser.feed(dom)
     shown = [

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-import os
+import signal
 import statistics
 import subprocess
 import sys
@@ -16,8 +16,8 @@ import torch
 from harness import STEPS, Run, run, stop_at_validation, tiny
 from tensorboard.backend.event_processing import event_accumulator  # type: ignore[import-untyped]
 from torchtitan.trainer import Trainer
-from waiting import ended, wait_until
 
+from scripts.torture.ranks import run_ranks
 from train.run.identity import identity
 
 ROOT = Path(__file__).parents[1]
@@ -307,56 +307,38 @@ def test_tokens_are_those_of_all_steps_whatever_the_checkpoint_counted(
 # A real process, really killed
 
 
-def start(arguments: list[str], cache: Path) -> subprocess.Popen[bytes]:
-    environment = {**os.environ, "MAXP_CACHE": str(cache), "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(
-        [sys.executable, "-m", "train", *arguments],
-        cwd=ROOT,
-        env=environment,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-
-
-def kill_when(process: subprocess.Popen[bytes], folder: Path, step: int) -> None:
-    """SIGKILL once the metrics of ``step`` are on disk."""
-    metrics, record = folder / "metrics.jsonl", f'"step": {step},'
-    wait_until(
-        f"step {step}",
-        lambda: metrics.exists() and record in metrics.read_text(),
-        ended([process]),
-    )
-    process.kill()
-    process.wait()
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("checkpoints", [(), CHECKPOINTS])
 def test_a_killed_process_is_followed_by_one_that_ends_the_same(
-    corpus_cache: Path, tmp_path: Path, checkpoints: tuple[str, ...]
+    uninterrupted: Run,
+    tmp_path: Path,
+    checkpoints: tuple[str, ...],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    arguments = tiny(tmp_path / "killed", "maxP", *STATEFUL, *checkpoints)
-    kill_when(start(arguments, corpus_cache), tmp_path / "killed", step=12)
-    assert json.loads((tmp_path / "killed" / "status.json").read_text())["state"] == "running"
-    assert start(arguments, corpus_cache).wait() == 0
-    whole = tiny(tmp_path / "whole", "maxP", *STATEFUL, *checkpoints)
-    assert start(whole, corpus_cache).wait() == 0
-    after, expected = Run(tmp_path / "killed"), Run(tmp_path / "whole")
-    assert after.losses == expected.losses
-    assert after.validation_losses == expected.validation_losses
+    arguments = tiny(tmp_path / "run", "maxP", *STATEFUL, *checkpoints)
+    monkeypatch.setenv("STOP", "13")
+    monkeypatch.setenv("STOP_SIGNAL", "SIGKILL")
+    killed = run_ranks("rank_worker", str(tmp_path), *arguments, processes=1)
+    assert killed.returncode == -signal.SIGKILL
+    left = Run(tmp_path / "run")
+    assert (left.record.status["state"], len(left.steps)) == ("running", 12)
+    after = run(arguments)
+    assert after.code == 0
+    assert after.losses == uninterrupted.losses
+    assert after.validation_losses == uninterrupted.validation_losses
     assert [r["sites"] for r in after.steps.values()] == [
-        r["sites"] for r in expected.steps.values()
+        r["sites"] for r in uninterrupted.steps.values()
     ]
-    assert (tmp_path / "killed" / "metrics-1.jsonl").exists() == (not checkpoints)
+    assert (tmp_path / "run" / "metrics-1.jsonl").exists() == (not checkpoints)
 
 
 @pytest.mark.slow
 def test_two_processes_have_one_identity_for_one_command(
     corpus_cache: Path, tmp_path: Path
 ) -> None:
-    configs = []
-    for name in ("first", "second"):
-        arguments = tiny(tmp_path / name, "mup-no", "--steps", "1")
-        assert start(arguments, corpus_cache).wait() == 0
-        configs.append(json.loads((tmp_path / name / "config.json").read_text()))
-    assert configs[0]["identity"] == configs[1]["identity"] == identity(configs[1]["config"])
+    arguments = [tiny(tmp_path / name, "mup-no", "--steps", "1") for name in ("own", "here")]
+    # In a process of its own sets have another order.
+    assert subprocess.run([sys.executable, "-m", "train", *arguments[0]], cwd=ROOT).returncode == 0
+    assert run(arguments[1]).code == 0
+    own, here = (json.loads((tmp_path / n / "config.json").read_text()) for n in ("own", "here"))
+    assert own["identity"] == here["identity"] == identity(here["config"])

@@ -1,12 +1,11 @@
 """Measuring over shards: four processes give what one gives, however the weights are placed."""
 
-from pathlib import Path
+import sys
 from typing import Any
 
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from test_alignment import IN, random_site
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
@@ -17,6 +16,7 @@ from maxp.alignment import SiteState, measure
 from maxp.measurement import Measurement
 from maxp.shards import region
 from maxp.w0 import InitialWeights
+from scripts.torture.ranks import run_ranks
 
 PLACEMENTS: list[list[Any]] = [
     [Shard(0), Replicate()],
@@ -30,9 +30,15 @@ PLACEMENTS: list[list[Any]] = [
 ]
 
 
-def _compare(rank: int, store: str) -> None:
+def main() -> None:
+    """One of four processes."""
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=4)
+    dist.init_process_group("gloo")
+    {"compare": _compare, "capture": _capture}[sys.argv[1]]()
+    dist.destroy_process_group()
+
+
+def _compare() -> None:
     two, one = init_device_mesh("cpu", (2, 2)), init_device_mesh("cpu", (4,))
     states, expected = [], []
 
@@ -59,17 +65,15 @@ def _compare(rank: int, store: str) -> None:
     # All in one call: two meshes and a plain weight.
     for exponents, value in zip(measure(states), expected, strict=True):
         assert exponents == pytest.approx(value, abs=1e-12)
-    dist.destroy_process_group()
 
 
 @pytest.mark.slow
-def test_shards_give_what_whole_weights_give(tmp_path: Path) -> None:
-    mp.spawn(_compare, (str(tmp_path / "store"),), nprocs=4)
+def test_shards_give_what_whole_weights_give() -> None:
+    done = run_ranks("test_shards", "compare", processes=4)
+    assert done.returncode == 0, done.stderr[-3000:]
 
 
-def _capture(rank: int, store: str) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=4)
+def _capture() -> None:
     mesh = init_device_mesh("cpu", (2, 2))
     generator = torch.Generator().manual_seed(0)
     weight, x = torch.randn(6, 9, generator=generator), torch.randn(3, 5, 9, generator=generator)
@@ -92,9 +96,9 @@ def _capture(rank: int, store: str) -> None:
             measurement.capture(given)
             assert measurement.z0 is not None
             assert torch.equal(measurement.z0["site"][0], x.reshape(15, 9))
-    dist.destroy_process_group()
 
 
 @pytest.mark.slow
-def test_an_input_that_is_a_ranks_columns_is_gathered(tmp_path: Path) -> None:
-    mp.spawn(_capture, (str(tmp_path / "store"),), nprocs=4)
+def test_an_input_that_is_a_ranks_columns_is_gathered() -> None:
+    done = run_ranks("test_shards", "capture", processes=4)
+    assert done.returncode == 0, done.stderr[-3000:]

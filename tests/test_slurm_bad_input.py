@@ -7,7 +7,6 @@ import json
 import re
 import shutil
 import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -17,6 +16,7 @@ from slurm_cases import spec
 from slurm_commands import NAMES, Case, begin, patched
 from waiting import ended, wait_until
 
+from slurm import __main__ as cli
 from slurm import preflight, snapshot
 from slurm.cluster import Cluster, Container
 from slurm.config_file import ConfigError
@@ -119,13 +119,12 @@ def test_an_unknown_cluster_is_named(
 
 @pytest.mark.slow
 def test_flags_that_the_trainer_refuses_are_told_before_anything_is_submitted(
-    case: Case,
+    case: Case, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    asked = case.submission("--set", "training.seq_lenn=32")
-    done = subprocess.run([sys.executable, "-m", "slurm", *asked], capture_output=True, text=True)
-    assert done.returncode == 2
-    assert "training.seq_lenn" in done.stderr
-    assert f"error: {NAMES[0]}: python -m train does not take its flags" in done.stderr
+    assert cli.main(case.submission("--set", "training.seq_lenn=32")) == 2
+    errors = capsys.readouterr().err
+    assert "training.seq_lenn" in errors
+    assert f"error: {NAMES[0]}: python -m train does not take its flags" in errors
     assert not case.runs.exists()
 
 

@@ -14,12 +14,14 @@ from pathlib import Path
 
 import psutil
 import pytest
+from harness import run
 from slurm_commands import NAMES, Case, begin, patched
 from waiting import ended, wait_until
 
 from slurm import __main__ as cli
 from slurm import preflight, processes, snapshot
 from slurm.states import State, survey
+from slurm.sweep import Overrides, expand, load_sweep
 
 ROOT = Path(__file__).parents[1]
 
@@ -309,15 +311,13 @@ def test_an_interrupted_training_has_the_loss_curve_of_one_that_was_not(
     tmp_path: Path, corpus_cache: Path, started: list[subprocess.Popen[str]]
 ) -> None:
     steps, name = 60, NAMES[0]
-    whole, broken = (Case(tmp_path / part) for part in ("whole", "broken"))
+    broken = Case(tmp_path).write(steps=steps, parallel=1)
     only = ("--seeds", "1", "--methods", "maxP")
-    for case in (whole, broken):
-        case.root.mkdir()
-        case.write(steps=steps, parallel=1)
-        with case.sweep.open("a") as file:
-            file.write(TINY)
+    with broken.sweep.open("a") as file:
+        file.write(TINY)
     variables = {"MAXP_CACHE": str(corpus_cache), "OMP_NUM_THREADS": "1"}
-    begin(whole.submission(*only), stub=False, **variables).communicate()
+    (planned,) = expand(load_sweep(broken.sweep, Overrides(seeds=(1,), methods=("maxP",))))
+    whole = run([*planned.arguments, "--output-dir", str(tmp_path / "whole")])
 
     started.append(begin(broken.submission(*only), stub=False, **variables))
     metrics = broken.folder.run(name) / "metrics.jsonl"
@@ -331,11 +331,9 @@ def test_an_interrupted_training_has_the_loss_curve_of_one_that_was_not(
     status = json.loads((broken.folder.run(name) / "status.json").read_text())
     assert status["state"] == "preempted"
     assert 5 < status["step"] < steps
-    again = begin(broken.submission(*only), stub=False, **variables)
-    output, _ = again.communicate()
-    assert again.returncode == 0, output
-    assert len(whole.losses(name)) == steps
-    assert broken.losses(name) == whole.losses(name)
+    assert cli.main(broken.submission(*only)) == 0
+    assert len(whole.losses) == steps
+    assert broken.losses(name) == list(enumerate(whole.losses, 1))
 
 
 @pytest.mark.exhaustive  # two sweeps of six trainings; test_checkpoint_owner.py has the small form

@@ -13,7 +13,7 @@ from typing import Any
 
 import psutil
 import pytest
-from harness import tiny
+from harness import run, tiny
 from waiting import wait_until
 
 from slurm import processes, warm
@@ -334,23 +334,18 @@ def real(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
-def test_a_forked_training_is_the_training_of_a_process_of_its_own(real: Runs, case: str) -> None:
+def test_a_forked_training_is_the_training_of_a_process_that_was_not_forked(
+    real: Runs, case: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     more, expected, state = CASES[case]
     words = {
         name: tiny(real.folder / f"{case} {name}", "maxP", *more) for name in ("own", "forked")
     }
-    with (real.folder / "log").open("wb") as log:
-        own = processes.Child(
-            [*warm.TRAIN, *words["own"]],
-            environment=real.environment,
-            cwd=str(real.folder),
-            output=log,
-        )
     forked = real.start(*words["forked"])
     assert warm_process(forked) != psutil.Process()
-    assert (own.wait(), forked.wait()) == (expected, expected), real.output()
+    assert (run(words["own"]).code, forked.wait()) == (expected, expected), real.output()
     if state is None:
-        assert real.output().splitlines()[-1] == real.output("log").splitlines()[-1]
+        assert real.output().splitlines()[-1] == capsys.readouterr().err.splitlines()[-1]
         return
     results = [what_a_run_left(real.folder / f"{case} {name}") for name in words]
     assert results[0] == results[1]

@@ -19,7 +19,7 @@ def check_folders(**files: Path | None) -> None:
     """
     for flag, path in files.items():
         if path is not None and not path.parent.is_dir():
-            raise ValueError(f"--{flag} {path}: there is no folder {path.parent}; make it first")
+            raise ValueError(f"--{flag} {path}: no folder {path.parent}; create it first")
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -21,7 +21,9 @@ import sys
 import tempfile
 import time
 from collections import Counter, defaultdict
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -74,7 +76,7 @@ class Tally:
         return "\n".join([*lines, last])
 
 
-def episode(seed: int, number: int, root: Path, whole: dict[int, Tiny], tally: Tally) -> None:
+def episode(seed: int, number: int, root: Path, whole: Callable[[int], Tiny], tally: Tally) -> None:
     """One run and its faults; its folder stays if it fails."""
     draw = random.Random(f"{seed}-{number}")
     processes, mode = draw.choice([1, 2]), draw.choice(["disabled", "async"])
@@ -96,7 +98,7 @@ def episode(seed: int, number: int, root: Path, whole: dict[int, Tiny], tally: T
                 done.append(kind)
                 tally.faults[kind][KINDS[kind][1](case)] += 1
             finish(case)
-            failure = difference(case.run, whole[processes])
+            failure = difference(case.run, whole(processes))
         except (TortureError, TimeoutError) as error:
             tally.faults[done[-1]]["FAILED"] += 1
             failure = str(error)
@@ -148,9 +150,14 @@ def main(
     root = Path(tempfile.mkdtemp(prefix="torture-", dir=folder)).resolve()
     os.environ["MAXP_CACHE"] = str(root / "cache")
     prepare_embedded()
-    whole = {n: Tiny(root / f"whole-{n}", n) for n in (1, 2)}
-    for run in whole.values():
+
+    @cache
+    def whole(processes: int) -> Tiny:
+        """The uninterrupted run."""
+        run = Tiny(root / f"whole-{processes}", processes)
         finish(Case(run, random.Random(), False))
+        return run
+
     tally, begin, total = Tally(), time.monotonic(), round(60 * minutes)
     with progress(total=total, unit="s", desc="torture") as bar:
         for number in range(first, first + episodes):

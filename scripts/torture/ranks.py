@@ -21,8 +21,9 @@ from torch.distributed import TCPStore
 
 ROOT = Path(__file__).parents[2]
 
-_SERVER = multiprocessing.get_context("forkserver")
-_SERVER.set_forkserver_preload(["train.__main__", "torch._dynamo", "torch.utils.tensorboard"])
+SERVER = multiprocessing.get_context("forkserver")
+"""Forks processes that have imported the trainer."""
+SERVER.set_forkserver_preload(["train.__main__", "torch._dynamo", "torch.utils.tensorboard"])
 
 
 class Ranks:
@@ -32,23 +33,27 @@ class Ranks:
         module: "train.__main__", "rank_worker", ...
         arguments: the command line.
         processes: how many ranks.
+        port: where the ranks meet at the first one, as without torchrun. By default they meet at
+            this process, as at torchrun's agent, on a port that is this process's from the start.
     """
 
-    def __init__(self, module: str, *arguments: str, processes: int = 2) -> None:
-        # As torchrun's agent: the ranks meet at a port that is this process's from the start.
-        self._store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    def __init__(
+        self, module: str, *arguments: str, processes: int = 2, port: int | None = None
+    ) -> None:
+        if port is None:
+            self._store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
         self._folder = tempfile.TemporaryDirectory()
         environment = {
             **os.environ,
             "WORLD_SIZE": str(processes),
             "LOCAL_WORLD_SIZE": str(processes),
             "MASTER_ADDR": "127.0.0.1",
-            "MASTER_PORT": str(self._store.port),
-            "TORCHELASTIC_USE_AGENT_STORE": "True",
+            "MASTER_PORT": str(self._store.port if port is None else port),
+            "TORCHELASTIC_USE_AGENT_STORE": str(port is None),
             "TORCHELASTIC_RESTART_COUNT": "0",
         }
         self.processes = [
-            _SERVER.Process(
+            SERVER.Process(
                 target=_run,
                 args=(
                     module,

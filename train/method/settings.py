@@ -3,13 +3,15 @@
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
-from maxp.exponents import AdjustLrFn
 from train.method.methods import get_method
 from train.model.costs import Probe
 from train.model.scales import find_scale
 from train.run.identity import ADAMW, NO_BASE
+
+if TYPE_CHECKING:
+    from maxp.exponents import AdjustLrFn
 
 
 @dataclass(kw_only=True, slots=True)
@@ -45,7 +47,7 @@ class LrMultipliers(StdMultipliers):
 
 ProbeText = Literal["fresh", "fixed"]
 OptimizerName = Literal["adamw", "muon"]
-ADJUST_LR_FN: AdjustLrFn = "match_rms_adamw"
+ADJUST_LR_FN: "AdjustLrFn" = "match_rms_adamw"
 """Muon's scale, with which its updates have the size of AdamW's: both have one learning rate."""
 
 
