@@ -2,7 +2,11 @@
 
 import math
 
+import numpy as np
+import pandas as pd
+
 from scripts.marked import table
+from scripts.transfer.added import LAW, MUON_WIDTHS, STEP_TOKENS, horizon_curves, muon_curves
 from scripts.transfer.plan import (
     ABLATED,
     ABLATIONS,
@@ -22,6 +26,7 @@ from scripts.transfer.results import (
     complete,
     difference,
     needed,
+    optima,
     power,
     predicted,
     regret,
@@ -41,6 +46,10 @@ def texts(data: Data) -> dict[str, str]:
         "depth": ladder(data, "depth", DEPTHS),
         "ablations": ablations(data),
         "published": published(data),
+        "horizon": horizon(data),
+        "horizon power": _power_text(horizon_curves(data)),
+        "muon": muon(data),
+        "muon power": _power_text(muon_curves(data)),
         "runs": str(len(data.frame)),
     }
 
@@ -205,6 +214,70 @@ def ablations(data: Data) -> str:
                 ["no base, tuned at cpu64", lr_text(lr), _loss(here[lr].mean()), _signed(of)]
             )
     return table(["changed", "lr", "loss", "minus maxP"], rows) if rows else "Not run yet."
+
+
+def horizon(data: Data) -> str:
+    """A row per number of tokens: the best lr beside that of the law, and the regret."""
+    curves = horizon_curves(data)
+    if not curves:
+        return "Not run yet."
+    shortest, first = next(iter(curves.items()))
+    tuned, start = best_lr(first), _geometric(optima(first))
+    rows = []
+    for tokens, curve in curves.items():
+        law = start * (tokens / shortest) ** LAW
+        cells = [tokens // STEP_TOKENS, f"{tokens:,}", *_minimum(curve), f"{law:.2e}"]
+        rows.append([*cells, *_at(curve, tuned)])
+    heads = ["steps", "tokens", "best lr", "minimum of the parabola", "95% interval"]
+    heads += [f"tokens^{LAW}", "loss at the best lr", f"loss at {lr_text(tuned)}"]
+    return table([*heads, f"regret of {lr_text(tuned)}", "95% interval"], rows)
+
+
+def muon(data: Data) -> str:
+    """A row per width: the best lr of Muon, its regret, and its loss beside that of AdamW."""
+    curves = muon_curves(data)
+    if not curves:
+        return "Not run yet."
+    tuned = best_lr(next(iter(curves.values())))
+    scales = {width: scale for scale, width in MUON_WIDTHS.items()}
+    rows = []
+    for width, curve in curves.items():
+        adamw = data.curve("width", "mup-full", scales[width])
+        beside = _signed(difference(curve, best_lr(curve), adamw, best_lr(adamw)))
+        rows.append([width, *_minimum(curve), *_at(curve, tuned), beside])
+    heads = ["width", "best lr", "minimum of the parabola", "95% interval", "loss at the best lr"]
+    heads += [f"loss at {lr_text(tuned)}", f"regret of {lr_text(tuned)}", "95% interval"]
+    return table([*heads, "minus AdamW, each at its best lr"], rows)
+
+
+def _minimum(curve: pd.DataFrame) -> list[str]:
+    """The best lr of the grid; and the lr at the minimum of a parabola, with its interval."""
+    logs = Interval.of(list(np.log(optima(curve))))
+    low, mean, high = (f"{math.exp(value):.2e}" for value in (logs.low, logs.mean, logs.high))
+    lrs = sorted(complete(curve))
+    best = best_lr(curve)
+    edge = " (end of the grid)" if best in (lrs[0], lrs[-1]) else ""
+    return [lr_text(best) + edge, mean, f"{low} to {high}"]
+
+
+def _at(curve: pd.DataFrame, tuned: float) -> list[str]:
+    """Loss at the best lr and at ``tuned``; the regret of ``tuned``, with its interval."""
+    if tuned not in complete(curve):
+        return [_loss(curve[best_lr(curve)].mean()), "", "", ""]
+    of = regret(curve, tuned)
+    losses = [_loss(curve[lr].mean()) for lr in (best_lr(curve), tuned)]
+    return [*losses, _loss(of.mean), _range(of)]
+
+
+def _geometric(values: list[float]) -> float:
+    return float(np.exp(np.mean(np.log(values))))
+
+
+def _power_text(curves: dict[int, pd.DataFrame]) -> str:
+    if len(curves) < 2:
+        return "not run yet"
+    of = power(curves)
+    return f"{of.mean:+.2f} (95% interval {_range(of, 2)})"
 
 
 def _factor(value: float) -> str:

@@ -130,15 +130,16 @@ def power(curves: Mapping[int, pd.DataFrame], seeds: int = 3) -> Interval:
     Args:
         curves: by size: width or depth.
     """
-    slopes = []
-    for seed in range(1, seeds + 1):
-        points = []
-        for size, curve in curves.items():
-            column: pd.Series[float] = complete(curve, seeds).T[seed]
-            points.append((math.log(size), math.log(optimum(list(column.index), list(column)))))
-        x, y = np.array(points).T
-        slopes.append(float(np.polyfit(x, y, 1)[0]))
+    x = np.log(list(curves))
+    places = [optima(curve, seeds) for curve in curves.values()]
+    slopes = [float(np.polyfit(x, np.log(y), 1)[0]) for y in zip(*places, strict=True)]
     return Interval.of(slopes)
+
+
+def optima(curve: pd.DataFrame, seeds: int = 3) -> list[float]:
+    """The lr at the minimum of each of the first ``seeds`` seeds, as `optimum` gives it."""
+    losses = complete(curve, seeds)
+    return [optimum(list(losses), list(losses.loc[seed])) for seed in range(1, seeds + 1)]
 
 
 def needed(measured: pd.DataFrame, standard: bool) -> dict[str, float]:
