@@ -18,6 +18,7 @@ LENGTHS = {"x1": STEPS, "x2": 2 * STEPS, "x4": 4 * STEPS}
 STEP_TOKENS = 512
 
 MUON_WIDTHS = {"cpu64": 64, "cpu128": 128, "cpu256": 256}
+MUON_SEEDS = (1, 2)
 
 LAW = -0.32
 """The power of the best lr over tokens that Bjorck et al. (arXiv 2409.19913) report."""
@@ -27,13 +28,18 @@ def all_runs(losses: Losses, table: str) -> Iterator[Run]:
     """The runs of the first design, then the added ones; arguments as of `planned`."""
     yield from planned(losses, table)
     if chosen := choice(losses):
-        for reach in (1, 2):
-            for arm, steps in LENGTHS.items():
-                yield from _tuned(
-                    losses, "horizon", arm, "cpu64", chosen, f"--steps={steps}", reach=reach
-                )
+        yield from _horizon(losses, chosen, ("x1", "x4"), reach=1)
         for scale in MUON_WIDTHS:
-            yield from _tuned(losses, "muon", "mup-full", scale, chosen, "--optimizer=muon")
+            flag = "--optimizer=muon"
+            yield from _tuned(losses, "muon", "mup-full", scale, chosen, flag, MUON_SEEDS)
+        yield from _horizon(losses, chosen, ("x2",), reach=1)
+        yield from _horizon(losses, chosen, tuple(LENGTHS), reach=2)
+
+
+def _horizon(losses: Losses, chosen: Choice, arms: tuple[str, ...], reach: int) -> Iterator[Run]:
+    for arm in arms:
+        flag = f"--steps={LENGTHS[arm]}"
+        yield from _tuned(losses, "horizon", arm, "cpu64", chosen, flag, SEEDS, reach)
 
 
 def halves(lr: float) -> tuple[float, ...]:
@@ -42,13 +48,14 @@ def halves(lr: float) -> tuple[float, ...]:
 
 
 def _tuned(
-    losses: Losses, part: str, arm: str, scale: str, chosen: Choice, flag: str, *, reach: int = 1
-) -> Iterator[Run]:
+    losses: Losses, part: str, arm: str, scale: str, chosen: Choice, flag: str,
+    seeds: tuple[int, ...], reach: int = 1,
+) -> Iterator[Run]:  # fmt: skip
     """The carried lr and ``reach`` steps either side; further while the best is at an edge."""
 
     def at(lr: float) -> list[Run]:
         flags = " ".join([*replace(chosen, lr=lr).flags(), flag])
-        return [Run(part, arm, scale, lr, seed, "mup-full", flags) for seed in SEEDS]
+        return [Run(part, arm, scale, lr, seed, "mup-full", flags) for seed in seeds]
 
     for lr in extended(losses, chosen.lr, at, halves(chosen.lr), reach):
         yield from at(lr)
@@ -65,4 +72,5 @@ def horizon_curves(data: Data) -> dict[int, pd.DataFrame]:
 def muon_curves(data: Data) -> dict[int, pd.DataFrame]:
     """Width -> losses of Muon; without widths that have none."""
     curves = {width: data.curve("muon", "mup-full", scale) for scale, width in MUON_WIDTHS.items()}
-    return {width: curve for width, curve in curves.items() if not complete(curve).empty}
+    seeds = len(MUON_SEEDS)
+    return {width: curve for width, curve in curves.items() if not complete(curve, seeds).empty}
