@@ -32,6 +32,7 @@ from train.config import Flags, make_config
 from train.method.learning_rates import SiteGroups
 from train.method.methods import METHODS
 from train.method.optimizers import SiteDistMuon, build_muon, with_muon
+from train.method.settings import MaxPSettings
 from train.model import costs, image_costs
 from train.model.image_scales import IMAGE_SCALES
 from train.model.scales import get_scale
@@ -340,10 +341,10 @@ def test_what_muon_cannot_do_is_refused_in_one_line_with_the_remedy(
         parse(tiny_muon(tmp_path / "run", "sp", *flags))
 
 
-def test_muons_scale_without_muon_is_refused(tmp_path: Path) -> None:
+def test_muons_scale_without_muon_is_refused() -> None:
     message = "--maxp.adjust_lr_fn original: only Muon has it; pass --optimizer muon"
     with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
-        parse(tiny(tmp_path / "run", "sp", "--maxp.adjust_lr_fn", "original"))
+        MaxPSettings(adjust_lr_fn="original")
 
 
 def test_an_optimizer_that_is_unknown_is_refused_with_those_there_are(

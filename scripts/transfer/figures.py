@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
-from scripts.transfer.added import LAW, horizon_curves, muon_curves
+from scripts.transfer.added import LAW, MUON_SEEDS, horizon_curves, muon_curves
 from scripts.transfer.plan import ARMS, BASE, DEPTH_ARMS, DEPTH_BASE, DEPTHS, WIDTHS, Arm
 from scripts.transfer.results import (
     Data,
@@ -147,33 +147,36 @@ def alignment(data: Data) -> Figure:
     return figure
 
 
-def minima(curves: Mapping[int, pd.DataFrame], unit: str, law: float | None = None) -> Figure:
+def minima(
+    curves: Mapping[int, pd.DataFrame], unit: str, seeds: int, law: float | None = None
+) -> Figure:
     """Loss against lr, a line per size; and the best lr of each seed over size, with its power.
 
     Args:
+        seeds: the number of seeds that a lr needs.
         law: power of a line through the best lr of the first size; None draws no line.
     """
     with style.drawing():
         figure, (losses, lrs) = style.panels(2, width=5.2, height=3.6)
         lows, highs = [], []
         for number, (size, curve) in enumerate(curves.items()):
-            kept = complete(curve).replace(math.inf, np.nan)
+            kept = complete(curve, seeds).replace(math.inf, np.nan)
             mean, error, color = kept.mean(), kept.sem(), style.PALETTE[number]
             look = {"color": color, "marker": _MARKERS[number]}
             losses.plot(mean.index, mean, label=f"{unit} {size:,}", **look)
             losses.fill_between(mean.index, mean - error, mean + error, color=color, alpha=0.2)
-            losses.plot(best_lr(kept), mean.min(), "o", mfc="none", ms=11, color=color)
+            losses.plot(best_lr(kept, seeds), mean.min(), "o", mfc="none", ms=11, color=color)
             lows.append(mean.min())
             highs.append(mean.max())
         losses.set(title="loss", xscale="log", xlabel="learning rate", ylabel="nats per token")
         losses.set_ylim(min(lows) - 0.05, min(max(highs), min(lows) + 1) + 0.05)
         losses.legend()
         sizes = np.array(list(curves))
-        places = np.array([optima(curve) for curve in curves.values()])
+        places = np.array([optima(curve, seeds) for curve in curves.values()])
         middle = np.exp(np.log(places).mean(1))
         for seed in places.T:
             lrs.plot(sizes, seed, ".", color=style.INK, alpha=0.5)
-        fit = f"measured: {power(curves).mean:+.2f}" if len(curves) > 1 else "measured"
+        fit = f"measured: {power(curves, seeds).mean:+.2f}" if len(curves) > 1 else "measured"
         lrs.plot(sizes, middle, color=style.PALETTE[0], marker="o", label=fit)
         if law is not None:
             line = middle[0] * (sizes / sizes[0]) ** law
@@ -195,9 +198,9 @@ def all_figures(data: Data) -> dict[str, Figure]:
         made["depth_loss"] = loss(data, "depth", DEPTH_ARMS, DEPTHS)
         made["depth_transfer"] = best(data, "depth", DEPTH_ARMS, DEPTHS)
     if curves := horizon_curves(data):
-        made["horizon"] = minima(curves, "tokens", LAW)
+        made["horizon"] = minima(curves, "tokens", 3, LAW)
     if curves := muon_curves(data):
-        made["muon"] = minima(curves, "width")
+        made["muon"] = minima(curves, "width", len(MUON_SEEDS))
     return made
 
 

@@ -6,7 +6,14 @@ import numpy as np
 import pandas as pd
 
 from scripts.marked import table
-from scripts.transfer.added import LAW, MUON_WIDTHS, STEP_TOKENS, horizon_curves, muon_curves
+from scripts.transfer.added import (
+    LAW,
+    MUON_SEEDS,
+    MUON_WIDTHS,
+    STEP_TOKENS,
+    horizon_curves,
+    muon_curves,
+)
 from scripts.transfer.plan import (
     ABLATED,
     ABLATIONS,
@@ -49,7 +56,7 @@ def texts(data: Data) -> dict[str, str]:
         "horizon": horizon(data),
         "horizon power": _power_text(horizon_curves(data)),
         "muon": muon(data),
-        "muon power": _power_text(muon_curves(data)),
+        "muon power": _power_text(muon_curves(data), len(MUON_SEEDS)),
         "runs": str(len(data.frame)),
     }
 
@@ -235,49 +242,50 @@ def horizon(data: Data) -> str:
 
 def muon(data: Data) -> str:
     """A row per width: the best lr of Muon, its regret, and its loss beside that of AdamW."""
-    curves = muon_curves(data)
+    curves, seeds = muon_curves(data), len(MUON_SEEDS)
     if not curves:
         return "Not run yet."
-    tuned = best_lr(next(iter(curves.values())))
+    tuned = best_lr(next(iter(curves.values())), seeds)
     scales = {width: scale for scale, width in MUON_WIDTHS.items()}
     rows = []
     for width, curve in curves.items():
         adamw = data.curve("width", "mup-full", scales[width])
-        beside = _signed(difference(curve, best_lr(curve), adamw, best_lr(adamw)))
-        rows.append([width, *_minimum(curve), *_at(curve, tuned), beside])
-    heads = ["width", "best lr", "minimum of the parabola", "95% interval", "loss at the best lr"]
-    heads += [f"loss at {lr_text(tuned)}", f"regret of {lr_text(tuned)}", "95% interval"]
+        beside = difference(curve, best_lr(curve, seeds), adamw, best_lr(adamw))
+        best, place, _ = _minimum(curve, seeds)
+        rows.append([width, best, place, *_at(curve, tuned, seeds)[:3], f"{beside.mean:+.3f}"])
+    heads = ["width", "best lr", "minimum of the parabola", "loss at the best lr"]
+    heads += [f"loss at {lr_text(tuned)}", f"regret of {lr_text(tuned)}"]
     return table([*heads, "minus AdamW, each at its best lr"], rows)
 
 
-def _minimum(curve: pd.DataFrame) -> list[str]:
+def _minimum(curve: pd.DataFrame, seeds: int = 3) -> list[str]:
     """The best lr of the grid; and the lr at the minimum of a parabola, with its interval."""
-    logs = Interval.of(list(np.log(optima(curve))))
+    logs = Interval.of(list(np.log(optima(curve, seeds))))
     low, mean, high = (f"{math.exp(value):.2e}" for value in (logs.low, logs.mean, logs.high))
-    lrs = sorted(complete(curve))
-    best = best_lr(curve)
+    lrs = sorted(complete(curve, seeds))
+    best = best_lr(curve, seeds)
     edge = " (end of the grid)" if best in (lrs[0], lrs[-1]) else ""
     return [lr_text(best) + edge, mean, f"{low} to {high}"]
 
 
-def _at(curve: pd.DataFrame, tuned: float) -> list[str]:
+def _at(curve: pd.DataFrame, tuned: float, seeds: int = 3) -> list[str]:
     """Loss at the best lr and at ``tuned``; the regret of ``tuned``, with its interval."""
-    if tuned not in complete(curve):
-        return [_loss(curve[best_lr(curve)].mean()), "", "", ""]
-    of = regret(curve, tuned)
-    losses = [_loss(curve[lr].mean()) for lr in (best_lr(curve), tuned)]
-    return [*losses, _loss(of.mean), _range(of)]
+    best = best_lr(curve, seeds)
+    if tuned not in complete(curve, seeds):
+        return [_loss(curve[best].mean()), "", "", ""]
+    of = regret(curve, tuned, seeds)
+    return [*(_loss(curve[lr].mean()) for lr in (best, tuned)), _loss(of.mean), _range(of)]
 
 
 def _geometric(values: list[float]) -> float:
     return float(np.exp(np.mean(np.log(values))))
 
 
-def _power_text(curves: dict[int, pd.DataFrame]) -> str:
+def _power_text(curves: dict[int, pd.DataFrame], seeds: int = 3) -> str:
     if len(curves) < 2:
         return "not run yet"
-    of = power(curves)
-    return f"{of.mean:+.2f} (95% interval {_range(of, 2)})"
+    of = power(curves, seeds)
+    return f"{of.mean:+.2f}" + (f" (95% interval {_range(of, 2)})" if of.n > 2 else "")
 
 
 def _factor(value: float) -> str:

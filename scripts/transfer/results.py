@@ -100,9 +100,9 @@ def best_lr(curve: pd.DataFrame, seeds: int = 3) -> float:
     return float(str(complete(curve, seeds).loc[:seeds].mean().idxmin()))
 
 
-def regret(curve: pd.DataFrame, carried: float) -> Interval:
+def regret(curve: pd.DataFrame, carried: float, seeds: int = 3) -> Interval:
     """Loss at ``carried`` minus loss at the best lr, over the seeds that both have."""
-    return Interval.of(list((curve[carried] - curve[best_lr(curve)]).dropna()))
+    return Interval.of(list((curve[carried] - curve[best_lr(curve, seeds)]).dropna()))
 
 
 def difference(one: pd.DataFrame, lr: float, other: pd.DataFrame, other_lr: float) -> Interval:
