@@ -28,18 +28,25 @@ def all_runs(losses: Losses, table: str) -> Iterator[Run]:
     """The runs of the first design, then the added ones; arguments as of `planned`."""
     yield from planned(losses, table)
     if chosen := choice(losses):
-        yield from _horizon(losses, chosen, ("x1", "x4"), reach=1)
-        for scale in MUON_WIDTHS:
-            flag = "--optimizer=muon"
-            yield from _tuned(losses, "muon", "mup-full", scale, chosen, flag, MUON_SEEDS)
-        yield from _horizon(losses, chosen, ("x2",), reach=1)
-        yield from _horizon(losses, chosen, tuple(LENGTHS), reach=2)
+        for seed in SEEDS:
+            yield from _horizon(losses, chosen, seed, 1, "x1", "x4")
+            yield from _muon(losses, chosen, seed, "cpu64", "cpu256")
+            yield from _horizon(losses, chosen, seed, 1, "x2")
+            yield from _muon(losses, chosen, seed, "cpu128")
+        for seed in SEEDS:
+            yield from _horizon(losses, chosen, seed, 2, *LENGTHS)
 
 
-def _horizon(losses: Losses, chosen: Choice, arms: tuple[str, ...], reach: int) -> Iterator[Run]:
+def _horizon(losses: Losses, chosen: Choice, seed: int, reach: int, *arms: str) -> Iterator[Run]:
     for arm in arms:
-        flag = f"--steps={LENGTHS[arm]}"
-        yield from _tuned(losses, "horizon", arm, "cpu64", chosen, flag, SEEDS, reach)
+        steps = (SEEDS, f"--steps={LENGTHS[arm]}")
+        yield from _tuned(losses, "horizon", arm, "cpu64", chosen, seed, reach, *steps)
+
+
+def _muon(losses: Losses, chosen: Choice, seed: int, *scales: str) -> Iterator[Run]:
+    for scale in scales if seed in MUON_SEEDS else ():
+        muon = (MUON_SEEDS, "--optimizer=muon")
+        yield from _tuned(losses, "muon", "mup-full", scale, chosen, seed, 1, *muon)
 
 
 def halves(lr: float) -> tuple[float, ...]:
@@ -48,29 +55,39 @@ def halves(lr: float) -> tuple[float, ...]:
 
 
 def _tuned(
-    losses: Losses, part: str, arm: str, scale: str, chosen: Choice, flag: str,
-    seeds: tuple[int, ...], reach: int = 1,
+    losses: Losses, part: str, arm: str, scale: str, chosen: Choice, seed: int, reach: int,
+    seeds: tuple[int, ...], flag: str,
 ) -> Iterator[Run]:  # fmt: skip
     """The carried lr and ``reach`` steps either side; further while the best is at an edge."""
 
-    def at(lr: float) -> list[Run]:
+    def at(lr: float) -> dict[int, Run]:
         flags = " ".join([*replace(chosen, lr=lr).flags(), flag])
-        return [Run(part, arm, scale, lr, seed, "mup-full", flags) for seed in seeds]
+        return {n: Run(part, arm, scale, lr, n, "mup-full", flags) for n in seeds}
 
-    for lr in extended(losses, chosen.lr, at, halves(chosen.lr), reach):
-        yield from at(lr)
+    grid = halves(chosen.lr)
+    for lr in extended(losses, chosen.lr, lambda lr: list(at(lr).values()), grid, reach):
+        yield at(lr)[seed]
 
 
 def horizon_curves(data: Data) -> dict[int, pd.DataFrame]:
-    """Number of training tokens -> losses, as from `Data.curve`; without lengths that have none."""
+    """Number of training tokens -> losses, as from `Data.curve`; of the lengths that have runs."""
     curves = {
         steps * STEP_TOKENS: data.curve("horizon", arm, "cpu64") for arm, steps in LENGTHS.items()
     }
-    return {tokens: curve for tokens, curve in curves.items() if not complete(curve).empty}
+    return {tokens: curve for tokens, curve in curves.items() if _tried(curve, 1)}
 
 
 def muon_curves(data: Data) -> dict[int, pd.DataFrame]:
-    """Width -> losses of Muon; without widths that have none."""
+    """Width -> losses of Muon; of the widths that have runs."""
     curves = {width: data.curve("muon", "mup-full", scale) for scale, width in MUON_WIDTHS.items()}
-    seeds = len(MUON_SEEDS)
-    return {width: curve for width, curve in curves.items() if not complete(curve, seeds).empty}
+    return {width: curve for width, curve in curves.items() if _tried(curve, 1)}
+
+
+def seeds_of(curves: dict[int, pd.DataFrame]) -> int:
+    """How many seeds all curves have."""
+    return max(n for n in (1, *SEEDS) if n == 1 or all(_tried(c, n) for c in curves.values()))
+
+
+def _tried(curve: pd.DataFrame, seeds: int) -> bool:
+    """Whether so many seeds have a lr on either side of a third one."""
+    return len(complete(curve, seeds).columns) >= 3

@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
-from scripts.transfer.added import LAW, MUON_SEEDS, horizon_curves, muon_curves
+from scripts.transfer.added import LAW, horizon_curves, muon_curves, seeds_of
 from scripts.transfer.plan import ARMS, BASE, DEPTH_ARMS, DEPTH_BASE, DEPTHS, WIDTHS, Arm
 from scripts.transfer.results import (
     Data,
@@ -147,23 +147,21 @@ def alignment(data: Data) -> Figure:
     return figure
 
 
-def minima(
-    curves: Mapping[int, pd.DataFrame], unit: str, seeds: int, law: float | None = None
-) -> Figure:
+def minima(curves: dict[int, pd.DataFrame], unit: str, law: float | None = None) -> Figure:
     """Loss against lr, a line per size; and the best lr of each seed over size, with its power.
 
     Args:
-        seeds: the number of seeds that a lr needs.
         law: power of a line through the best lr of the first size; None draws no line.
     """
+    seeds = seeds_of(curves)
     with style.drawing():
         figure, (losses, lrs) = style.panels(2, width=5.2, height=3.6)
         lows, highs = [], []
         for number, (size, curve) in enumerate(curves.items()):
             kept = complete(curve, seeds).replace(math.inf, np.nan)
             mean, error, color = kept.mean(), kept.sem(), style.PALETTE[number]
-            look = {"color": color, "marker": _MARKERS[number]}
-            losses.plot(mean.index, mean, label=f"{unit} {size:,}", **look)
+            label, marker = f"{unit} {size:,}", _MARKERS[number]
+            losses.plot(mean.index, mean, color=color, marker=marker, label=label)
             losses.fill_between(mean.index, mean - error, mean + error, color=color, alpha=0.2)
             losses.plot(best_lr(kept, seeds), mean.min(), "o", mfc="none", ms=11, color=color)
             lows.append(mean.min())
@@ -198,9 +196,9 @@ def all_figures(data: Data) -> dict[str, Figure]:
         made["depth_loss"] = loss(data, "depth", DEPTH_ARMS, DEPTHS)
         made["depth_transfer"] = best(data, "depth", DEPTH_ARMS, DEPTHS)
     if curves := horizon_curves(data):
-        made["horizon"] = minima(curves, "tokens", 3, LAW)
+        made["horizon"] = minima(curves, "tokens", LAW)
     if curves := muon_curves(data):
-        made["muon"] = minima(curves, "width", len(MUON_SEEDS))
+        made["muon"] = minima(curves, "width")
     return made
 
 

@@ -8,11 +8,11 @@ import pandas as pd
 from scripts.marked import table
 from scripts.transfer.added import (
     LAW,
-    MUON_SEEDS,
     MUON_WIDTHS,
     STEP_TOKENS,
     horizon_curves,
     muon_curves,
+    seeds_of,
 )
 from scripts.transfer.plan import (
     ABLATED,
@@ -56,7 +56,7 @@ def texts(data: Data) -> dict[str, str]:
         "horizon": horizon(data),
         "horizon power": _power_text(horizon_curves(data)),
         "muon": muon(data),
-        "muon power": _power_text(muon_curves(data), len(MUON_SEEDS)),
+        "muon power": _power_text(muon_curves(data)),
         "runs": str(len(data.frame)),
     }
 
@@ -228,13 +228,13 @@ def horizon(data: Data) -> str:
     curves = horizon_curves(data)
     if not curves:
         return "Not run yet."
-    shortest, first = next(iter(curves.items()))
-    tuned, start = best_lr(first), _geometric(optima(first))
+    seeds, (shortest, first) = seeds_of(curves), next(iter(curves.items()))
+    tuned, start = best_lr(first, seeds), _geometric(optima(first, seeds))
     rows = []
     for tokens, curve in curves.items():
-        law = start * (tokens / shortest) ** LAW
-        cells = [tokens // STEP_TOKENS, f"{tokens:,}", *_minimum(curve), f"{law:.2e}"]
-        rows.append([*cells, *_at(curve, tuned)])
+        law = f"{start * (tokens / shortest) ** LAW:.2e}"
+        steps = tokens // STEP_TOKENS
+        rows.append([steps, f"{tokens:,}", *_minimum(curve, seeds), law, *_at(curve, tuned, seeds)])
     heads = ["steps", "tokens", "best lr", "minimum of the parabola", "95% interval"]
     heads += [f"tokens^{LAW}", "loss at the best lr", f"loss at {lr_text(tuned)}"]
     return table([*heads, f"regret of {lr_text(tuned)}", "95% interval"], rows)
@@ -242,9 +242,10 @@ def horizon(data: Data) -> str:
 
 def muon(data: Data) -> str:
     """A row per width: the best lr of Muon, its regret, and its loss beside that of AdamW."""
-    curves, seeds = muon_curves(data), len(MUON_SEEDS)
+    curves = muon_curves(data)
     if not curves:
         return "Not run yet."
+    seeds = seeds_of(curves)
     tuned = best_lr(next(iter(curves.values())), seeds)
     scales = {width: scale for scale, width in MUON_WIDTHS.items()}
     rows = []
@@ -252,23 +253,23 @@ def muon(data: Data) -> str:
         adamw = data.curve("width", "mup-full", scales[width])
         beside = difference(curve, best_lr(curve, seeds), adamw, best_lr(adamw))
         best, place, _ = _minimum(curve, seeds)
-        rows.append([width, best, place, *_at(curve, tuned, seeds)[:3], f"{beside.mean:+.3f}"])
+        cells = [width, best, place, *_at(curve, tuned, seeds)[:3], f"{beside.mean:+.3f}"]
+        rows.append([*cells, seeds])
     heads = ["width", "best lr", "minimum of the parabola", "loss at the best lr"]
     heads += [f"loss at {lr_text(tuned)}", f"regret of {lr_text(tuned)}"]
-    return table([*heads, "minus AdamW, each at its best lr"], rows)
+    return table([*heads, "minus AdamW, each at its best lr", "seeds"], rows)
 
 
-def _minimum(curve: pd.DataFrame, seeds: int = 3) -> list[str]:
+def _minimum(curve: pd.DataFrame, seeds: int) -> list[str]:
     """The best lr of the grid; and the lr at the minimum of a parabola, with its interval."""
     logs = Interval.of(list(np.log(optima(curve, seeds))))
     low, mean, high = (f"{math.exp(value):.2e}" for value in (logs.low, logs.mean, logs.high))
-    lrs = sorted(complete(curve, seeds))
-    best = best_lr(curve, seeds)
+    lrs, best = complete(curve, seeds).columns, best_lr(curve, seeds)
     edge = " (end of the grid)" if best in (lrs[0], lrs[-1]) else ""
-    return [lr_text(best) + edge, mean, f"{low} to {high}"]
+    return [lr_text(best) + edge, mean, f"{low} to {high}" if logs.n > 1 else ""]
 
 
-def _at(curve: pd.DataFrame, tuned: float, seeds: int = 3) -> list[str]:
+def _at(curve: pd.DataFrame, tuned: float, seeds: int) -> list[str]:
     """Loss at the best lr and at ``tuned``; the regret of ``tuned``, with its interval."""
     best = best_lr(curve, seeds)
     if tuned not in complete(curve, seeds):
@@ -281,10 +282,10 @@ def _geometric(values: list[float]) -> float:
     return float(np.exp(np.mean(np.log(values))))
 
 
-def _power_text(curves: dict[int, pd.DataFrame], seeds: int = 3) -> str:
+def _power_text(curves: dict[int, pd.DataFrame]) -> str:
     if len(curves) < 2:
         return "not run yet"
-    of = power(curves, seeds)
+    of = power(curves, seeds_of(curves))
     return f"{of.mean:+.2f}" + (f" (95% interval {_range(of, 2)})" if of.n > 2 else "")
 
 

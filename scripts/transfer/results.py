@@ -138,8 +138,11 @@ def power(curves: Mapping[int, pd.DataFrame], seeds: int = 3) -> Interval:
 
 def optima(curve: pd.DataFrame, seeds: int = 3) -> list[float]:
     """The lr at the minimum of each of the first ``seeds`` seeds, as `optimum` gives it."""
-    losses = complete(curve, seeds)
-    return [optimum(list(losses), list(losses.loc[seed])) for seed in range(1, seeds + 1)]
+    places = []
+    for seed in range(1, seeds + 1):
+        column: pd.Series[float] = complete(curve, seeds).T[seed]
+        places.append(optimum(list(column.index), list(column)))
+    return places
 
 
 def needed(measured: pd.DataFrame, standard: bool) -> dict[str, float]:
