@@ -11,7 +11,7 @@ import scipy.stats
 
 from scripts.marked import fill
 from scripts.transfer import plan, report, results, runs
-from scripts.transfer.added import all_runs
+from scripts.transfer.added import all_runs, seeds_of
 from scripts.transfer.plan import ARMS, BASE, Choice, Run, choice
 from train.cli import parse
 
@@ -136,6 +136,22 @@ def test_the_page_has_the_numbers_of_the_runs():
     assert fill(page, "results", report.texts(data)) == page
     readme = (ROOT / "README.md").read_text()
     assert fill(readme, "results", {"headline": report.headline(data)}) == readme
+
+
+def test_the_shortest_runs_of_the_horizon_are_those_of_the_base():
+    data = results.Data(runs.read(FOLDER / "runs.csv"))
+    lr = data.choice.lr
+    ours, base = data.curve("horizon", "x1", BASE)[lr], data.curve("width", "mup-full", BASE)[lr]
+    assert ours.to_dict() == base.to_dict()
+
+
+def test_as_many_seeds_count_as_all_curves_have():
+    def curve(seeds: int) -> pd.DataFrame:
+        losses = {lr: [5.0] * seeds for lr in (5e-3, 1e-2, 2e-2)}
+        return pd.DataFrame(losses, index=range(1, seeds + 1))
+
+    assert seeds_of({150: curve(3), 300: curve(3)}) == 3
+    assert seeds_of({150: curve(3), 300: curve(1)}) == 1
 
 
 def test_a_diverged_run_is_never_the_best():

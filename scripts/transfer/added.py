@@ -58,15 +58,19 @@ def _tuned(
     losses: Losses, part: str, arm: str, scale: str, chosen: Choice, seed: int, reach: int,
     seeds: tuple[int, ...], flag: str,
 ) -> Iterator[Run]:  # fmt: skip
-    """The carried lr and ``reach`` steps either side; further while the best is at an edge."""
+    """The carried lr and ``reach`` steps either side; further while the best is at an edge.
 
-    def at(lr: float) -> dict[int, Run]:
+    Args:
+        seed: the last of ``seeds`` to run.
+    """
+
+    def at(lr: float) -> list[Run]:
         flags = " ".join([*replace(chosen, lr=lr).flags(), flag])
-        return {n: Run(part, arm, scale, lr, n, "mup-full", flags) for n in seeds}
+        return [Run(part, arm, scale, lr, n, "mup-full", flags) for n in seeds if n <= seed]
 
     grid = halves(chosen.lr)
-    for lr in extended(losses, chosen.lr, lambda lr: list(at(lr).values()), grid, reach):
-        yield at(lr)[seed]
+    for lr in extended(losses, chosen.lr, at, grid, reach):
+        yield from at(lr)
 
 
 def horizon_curves(data: Data) -> dict[int, pd.DataFrame]:
