@@ -29,9 +29,8 @@ def all_runs(losses: Losses, table: str) -> Iterator[Run]:
     yield from planned(losses, table)
     if chosen := choice(losses):
         for seed in SEEDS:
-            yield from _horizon(losses, chosen, seed, 1, "x1", "x4")
             yield from _muon(losses, chosen, seed, "cpu64", "cpu256")
-            yield from _horizon(losses, chosen, seed, 1, "x2")
+            yield from _horizon(losses, chosen, seed, 1, "x1", "x2", "x4")
             yield from _muon(losses, chosen, seed, "cpu128")
         for seed in SEEDS:
             yield from _horizon(losses, chosen, seed, 2, *LENGTHS)
@@ -74,17 +73,22 @@ def _tuned(
 
 
 def horizon_curves(data: Data) -> dict[int, pd.DataFrame]:
-    """Number of training tokens -> losses, as from `Data.curve`; of the lengths that have runs."""
+    """Number of training tokens -> losses, as from `Data.curve`, of the seeds that all have."""
     curves = {
         steps * STEP_TOKENS: data.curve("horizon", arm, "cpu64") for arm, steps in LENGTHS.items()
     }
-    return {tokens: curve for tokens, curve in curves.items() if _tried(curve, 1)}
+    return _common(curves)
 
 
 def muon_curves(data: Data) -> dict[int, pd.DataFrame]:
-    """Width -> losses of Muon; of the widths that have runs."""
+    """Width -> losses of Muon, of the seeds that all widths have."""
     curves = {width: data.curve("muon", "mup-full", scale) for scale, width in MUON_WIDTHS.items()}
-    return {width: curve for width, curve in curves.items() if _tried(curve, 1)}
+    return _common(curves)
+
+
+def _common(curves: dict[int, pd.DataFrame]) -> dict[int, pd.DataFrame]:
+    kept = {size: curve for size, curve in curves.items() if _tried(curve, 1)}
+    return {size: curve.loc[: seeds_of(kept)] for size, curve in kept.items()}
 
 
 def seeds_of(curves: dict[int, pd.DataFrame]) -> int:

@@ -234,10 +234,11 @@ def horizon(data: Data) -> str:
     for tokens, curve in curves.items():
         law = f"{start * (tokens / shortest) ** LAW:.2e}"
         steps = tokens // STEP_TOKENS
-        rows.append([steps, f"{tokens:,}", *_minimum(curve, seeds), law, *_at(curve, tuned, seeds)])
+        cells = [steps, f"{tokens:,}", *_minimum(curve, seeds), law, *_at(curve, tuned, seeds)]
+        rows.append([*cells, seeds])
     heads = ["steps", "tokens", "best lr", "minimum of the parabola", "95% interval"]
     heads += [f"tokens^{LAW}", "loss at the best lr", f"loss at {lr_text(tuned)}"]
-    return table([*heads, f"regret of {lr_text(tuned)}", "95% interval"], rows)
+    return table([*heads, f"regret of {lr_text(tuned)}", "95% interval", "seeds"], rows)
 
 
 def muon(data: Data) -> str:
