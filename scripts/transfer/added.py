@@ -29,23 +29,22 @@ def all_runs(losses: Losses, table: str) -> Iterator[Run]:
     yield from planned(losses, table)
     if chosen := choice(losses):
         for seed in SEEDS:
-            yield from _muon(losses, chosen, seed, "cpu64", "cpu256")
-            yield from _horizon(losses, chosen, seed, 1, "x1", "x2", "x4")
-            yield from _muon(losses, chosen, seed, "cpu128")
+            yield from _muon(losses, chosen, seed)
+            yield from _horizon(losses, chosen, seed, reach=1)
         for seed in SEEDS:
-            yield from _horizon(losses, chosen, seed, 2, *LENGTHS)
+            yield from _horizon(losses, chosen, seed, reach=2)
 
 
-def _horizon(losses: Losses, chosen: Choice, seed: int, reach: int, *arms: str) -> Iterator[Run]:
-    for arm in arms:
-        steps = (SEEDS, f"--steps={LENGTHS[arm]}")
-        yield from _tuned(losses, "horizon", arm, "cpu64", chosen, seed, reach, *steps)
+def _horizon(losses: Losses, chosen: Choice, seed: int, reach: int) -> Iterator[Run]:
+    for arm, steps in LENGTHS.items():
+        of = (SEEDS, f"--steps={steps}")
+        yield from _tuned(losses, "horizon", arm, "cpu64", chosen, seed, reach, *of)
 
 
-def _muon(losses: Losses, chosen: Choice, seed: int, *scales: str) -> Iterator[Run]:
-    for scale in scales if seed in MUON_SEEDS else ():
-        muon = (MUON_SEEDS, "--optimizer=muon")
-        yield from _tuned(losses, "muon", "mup-full", scale, chosen, seed, 1, *muon)
+def _muon(losses: Losses, chosen: Choice, seed: int) -> Iterator[Run]:
+    for scale in MUON_WIDTHS if seed in MUON_SEEDS else ():
+        of = (MUON_SEEDS, "--optimizer=muon")
+        yield from _tuned(losses, "muon", "mup-full", scale, chosen, seed, 1, *of)
 
 
 def halves(lr: float) -> tuple[float, ...]:
