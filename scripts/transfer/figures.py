@@ -22,6 +22,7 @@ from scripts.transfer.results import (
 )
 from scripts.transfer.runs import PARTS, TERMS
 from train.results import style
+from train.results.names import lr_text
 
 TERM_TITLES = {
     "align_z0_dW": "z0 and dW",
@@ -167,6 +168,9 @@ def minima(curves: dict[int, pd.DataFrame], unit: str, law: float | None = None)
             lows.append(mean.min())
             highs.append(mean.max())
         losses.set(title="loss", xscale="log", xlabel="learning rate", ylabel="nats per token")
+        tried = sorted({float(str(lr)) for curve in curves.values() for lr in curve})
+        losses.set_xticks(tried, list(map(lr_text, tried)))
+        losses.xaxis.set_minor_locator(NullLocator())
         losses.set_ylim(min(lows) - 0.05, min(max(highs), min(lows) + 1) + 0.05)
         losses.legend()
         sizes = np.array(list(curves))
