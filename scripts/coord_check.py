@@ -13,7 +13,7 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, cast, get_args
 
 import numpy as np
 import torch
@@ -25,6 +25,7 @@ from maxp import Parametrization
 from maxp.diagnose.check import diagnose_axis
 from maxp.diagnose.report import plot_axis, print_axis
 from maxp.diagnose.slopes import SiteStats
+from maxp.exponents import ADJUST_LR_FNS, AdjustLrFn
 from scripts.command import check_file, run_command, write_json
 from scripts.coord_derived import HeadSplit, derived_slopes, footnotes, with_derived
 from scripts.image_check import MODELS, measure_images, method_arguments
@@ -32,9 +33,11 @@ from train import cpu
 from train.alignment_table import kind
 from train.data.corpus import prepare_embedded
 from train.method.methods import METHODS, Method, get_method
+from train.method.settings import OptimizerName
 from train.model.llama3 import model_config, site_graph
 from train.model.scales import SCALES, VOCAB_SIZE, Scale, get_scale
 from train.model.sites import plain_attention_config
+from train.run.identity import ADJUST_LR_FN
 
 FAMILIES = ("cpu", "w")
 # Methods with a fixed c: a few steps after init there is no alignment to follow.
@@ -74,6 +77,12 @@ class Options:
     lr: float = 1e-2
     """Learning rate, which n^-c multiplies at each site."""
 
+    optimizer: str = "adamw"
+    """adamw; or muon, which is Muon for the matrices of hidden layers and AdamW for all else."""
+
+    adjust_lr_fn: str = ADJUST_LR_FN
+    """Muon's scale: match_rms_adamw or original. With --method sp, torch's own rule alone."""
+
     sequences: int = 4
     """Sequences per batch, from the embedded corpus, or images. Each seed draws others."""
 
@@ -88,6 +97,11 @@ class Options:
 
     all_sites: Annotated[bool, tyro.conf.arg(help_behavior_hint="")] = False
     """Show every site. By default, only the worst layer of each kind is shown."""
+
+    @property
+    def muon(self) -> AdjustLrFn | None:
+        """Muon's scale; None where AdamW trains everything."""
+        return cast(AdjustLrFn, self.adjust_lr_fn) if self.optimizer == "muon" else None
 
 
 def check(options: Options) -> None:
@@ -118,6 +132,15 @@ def check(options: Options) -> None:
             raise ValueError(f"--{name.replace('_', '-')} {value}: must be at least {least}")
     if not (options.lr > 0 and math.isfinite(options.lr)):
         raise ValueError(f"--lr {options.lr}: must be positive")
+    if options.optimizer not in get_args(OptimizerName):
+        raise ValueError(f"--optimizer {options.optimizer}: must be adamw or muon")
+    if options.adjust_lr_fn not in ADJUST_LR_FNS:
+        choices = ", ".join(ADJUST_LR_FNS)
+        raise ValueError(f"--adjust-lr-fn {options.adjust_lr_fn}: choose one of {choices}")
+    if options.optimizer != "muon" and options.adjust_lr_fn != ADJUST_LR_FN:
+        raise ValueError(
+            f"--adjust-lr-fn {options.adjust_lr_fn}: only Muon has it; pass --optimizer muon"
+        )
     check_file("png", options.png)
     check_file("json", options.json)
 
@@ -129,9 +152,18 @@ def device() -> torch.device:
 
 
 def build_model(
-    scale: Scale, method: Method, lr: float, seq_len: int, **arguments: Any
+    scale: Scale,
+    method: Method,
+    lr: float,
+    seq_len: int,
+    muon: AdjustLrFn | None = None,
+    **arguments: Any,
 ) -> tuple[Any, Parametrization]:
-    """The model of a scale, parametrized as in training; drawn from torch's global generator."""
+    """The model of a scale, parametrized as in training; drawn from torch's global generator.
+
+    Args:
+        muon: the scale of Muon, if it trains the hidden matrices.
+    """
     config = model_config(scale, VOCAB_SIZE)
     for layer in config.layers:
         attention = layer.attention
@@ -145,7 +177,7 @@ def build_model(
         model.init_states(buffer_device=device())
     parametrization = Parametrization(
         model,
-        **method_arguments(method, lr),
+        **method_arguments(method, lr, muon),
         sample_input=site_graph(config),
         **arguments,
     )
@@ -192,9 +224,13 @@ def run(options: Options) -> None:
 
     def make_model(width: int) -> tuple[nn.Module, Any]:
         scale = get_scale(f"{options.family}{width}")
-        model, parametrization = build_model(scale, method, options.lr, options.seq_len)
+        model, parametrization = build_model(
+            scale, method, options.lr, options.seq_len, options.muon
+        )
         head.watch(width, model.lm_head)
-        derived.update(derived_slopes(parametrization.graph, method.ab, parametrization.c))
+        derived.update(
+            derived_slopes(parametrization.graph, method.ab, parametrization.c, options.muon)
+        )
         return model, parametrization.param_groups
 
     _, _, measured = diagnose_axis(
@@ -204,6 +240,7 @@ def run(options: Options) -> None:
         steps=options.steps,
         seeds=options.seeds,
         loss_fn=next_token_loss,
+        optimizer="muon" if options.muon else "adam",
     )
     stats = {name: with_derived(s, *derived[name]) for name, s in measured.items()}
     _report(options, stats, widths, head)
@@ -214,7 +251,7 @@ def run_images(options: Options) -> None:
     widths, images = sorted(set(options.widths)), options.sequences
     stats = measure_images(
         options.model, get_method(options.method), widths, device(), images=images,
-        steps=options.steps, seeds=options.seeds, lr=options.lr,
+        steps=options.steps, seeds=options.seeds, lr=options.lr, muon=options.muon,
     )  # fmt: skip
     _write(options, stats, widths, f"{images} images")
 
@@ -235,10 +272,16 @@ def _write(
     rows = list(stats) if options.all_sites else worst_by_kind(stats)
     affected = [name for name in rows if stats[name].affected]
     updates = f"{options.steps} step{'s' * (options.steps > 1)}"
-    title = f"{options.method}, lr {options.lr:g}, {updates} on {batch}"
+    optimizer = f"muon ({options.muon}), " if options.muon else ""
+    title = f"{options.method}, {optimizer}lr {options.lr:g}, {updates} on {batch}"
     print_axis(title, rows, affected, stats, widths)
     size = options.sequences * options.seq_len
-    for note in footnotes(stats, head, size, every=options.all_sites) if head else ():
+    notes = (
+        footnotes(stats, head, size, every=options.all_sites, muon=options.muon is not None)
+        if head
+        else ()
+    )
+    for note in notes:
         print(textwrap.fill(note, 100, initial_indent="- ", subsequent_indent="  "))
     png = options.png or Path(f"coord_check_{options.method}.png")
     plot_axis(title, rows, affected, stats, widths, filename=png)

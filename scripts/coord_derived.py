@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from maxp import Graph
 from maxp.diagnose.slopes import SiteStats, fit, init_slopes
-from maxp.exponents import Alignment, Exponents, change_exponents
+from maxp.exponents import AdjustLrFn, Alignment, Exponents, change_exponents
 from maxp.overrides import AB
 
 # A change above this part of the output is not small: it is no longer linear in the lr.
@@ -25,7 +25,10 @@ _FEW = 4
 
 
 def derived_slopes(
-    graph: Graph, ab: Mapping[str, AB], c: Mapping[str, float]
+    graph: Graph,
+    ab: Mapping[str, AB],
+    c: Mapping[str, float],
+    muon: AdjustLrFn | None = None,
 ) -> dict[str, tuple[float, float]]:
     """Slopes of every site's rms against the model's width n, at init and of a small change.
 
@@ -33,7 +36,7 @@ def derived_slopes(
                     other        1/2 - a - b
                     attention    0
         change      embedding    s = -a - c
-                    other        s = max(1 - a - c, 1/2 - a - b + s_in)
+                    other        s = max(1 - a - c, 1/2 - a - b + s_in), with Muon sigma - a - c
                     attention    s = the largest of q, k (and v, which reads what they read)
 
     Every input of a site has slope 0 at init: it is the output of a norm or of attention, or a
@@ -45,11 +48,16 @@ def derived_slopes(
         graph: of the sites.
         ab: (a, b) by layer type.
         c: by site.
+        muon: the scale of Muon, if it trains the hidden sites.
     """
     exponents = {}
     for site in graph.sites:
         if site.has_weight:
-            exponents[site.name] = Exponents(*ab[site.layer_type], Alignment(1.0, 0.5, -math.inf))
+            exponents[site.name] = Exponents(
+                *ab[site.layer_type],
+                Alignment(1.0, 0.5, -math.inf),
+                adjust_lr_fn=muon if site.layer_type == "hidden" else None,
+            )
         else:  # it contracts head_dim, which is the same at every n
             exponents[site.name] = Exponents(0.0, 0.0, Alignment(0.0, 0.0, -math.inf))
     # Each site alone, as if it read data, which has slope 0.
@@ -111,7 +119,12 @@ class HeadSplit:
 
 
 def footnotes(
-    stats: Mapping[str, SiteStats], head: HeadSplit, tokens: int, *, every: bool
+    stats: Mapping[str, SiteStats],
+    head: HeadSplit,
+    tokens: int,
+    *,
+    every: bool,
+    muon: bool = False,
 ) -> Iterable[str]:
     """Notes on the rows of the table, and on changes whose slopes differ from derived ones."""
     wrong = sum(s.affected for s in stats.values())
@@ -151,10 +164,14 @@ def footnotes(
             "bound large ones, and products of changes count; use a lower --lr"
         )
     if len(off) > len(large):
+        adams = (
+            "The site's own update has a "
+            f"coherent part, about n / sqrt({tokens}) for {tokens} tokens and less if signs differ "
+            "between steps, and a random part, sqrt(n). "
+        )
         yield (
             "a change is a sum of parts, and the part with the derived slope is the largest at "
-            "large widths only. One part comes from earlier sites. The site's own update has a "
-            f"coherent part, about n / sqrt({tokens}) for {tokens} tokens and less if signs differ "
-            "between steps, and a random part, sqrt(n). To come nearer to derived slopes, use "
-            "larger --widths, or fewer --sequences and --steps"
+            f"large widths only. One part comes from earlier sites. {'' if muon else adams}"
+            "To come nearer to derived slopes, use larger --widths, or fewer --sequences and "
+            "--steps"
         )

@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from maxp import Parametrization
 from maxp.diagnose.check import diagnose_axis
 from maxp.diagnose.slopes import SiteStats
+from maxp.exponents import AdjustLrFn
 from train.data.images.digits import MEAN, STD, digits
 from train.method.methods import Method
 from train.model.classifier import base_classifier, classifier_config, classifier_graph
@@ -44,18 +45,26 @@ class DigitBatches:
         return F.cross_entropy(logits, self._drawn)
 
 
-def method_arguments(method: Method, lr: float) -> dict[str, Any]:
+def method_arguments(method: Method, lr: float, muon: AdjustLrFn | None) -> dict[str, Any]:
     """The arguments of `maxp.Parametrization` for a method with a fixed c."""
+    optimizer = {"optimizer_type": "muon", "adjust_lr_fn": muon} if muon else {}
     return {
         "alignment": method.alignment,
         "lr_prefactor": lr,
         "ab_overrides": method.ab,
         "c_overrides": dict.fromkeys(method.ab, 0.0) if method.one_lr else None,
+        **optimizer,
     }
 
 
 def build_classifier(
-    kind: str, width: int, base: int, method: Method, lr: float, device: torch.device
+    kind: str,
+    width: int,
+    base: int,
+    method: Method,
+    lr: float,
+    device: torch.device,
+    muon: AdjustLrFn | None = None,
 ) -> tuple[nn.Module, Parametrization]:
     """A classifier of the digits, parametrized as in training."""
     config = classifier_config(IMAGE_SCALES[f"{kind}-debug"], width=width)
@@ -63,7 +72,7 @@ def build_classifier(
         model = config.build()
     parametrization = Parametrization(
         model,
-        **method_arguments(method, lr),
+        **method_arguments(method, lr, muon),
         sample_input=classifier_graph(config),
         base=base_classifier(replace(config, width=base)),
     )
@@ -95,17 +104,19 @@ def measure_images(
     steps: int,
     seeds: int,
     lr: float,
+    muon: AdjustLrFn | None = None,
 ) -> dict[str, SiteStats]:
     """The slopes of every site of a classifier over widths."""
     batches, base = DigitBatches(images, device), min(widths)
 
     def make_model(width: int) -> tuple[nn.Module, Any]:
-        model, parametrization = build_classifier(kind, width, base, method, lr, device)
+        model, parametrization = build_classifier(kind, width, base, method, lr, device, muon)
         if kind == "vit":
             hide_unread(model)
         return model, parametrization.param_groups
 
     _, _, stats = diagnose_axis(
-        make_model, batches.draw, widths, steps=steps, seeds=seeds, loss_fn=batches.loss
-    )
+        make_model, batches.draw, widths, steps=steps, seeds=seeds, loss_fn=batches.loss,
+        optimizer="muon" if muon else "adam",
+    )  # fmt: skip
     return stats

@@ -15,6 +15,7 @@ from torch import nn
 
 from maxp import ParametrizedModule
 from maxp.diagnose.slopes import SiteStats, Slope
+from maxp.exponents import AdjustLrFn
 from scripts import coord_check
 from scripts.coord_check import build_model, draw_batch, next_token_loss, worst_by_kind
 from scripts.coord_derived import HeadSplit, derived_slopes, footnotes
@@ -161,6 +162,23 @@ def test_slopes_derived_for_llama(name: str, head_at_init: float, elsewhere: flo
     assert set(derived.values()) == {(0.0, elsewhere)}
 
 
+@pytest.mark.parametrize(
+    ("name", "fn", "hidden", "head"),
+    [
+        ("mup-full", "original", 0.0, 0.0),
+        ("mup-full", "match_rms_adamw", 0.0, 0.0),
+        ("sp", "original", 0.0, 1.0),
+        ("sp", "match_rms_adamw", 0.5, 1.0),
+    ],
+)
+def test_slopes_derived_for_muon(name: str, fn: AdjustLrFn, hidden: float, head: float) -> None:
+    method = get_method(name)
+    _, parametrization = build_model(get_scale("cpu64"), method, 1e-2, 8, fn)
+    derived = derived_slopes(parametrization.graph, method.ab, parametrization.c, fn)
+    assert {derived[f"layers.3.{kind}"][1] for kind in HIDDEN_KINDS} == {hidden}
+    assert derived["lm_head"][1] == head
+
+
 def test_a_change_is_inherited_where_it_is_steeper_than_what_an_update_adds() -> None:
     _, parametrization = build_model(get_scale("cpu64"), get_method("mup-full"), 1e-2, 8)
     c = parametrization.c | {"layers.1.attention.wo": 0.25}  # else 1
@@ -291,6 +309,9 @@ def test_a_verdict_from_few_seeds_is_called_uncertain(seeds: int, said: bool) ->
         (["--sequences", "0"], "--sequences 0"),
         (["--seq-len", "1"], "--seq-len 1"),
         (["--lr", "nan"], "--lr nan"),
+        (["--optimizer", "sgd"], "--optimizer sgd"),
+        (["--optimizer", "muon", "--adjust-lr-fn", "rms"], "--adjust-lr-fn rms"),
+        (["--adjust-lr-fn", "original"], "--adjust-lr-fn original"),
         (["--png", "nowhere/check.png"], "--png nowhere/check.png"),
         (["--png", "check.bmp"], "--png check.bmp"),
         (["--json", "check.txt"], "--json check.txt"),

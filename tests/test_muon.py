@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from models import MLP, batch
+from models import MLP, Llama, batch
 from plain_models import GPT, ConvNet, tokens
 from torch import nn
 from torch.optim import AdamW, Muon
@@ -330,6 +330,28 @@ def test_hidden_changes_do_not_depend_on_the_width(kind: str, fn: str) -> None:
 def test_torchs_own_rule_alone_lets_changes_grow_with_the_width(kind: str) -> None:
     slopes = hidden_slopes(kind, "match_rms_adamw", solved=False)
     assert all(slope > 0.3 for slope in slopes.values()), slopes
+
+
+@pytest.mark.parametrize("width", [64, 128, 256])
+def test_an_update_moves_the_output_for_its_own_input_by_the_lr_at_every_width(width: int) -> None:
+    """An orthogonal update would keep the input's norm; Newton-Schulz steps are off by a factor."""
+    torch.manual_seed(0)
+    x, model = torch.tensor([[1, 5, 3]]), Llama(width)
+    p = Parametrization(model, optimizer_type="muon", base=BASE, lr_prefactor=1e-3, sample_input=x)
+    inputs: dict[str, torch.Tensor] = {}
+    hidden = [group["name"] for group in p.param_groups if "adjust_lr_fn" in group]
+    for name in hidden:
+        model.get_submodule(name).register_forward_pre_hook(
+            lambda _, z, name=name: inputs.update({name: z[0].detach()})
+        )
+    before = {name: p.weights[name].detach().clone() for name in hidden}
+    gpt_loss(model(x), x).backward()
+    MuonAdamW(p.param_groups, muon={"weight_decay": 0.0}).step()
+    for name in hidden:
+        rows, columns = before[name].shape
+        kept = (columns / rows) ** 0.5 * max(1, rows / columns) ** 0.5 * 1e-3
+        change = inputs[name] @ (p.weights[name].detach() - before[name]).T
+        assert 0.65 < rms(change) / rms(inputs[name]) / kept < 1.25, name
 
 
 @pytest.mark.parametrize(("fn", "expected"), [("original", "n^0"), ("match_rms_adamw", "n^-0.5")])

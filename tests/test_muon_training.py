@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import os
 import re
+import signal
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,6 +15,7 @@ import pytest
 import torch
 from fake_runs import write_run
 from harness import STEPS, Run, run, tiny
+from image_runs import tiny_images
 from test_run import stop_at
 from test_sweep import BASIC, sweep, value_of
 from torch.optim.lr_scheduler import LambdaLR
@@ -27,9 +32,14 @@ from train.config import Flags, make_config
 from train.method.learning_rates import SiteGroups
 from train.method.methods import METHODS
 from train.method.optimizers import SiteDistMuon, build_muon, with_muon
+from train.method.settings import MaxPSettings
+from train.model import costs, image_costs
+from train.model.image_scales import IMAGE_SCALES
+from train.model.scales import get_scale
 from train.results.analysis import Results
 from train.results.collect import collect
 from train.run.identity import differences, identity
+from train.trainer import MaxPTrainer
 
 pytestmark = pytest.mark.usefixtures("corpus_cache")
 
@@ -60,12 +70,35 @@ def test_muon_trains_the_matrices_of_hidden_sites_and_adamw_all_else(whole: Run)
     assert {g["name"] for g in adamw.param_groups} == {"tok_embeddings", "lm_head", "rest"}
 
 
-def test_a_run_with_muon_resumes_bit_for_bit_with_the_state_of_both_optimizers(
-    whole: Run, tmp_path: Path
-) -> None:
-    """Stopped at step 12, after the checkpoint of step 8 and the measurement of step 10."""
-    arguments = tiny_muon(tmp_path / "run", "maxP", *SAVED)
+def end_by_exception(arguments: list[str]) -> None:
     run(arguments, before_step=stop_at(12))
+
+
+def end_by_sigkill(arguments: list[str]) -> None:
+    process = multiprocessing.get_context("forkserver").Process(
+        target=_run_until_killed, args=(dict(os.environ), arguments)
+    )
+    process.start()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
+
+
+def _run_until_killed(environment: dict[str, str], arguments: list[str]) -> None:
+    def kill(trainer: MaxPTrainer) -> None:
+        if trainer.step == 12:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    os.environ.update(environment)
+    run(arguments, before_step=kill)
+
+
+@pytest.mark.parametrize("end", [end_by_exception, end_by_sigkill])
+def test_a_run_with_muon_resumes_bit_for_bit_with_the_state_of_both_optimizers(
+    end: Callable[[list[str]], None], whole: Run, tmp_path: Path
+) -> None:
+    """Ended at step 12, after the checkpoint of step 8 and the measurement of step 10."""
+    arguments = tiny_muon(tmp_path / "run", "maxP", *SAVED)
+    end(arguments)
     again = run(arguments)
     assert again.code == 0
     assert len(again.c) == STEPS - 8
@@ -120,6 +153,41 @@ def test_the_lr_of_muons_sites_falls_with_the_root_of_the_width(
     first = lrs.pop("rest")
     c = {"lm_head": readout}
     assert lrs == pytest.approx({name: first * M ** -c.get(name, 0.5) for name in lrs})
+
+
+def test_with_the_original_scale_the_lr_of_muons_sites_is_one_at_every_width(
+    tmp_path: Path,
+) -> None:
+    flags = ("--maxp.adjust_lr_fn", "original", "--steps", "1")
+    done = run(tiny_muon(tmp_path / "run", "mup-full", *flags))
+    muon, _ = done.trainer.optimizers
+    assert {group["adjust_lr_fn"] for group in muon.param_groups} == {"original"}
+    assert {group["initial_lr"] for group in muon.param_groups} == {1e-2}
+
+
+@pytest.mark.parametrize("scale", ["vit-debug", "mlp-debug"])
+def test_an_image_classifier_trains_with_muon(tmp_path: Path, scale: str) -> None:
+    """The patch embedding's weight is no matrix, and no hidden site."""
+    done = run(tiny_images(tmp_path / "run", "maxP", *MUON, "--steps", "5", scale=scale))
+    assert done.code == 0
+    muon, adamw = done.trainer.optimizers
+    hidden = {group["name"] for group in muon.param_groups}
+    graph = done.trainer.parametrization.graph
+    assert hidden == {s.name for s in graph.sites if s.layer_type == "hidden" and s.has_weight}
+    assert len(done.losses) == 5
+    assert hidden.isdisjoint(group["name"] for group in adamw.param_groups)
+
+
+def test_the_predicted_memory_is_that_of_the_optimizers_states(whole: Run) -> None:
+    states = [state for o in whole.trainer.optimizers for state in o.state.values()]
+    tensors = [value for state in states for value in state.values()]
+    assert costs.memory(get_scale("debug"), muon=True).optimizer == sum(t.nbytes for t in tensors)
+
+
+def test_the_predicted_memory_of_images_has_one_moment_where_muon_trains() -> None:
+    scale = IMAGE_SCALES["mlp-debug"]  # one hidden matrix
+    spared = image_costs.trained_bytes(scale) - image_costs.trained_bytes(scale, muon=True)
+    assert spared == 4 * scale.dim**2
 
 
 def test_muons_eps_is_left_as_it_is_where_adams_follows_the_gradient() -> None:
@@ -186,6 +254,20 @@ def test_the_optimizer_is_part_of_a_runs_identity_and_adamw_is_written_as_before
     assert identity(adamw) == identity(plain) != identity(muon)
     assert "optimizer" not in plain["maxp"]
     assert 'maxp.optimizer: "adamw" there, "muon" here' in differences(plain, muon)
+
+
+def test_muons_scale_is_part_of_a_runs_identity_and_the_default_is_written_as_before(
+    tmp_path: Path,
+) -> None:
+    plain = config_of(tmp_path, *MUON)
+    default, original = (
+        config_of(tmp_path, *MUON, "--maxp.adjust_lr_fn", fn)
+        for fn in ("match_rms_adamw", "original")
+    )
+    assert identity(plain) == identity(default) != identity(original)
+    assert "adjust_lr_fn" not in plain["maxp"]
+    expected = 'maxp.adjust_lr_fn: "match_rms_adamw" there, "original" here'
+    assert expected in differences(plain, original)
 
 
 def test_the_default_folder_of_a_run_with_muon_says_so() -> None:
@@ -257,6 +339,12 @@ def test_what_muon_cannot_do_is_refused_in_one_line_with_the_remedy(
     monkeypatch.setenv("WORLD_SIZE", str(processes))
     with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
         parse(tiny_muon(tmp_path / "run", "sp", *flags))
+
+
+def test_muons_scale_without_muon_is_refused() -> None:
+    message = "--maxp.adjust_lr_fn original: only Muon has it; pass --optimizer muon"
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        MaxPSettings(adjust_lr_fn="original")
 
 
 def test_an_optimizer_that_is_unknown_is_refused_with_those_there_are(

@@ -28,18 +28,27 @@ def read(folder: Path) -> EventAccumulator:
     return events
 
 
+def hyperparameters(events: EventAccumulator) -> dict[str, float | str]:
+    plugin = events.PluginTagToContent(metadata.PLUGIN_NAME)
+    start = metadata.parse_session_start_info_plugin_data(plugin[metadata.SESSION_START_INFO_TAG])
+    return {name: v.number_value or v.string_value for name, v in start.hparams.items()}
+
+
 def test_a_run_shows_its_coordinates_and_final_losses(tmp_path: Path) -> None:
     folder = write_run(tmp_path, lr=0.25, seed=3, validation=3.25, records=RECORDS)
     events = read(finish(folder))
-    plugin = events.PluginTagToContent(metadata.PLUGIN_NAME)
-    start = metadata.parse_session_start_info_plugin_data(plugin[metadata.SESSION_START_INFO_TAG])
-    values = {name: v.number_value or v.string_value for name, v in start.hparams.items()}
-    assert values == {"scale": "s1", "method": "maxP", "lr": 0.25, "seed": 3, "state": "completed"}
+    coordinates = {"scale": "s1", "method": "maxP", "optimizer": "adamw", "lr": 0.25, "seed": 3}
+    assert hyperparameters(events) == {**coordinates, "state": "completed"}
     losses = {tag: events.Scalars(tag) for tag in events.Tags()["scalars"]}
     assert {tag: (e.step, e.value) for tag, (e,) in losses.items()} == {
         "final/validation_loss": (400, 3.25),
         "final/train_loss": (400, 3.5),
     }
+
+
+def test_a_run_with_muon_shows_it(tmp_path: Path) -> None:
+    folder = write_run(tmp_path, validation=3.25, settings={"maxp": {"optimizer": "muon"}})
+    assert hyperparameters(read(finish(folder)))["optimizer"] == "muon"
 
 
 def test_writing_again_replaces_the_entry(tmp_path: Path) -> None:

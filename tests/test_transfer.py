@@ -11,7 +11,8 @@ import scipy.stats
 
 from scripts.marked import fill
 from scripts.transfer import plan, report, results, runs
-from scripts.transfer.plan import ARMS, BASE, Choice, Run, choice, planned
+from scripts.transfer.added import all_runs, seeds_of
+from scripts.transfer.plan import ARMS, BASE, Choice, Run, choice
 from train.cli import parse
 
 ROOT = Path(__file__).parents[1]
@@ -22,7 +23,7 @@ def bowl(best: dict[str, float]) -> dict[Run, float]:
     """Losses of all runs, with the smallest at the lr that ``best`` gives for the scale."""
     losses: dict[Run, float] = {}
     for _ in count():
-        todo = [run for run in planned(losses, "t.json") if run not in losses]
+        todo = [run for run in all_runs(losses, "t.json") if run not in losses]
         if not todo:
             return losses
         for run in todo:
@@ -47,7 +48,19 @@ def test_the_grid_is_extended_until_the_best_lr_is_inside():
 
 
 def test_no_run_of_a_larger_scale_is_planned_before_the_base_is_complete():
-    assert {run.scale for run in planned({}, "t.json")} == {BASE}
+    assert {run.scale for run in all_runs({}, "t.json")} == {BASE}
+
+
+def test_lengths_and_muon_are_tuned_in_factors_of_2_from_the_carried_lr():
+    losses = bowl({"cpu256": 4e-3})
+
+    def lrs(part: str, *where: str) -> list[float]:
+        chosen = [r for r in losses if r.part == part and {r.arm, r.scale} >= set(where)]
+        return sorted({run.lr for run in chosen})
+
+    assert lrs("horizon", "x4") == [2.5e-3, 5e-3, 1e-2, 2e-2, 4e-2]
+    assert lrs("muon", "cpu64") == [5e-3, 1e-2, 2e-2]
+    assert lrs("muon", "cpu256") == [2.5e-3, 5e-3, 1e-2, 2e-2]
 
 
 def test_the_head_of_one_arm_learns_more_slowly_by_the_published_power():
@@ -58,12 +71,13 @@ def test_the_head_of_one_arm_learns_more_slowly_by_the_published_power():
 
 def test_the_trainer_takes_the_arguments_of_every_arm(tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)
-    some = {run.arm: run for run in bowl({}) if run.scale != BASE}
+    some = {(run.part, run.arm): run for run in bowl({}) if run.part != "base"}
     for run in some.values():
         run = run._replace(flags=run.flags.replace("t.json", str(FOLDER / "alignment.json")))
         config = parse(runs.arguments(run, tmp_path / run.arm.replace("/", "-")))
         assert (config.scale, config.maxp.method) == (run.scale, run.method)
-        assert config.training.steps == plan.STEPS
+        assert config.maxp.optimizer == ("muon" if run.part == "muon" else "adamw")
+        assert config.training.steps == {"x2": 300, "x4": 600}.get(run.arm, plan.STEPS)
 
 
 def test_an_interval_is_students_t():
@@ -122,6 +136,22 @@ def test_the_page_has_the_numbers_of_the_runs():
     assert fill(page, "results", report.texts(data)) == page
     readme = (ROOT / "README.md").read_text()
     assert fill(readme, "results", {"headline": report.headline(data)}) == readme
+
+
+def test_the_shortest_runs_of_the_horizon_are_those_of_the_base():
+    data = results.Data(runs.read(FOLDER / "runs.csv"))
+    lr = data.choice.lr
+    ours, base = data.curve("horizon", "x1", BASE)[lr], data.curve("width", "mup-full", BASE)[lr]
+    assert ours.to_dict() == base.to_dict()
+
+
+def test_as_many_seeds_count_as_all_curves_have():
+    def curve(seeds: int) -> pd.DataFrame:
+        losses = {lr: [5.0] * seeds for lr in (5e-3, 1e-2, 2e-2)}
+        return pd.DataFrame(losses, index=range(1, seeds + 1))
+
+    assert seeds_of({150: curve(3), 300: curve(3)}) == 3
+    assert seeds_of({150: curve(3), 300: curve(1)}) == 1
 
 
 def test_a_diverged_run_is_never_the_best():

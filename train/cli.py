@@ -11,7 +11,7 @@ from torchtitan.config import ConfigManager
 
 from train.checks import check, global_batch_size
 from train.config import Flags, complete, make_config
-from train.run.identity import ADAMW
+from train.run.identity import ADAMW, ADJUST_LR_FN
 from train.run.provenance import git_commit, versions
 from train.trainer import MaxPTrainer
 
@@ -90,6 +90,8 @@ def record(config: MaxPTrainer.Config) -> dict[str, Any]:
     settings["training"]["global_batch_size"] = global_batch_size(config)
     if config.maxp.probe == "fixed" or not config.maxp.measures:
         del settings["maxp"]["probe"]  # as in runs from before the flag existed
+    if config.maxp.adjust_lr_fn == ADJUST_LR_FN:
+        del settings["maxp"]["adjust_lr_fn"]
     if config.maxp.optimizer == ADAMW:
         del settings["maxp"]["optimizer"]
     else:  # so that runs of several lr have equal groups

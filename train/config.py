@@ -206,7 +206,13 @@ def complete(config: MaxPTrainer.Config) -> None:
         model = config.model_spec.model
         with torch.device("meta"):
             shapes = copy.deepcopy(model).build()
-        config.optimizer = with_muon(config.optimizer, shapes, site_graph(model), lr=config.maxp.lr)
+        config.optimizer = with_muon(
+            config.optimizer,
+            shapes,
+            site_graph(model),
+            lr=config.maxp.lr,
+            adjust_lr_fn=config.maxp.adjust_lr_fn,
+        )
 
 
 def _match_tokenizer(config: MaxPTrainer.Config) -> None:

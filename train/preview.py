@@ -86,11 +86,11 @@ def _memory(config: MaxPTrainer.Config) -> tuple[AnyScale, int, int]:
     settings, parallelism, training = config.maxp, config.parallelism, config.training
     batch = global_batch_size(config)
     assert config.model_spec is not None
-    model = config.model_spec.model
+    model, muon = config.model_spec.model, settings.optimizer == "muon"
     if isinstance(model, Classifier.Config):
         image = replace(model.as_scale(), global_batch_size=batch)
         kept = image_costs.measuring_bytes(image, resample_w0=settings.resample_w0)
-        return image, image_costs.trained_bytes(image), kept
+        return image, image_costs.trained_bytes(image, muon=muon), kept
     scale: Scale = replace(
         get_scale(config.scale), seq_len=training.seq_len, global_batch_size=batch
     )
@@ -103,7 +103,7 @@ def _memory(config: MaxPTrainer.Config) -> tuple[AnyScale, int, int]:
     probe = costs.Probe(
         settings.probe_sequences, settings.probe_tokens, fresh=settings.probe == "fresh"
     )
-    memory = costs.memory(scale, mesh, probe)
+    memory = costs.memory(scale, mesh, probe, muon=muon)
     return scale, memory.model, memory.kept(resample_w0=settings.resample_w0)
 
 

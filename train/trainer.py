@@ -25,7 +25,7 @@ from train.method.learning_rates import SiteGroups
 from train.method.methods import get_method
 from train.method.optimizers import check_muon
 from train.method.probe import FreshText, TrainerParametrization, draw_probe
-from train.method.settings import ADJUST_LR_FN, MaxPSettings
+from train.method.settings import MaxPSettings
 from train.metrics import COUNT_PREFIX, DivergedError, HeldOutValidator, RunMetrics
 from train.model.kinds import site_graph
 from train.preemption import PreemptedError, StopFlag
@@ -55,7 +55,7 @@ def method_arguments(config: Any, graph: Graph) -> dict[str, Any]:
 def _muon(settings: MaxPSettings) -> dict[str, Any]:
     if settings.optimizer != "muon":
         return {}
-    return {"optimizer_type": "muon", "adjust_lr_fn": ADJUST_LR_FN}
+    return {"optimizer_type": "muon", "adjust_lr_fn": settings.adjust_lr_fn}
 
 
 def _frozen_alignment(settings: MaxPSettings, graph: Graph) -> Table:

@@ -16,8 +16,9 @@ import tyro
 
 from scripts.marked import fill
 from scripts.transfer import runs
+from scripts.transfer.added import all_runs
 from scripts.transfer.figures import all_figures
-from scripts.transfer.plan import Choice, Run, choice, planned, table_runs
+from scripts.transfer.plan import Choice, Run, choice, table_runs
 from scripts.transfer.report import headline, texts
 from scripts.transfer.results import Data
 from train.alignment_table import condense, pool, write_table
@@ -46,7 +47,7 @@ class Options:
     """Folder for the runs' folders."""
 
     only: tuple[str, ...] = ()
-    """Parts to run: base, width, depth, ablation. By default all."""
+    """Parts to run: base, width, depth, ablation, horizon, muon. By default all."""
 
     def __post_init__(self) -> None:
         if self.processes < 0:
@@ -57,14 +58,14 @@ def measure_all(options: Options) -> None:
     file = FOLDER / "runs.csv"
     known = runs.losses(runs.read(file))
     started: set[Run] = set()
-    bar = progress(total=len(list(planned(known, str(TABLE)))), unit=" runs")
+    bar = progress(total=len(list(all_runs(known, str(TABLE)))), unit=" runs")
     bar.update(len(known))
 
     def next_run() -> Run | None:
         chosen = choice(known)
         if chosen and not TABLE.exists():
             _write_table(chosen, options.runs_dir)
-        wanted = list(planned(known, str(TABLE)))
+        wanted = list(all_runs(known, str(TABLE)))
         bar.total = len(wanted)
         for run in wanted:
             if run not in known and run not in started:

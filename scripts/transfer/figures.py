@@ -4,14 +4,25 @@ import math
 from collections.abc import Mapping
 
 import numpy as np
+import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
+from scripts.transfer.added import LAW, horizon_curves, muon_curves, seeds_of
 from scripts.transfer.plan import ARMS, BASE, DEPTH_ARMS, DEPTH_BASE, DEPTHS, WIDTHS, Arm
-from scripts.transfer.results import Data, best_lr, complete, optimum, power, regret
+from scripts.transfer.results import (
+    Data,
+    best_lr,
+    complete,
+    optima,
+    optimum,
+    power,
+    regret,
+)
 from scripts.transfer.runs import PARTS, TERMS
 from train.results import style
+from train.results.names import lr_text
 
 TERM_TITLES = {
     "align_z0_dW": "z0 and dW",
@@ -137,6 +148,47 @@ def alignment(data: Data) -> Figure:
     return figure
 
 
+def minima(curves: dict[int, pd.DataFrame], unit: str, law: float | None = None) -> Figure:
+    """Loss against lr, a line per size; and the best lr of each seed over size, with its power.
+
+    Args:
+        law: power of a line through the best lr of the first size; None draws no line.
+    """
+    seeds = seeds_of(curves)
+    with style.drawing():
+        figure, (losses, lrs) = style.panels(2, width=5.2, height=3.6)
+        lows, highs = [], []
+        for number, (size, curve) in enumerate(curves.items()):
+            kept = complete(curve, seeds).replace(math.inf, np.nan)
+            mean, error, color = kept.mean(), kept.sem(), style.PALETTE[number]
+            label, marker = f"{unit} {size:,}", _MARKERS[number]
+            losses.plot(mean.index, mean, color=color, marker=marker, label=label)
+            losses.fill_between(mean.index, mean - error, mean + error, color=color, alpha=0.2)
+            losses.plot(best_lr(kept, seeds), mean.min(), "o", mfc="none", ms=11, color=color)
+            lows.append(mean.min())
+            highs.append(mean.max())
+        losses.set(title="loss", xscale="log", xlabel="learning rate", ylabel="nats per token")
+        tried = sorted({float(str(lr)) for curve in curves.values() for lr in curve})
+        losses.set_xticks(tried, list(map(lr_text, tried)))
+        losses.xaxis.set_minor_locator(NullLocator())
+        losses.set_ylim(min(lows) - 0.05, min(max(highs), min(lows) + 1) + 0.05)
+        losses.legend()
+        sizes = np.array(list(curves))
+        places = np.array([optima(curve, seeds) for curve in curves.values()])
+        middle = np.exp(np.log(places).mean(1))
+        for seed in places.T:
+            lrs.plot(sizes, seed, ".", color=style.INK, alpha=0.5)
+        fit = f"measured: {power(curves, seeds).mean:+.2f}" if len(curves) > 1 else "measured"
+        lrs.plot(sizes, middle, color=style.PALETTE[0], marker="o", label=fit)
+        if law is not None:
+            line = middle[0] * (sizes / sizes[0]) ** law
+            lrs.plot(sizes, line, "--", color=style.PALETTE[1], label=f"law: {law:+.2f}")
+        lrs.set(title="best learning rate, and its power", yscale="log", ylabel="learning rate")
+        lrs.legend()
+        _sizes(lrs, list(curves), unit)
+    return figure
+
+
 def all_figures(data: Data) -> dict[str, Figure]:
     """File name -> figure, of the parts that have runs."""
     made = {
@@ -147,6 +199,10 @@ def all_figures(data: Data) -> dict[str, Figure]:
     if not data.curve("depth", "depth-1", DEPTH_BASE).empty:
         made["depth_loss"] = loss(data, "depth", DEPTH_ARMS, DEPTHS)
         made["depth_transfer"] = best(data, "depth", DEPTH_ARMS, DEPTHS)
+    if curves := horizon_curves(data):
+        made["horizon"] = minima(curves, "tokens", LAW)
+    if curves := muon_curves(data):
+        made["muon"] = minima(curves, "width")
     return made
 
 

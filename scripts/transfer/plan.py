@@ -6,7 +6,7 @@ docs/results.md describes the design. Learning rates are steps of half a decade,
 import itertools
 import math
 import statistics
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -30,7 +30,10 @@ READOUT_EXCESS = 0.228
 
 
 class Run(NamedTuple):
-    """One run; `flags` are those of ``python -m train`` beyond scale, method, lr, seed, steps."""
+    """One run; `flags` are those of ``python -m train`` beyond scale, method, lr and seed.
+
+    They contain the number of steps if it is not `STEPS`.
+    """
 
     part: str
     arm: str
@@ -220,19 +223,29 @@ def _ladder(
         yield from at(lr)
 
 
-def extended(losses: Losses, start: float, at: Callable[[float], list[Run]]) -> list[float]:
-    """The lrs to run: ``start`` and its neighbours, extended while the best is an end of them."""
-    middle = GRID.index(start)
-    low, high = max(0, middle - 1), min(len(GRID) - 1, middle + 1)
+def extended(
+    losses: Losses,
+    start: float,
+    at: Callable[[float], list[Run]],
+    grid: Sequence[float] = GRID,
+    reach: int = 1,
+) -> list[float]:
+    """The lrs to run: ``start`` and its neighbours, extended while the best is an end of them.
+
+    Args:
+        reach: how many neighbours on either side.
+    """
+    middle = grid.index(start)
+    low, high = max(0, middle - reach), min(len(grid) - 1, middle + reach)
     while True:
-        means = {lr: mean(losses, at(lr)) for lr in GRID[low : high + 1]}
+        means = {lr: mean(losses, at(lr)) for lr in grid[low : high + 1]}
         best = _best(means)
-        if best == GRID[low] and low > 0:
+        if best == grid[low] and low > 0:
             low -= 1
-        elif best == GRID[high] and high < len(GRID) - 1:
+        elif best == grid[high] and high < len(grid) - 1:
             high += 1
         else:
-            return list(GRID[low : high + 1])
+            return list(grid[low : high + 1])
 
 
 def _more_seeds(losses: Losses, arm: str, chosen: Choice, table: str) -> Iterator[Run]:

@@ -2,7 +2,18 @@
 
 import math
 
+import numpy as np
+import pandas as pd
+
 from scripts.marked import table
+from scripts.transfer.added import (
+    LAW,
+    MUON_WIDTHS,
+    STEP_TOKENS,
+    horizon_curves,
+    muon_curves,
+    seeds_of,
+)
 from scripts.transfer.plan import (
     ABLATED,
     ABLATIONS,
@@ -22,6 +33,7 @@ from scripts.transfer.results import (
     complete,
     difference,
     needed,
+    optima,
     power,
     predicted,
     regret,
@@ -41,6 +53,10 @@ def texts(data: Data) -> dict[str, str]:
         "depth": ladder(data, "depth", DEPTHS),
         "ablations": ablations(data),
         "published": published(data),
+        "horizon": horizon(data),
+        "horizon power": _power_text(horizon_curves(data)),
+        "muon": muon(data),
+        "muon power": _power_text(muon_curves(data)),
         "runs": str(len(data.frame)),
     }
 
@@ -205,6 +221,73 @@ def ablations(data: Data) -> str:
                 ["no base, tuned at cpu64", lr_text(lr), _loss(here[lr].mean()), _signed(of)]
             )
     return table(["changed", "lr", "loss", "minus maxP"], rows) if rows else "Not run yet."
+
+
+def horizon(data: Data) -> str:
+    """A row per number of tokens: the best lr beside that of the law, and the regret."""
+    curves = horizon_curves(data)
+    if not curves:
+        return "Not run yet."
+    seeds, (shortest, first) = seeds_of(curves), next(iter(curves.items()))
+    tuned, start = best_lr(first, seeds), _geometric(optima(first, seeds))
+    rows = []
+    for tokens, curve in curves.items():
+        law = f"{start * (tokens / shortest) ** LAW:.2e}"
+        steps = tokens // STEP_TOKENS
+        cells = [steps, f"{tokens:,}", *_minimum(curve, seeds), law, *_at(curve, tuned, seeds)]
+        rows.append([*cells, seeds])
+    heads = ["steps", "tokens", "best lr", "minimum of the parabola", "95% interval"]
+    heads += [f"tokens^{LAW}", "loss at the best lr", f"loss at {lr_text(tuned)}"]
+    return table([*heads, f"regret of {lr_text(tuned)}", "95% interval", "seeds"], rows)
+
+
+def muon(data: Data) -> str:
+    """A row per width: the best lr of Muon, its regret, and its loss beside that of AdamW."""
+    curves = muon_curves(data)
+    if not curves:
+        return "Not run yet."
+    seeds = seeds_of(curves)
+    tuned = best_lr(next(iter(curves.values())), seeds)
+    scales = {width: scale for scale, width in MUON_WIDTHS.items()}
+    rows = []
+    for width, curve in curves.items():
+        adamw = data.curve("width", "mup-full", scales[width])
+        beside = difference(curve, best_lr(curve, seeds), adamw, best_lr(adamw))
+        best, place, _ = _minimum(curve, seeds)
+        cells = [width, best, place, *_at(curve, tuned, seeds)[:3], f"{beside.mean:+.3f}"]
+        rows.append([*cells, seeds])
+    heads = ["width", "best lr", "minimum of the parabola", "loss at the best lr"]
+    heads += [f"loss at {lr_text(tuned)}", f"regret of {lr_text(tuned)}"]
+    return table([*heads, "minus AdamW, each at its best lr", "seeds"], rows)
+
+
+def _minimum(curve: pd.DataFrame, seeds: int) -> list[str]:
+    """The best lr of the grid; and the lr at the minimum of a parabola, with its interval."""
+    logs = Interval.of(list(np.log(optima(curve, seeds))))
+    low, mean, high = (f"{math.exp(value):.2e}" for value in (logs.low, logs.mean, logs.high))
+    lrs, best = complete(curve, seeds).columns, best_lr(curve, seeds)
+    edge = " (end of the grid)" if best in (lrs[0], lrs[-1]) else ""
+    return [lr_text(best) + edge, mean, f"{low} to {high}" if logs.n > 1 else ""]
+
+
+def _at(curve: pd.DataFrame, tuned: float, seeds: int) -> list[str]:
+    """Loss at the best lr and at ``tuned``; the regret of ``tuned``, with its interval."""
+    best = best_lr(curve, seeds)
+    if tuned not in complete(curve, seeds):
+        return [_loss(curve[best].mean()), "", "", ""]
+    of = regret(curve, tuned, seeds)
+    return [*(_loss(curve[lr].mean()) for lr in (best, tuned)), _loss(of.mean), _range(of)]
+
+
+def _geometric(values: list[float]) -> float:
+    return float(np.exp(np.mean(np.log(values))))
+
+
+def _power_text(curves: dict[int, pd.DataFrame]) -> str:
+    if len(curves) < 2:
+        return "not run yet"
+    of = power(curves, seeds_of(curves))
+    return f"{of.mean:+.2f}" + (f" (95% interval {_range(of, 2)})" if of.n > 2 else "")
 
 
 def _factor(value: float) -> str:

@@ -100,9 +100,9 @@ def best_lr(curve: pd.DataFrame, seeds: int = 3) -> float:
     return float(str(complete(curve, seeds).loc[:seeds].mean().idxmin()))
 
 
-def regret(curve: pd.DataFrame, carried: float) -> Interval:
+def regret(curve: pd.DataFrame, carried: float, seeds: int = 3) -> Interval:
     """Loss at ``carried`` minus loss at the best lr, over the seeds that both have."""
-    return Interval.of(list((curve[carried] - curve[best_lr(curve)]).dropna()))
+    return Interval.of(list((curve[carried] - curve[best_lr(curve, seeds)]).dropna()))
 
 
 def difference(one: pd.DataFrame, lr: float, other: pd.DataFrame, other_lr: float) -> Interval:
@@ -130,15 +130,19 @@ def power(curves: Mapping[int, pd.DataFrame], seeds: int = 3) -> Interval:
     Args:
         curves: by size: width or depth.
     """
-    slopes = []
-    for seed in range(1, seeds + 1):
-        points = []
-        for size, curve in curves.items():
-            column: pd.Series[float] = complete(curve, seeds).T[seed]
-            points.append((math.log(size), math.log(optimum(list(column.index), list(column)))))
-        x, y = np.array(points).T
-        slopes.append(float(np.polyfit(x, y, 1)[0]))
+    x = np.log(list(curves))
+    places = [optima(curve, seeds) for curve in curves.values()]
+    slopes = [float(np.polyfit(x, np.log(y), 1)[0]) for y in zip(*places, strict=True)]
     return Interval.of(slopes)
+
+
+def optima(curve: pd.DataFrame, seeds: int = 3) -> list[float]:
+    """The lr at the minimum of each of the first ``seeds`` seeds, as `optimum` gives it."""
+    places = []
+    for seed in range(1, seeds + 1):
+        column: pd.Series[float] = complete(curve, seeds).T[seed]
+        places.append(optimum(list(column.index), list(column)))
+    return places
 
 
 def needed(measured: pd.DataFrame, standard: bool) -> dict[str, float]:

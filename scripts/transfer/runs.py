@@ -127,7 +127,7 @@ def row(run: Run, folder: Path) -> dict[str, Any]:
     return {
         **run._asdict(),
         **{name: f"{value:.5f}" for name, value in losses.items()},
-        **by_type(loaded.metrics, STEPS),
+        **by_type(loaded.metrics, loaded.config["steps"]),
         "commit": (loaded.config.get("git_commit") or "")[:10],
     }
 

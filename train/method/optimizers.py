@@ -18,9 +18,10 @@ from torchtitan.distributed.flex_shard import BucketConfig, ComputeLayout, Owned
 from torchtitan.distributed.flex_shard.dist_muon import DistMuon
 
 from maxp import Graph, Parametrization
+from maxp.exponents import AdjustLrFn
 from maxp.factors import Factors
 from maxp.muon import is_muons
-from train.method.settings import ADJUST_LR_FN
+from train.run.identity import ADJUST_LR_FN
 
 
 class SiteDistMuon(DistMuon):
@@ -93,7 +94,12 @@ class MuonOptimizers(OptimizersContainer[Optimizer]):
 
 
 def with_muon(
-    config: OptimizersContainer.Config, model: nn.Module, graph: Graph, *, lr: float
+    config: OptimizersContainer.Config,
+    model: nn.Module,
+    graph: Graph,
+    *,
+    lr: float,
+    adjust_lr_fn: AdjustLrFn = ADJUST_LR_FN,
 ) -> MuonOptimizers.Config:
     """``config`` with a group for Muon in front.
 
@@ -104,6 +110,7 @@ def with_muon(
         model: on any device; its weights have the shapes of the run's.
         graph: of the model's sites. Muon trains the weights of the hidden ones.
         lr: the learning rate of the group before the method multiplies it by site.
+        adjust_lr_fn: Muon's scale.
 
     Raises:
         ValueError: one line: a hidden site has a weight that is no matrix.
@@ -121,7 +128,7 @@ def with_muon(
         "lr": lr,
         "momentum": 0.95,
         "weight_decay": config.param_groups[-1].optimizer_kwargs.get("weight_decay", 0.1),
-        "adjust_lr_fn": ADJUST_LR_FN,
+        "adjust_lr_fn": adjust_lr_fn,
         "fused": False,
         "foreach": False,
     }

@@ -3,15 +3,12 @@
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import Any, Literal, get_args
 
 from train.method.methods import get_method
 from train.model.costs import Probe
 from train.model.scales import find_scale
-from train.run.identity import ADAMW, NO_BASE
-
-if TYPE_CHECKING:
-    from maxp.exponents import AdjustLrFn
+from train.run.identity import ADAMW, ADJUST_LR_FN, NO_BASE
 
 
 @dataclass(kw_only=True, slots=True)
@@ -47,8 +44,8 @@ class LrMultipliers(StdMultipliers):
 
 ProbeText = Literal["fresh", "fixed"]
 OptimizerName = Literal["adamw", "muon"]
-ADJUST_LR_FN: "AdjustLrFn" = "match_rms_adamw"
-"""Muon's scale, with which its updates have the size of AdamW's: both have one learning rate."""
+AdjustLrFn = Literal["original", "match_rms_adamw"]
+"""`maxp.exponents.AdjustLrFn`; to import that would import torch, which sweeps do without."""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -58,6 +55,11 @@ class MaxPSettings:
 
     optimizer: OptimizerName = ADAMW
     """adamw; or muon, which is Muon for the matrices of hidden layers and AdamW for all else."""
+
+    adjust_lr_fn: AdjustLrFn = ADJUST_LR_FN
+    """Muon's scale. match_rms_adamw gives its updates the size of AdamW's, so that both can have
+    one lr. original gives them a spectral norm of about the lr, so that the lr of hidden layers
+    does not depend on the width; lr_multipliers.hidden gives them an lr of their own."""
 
     lr: float = 1e-2
     """Learning rate of the base scale. Each site multiplies it by (n / n_base)^-c, where n is its
@@ -149,6 +151,13 @@ class MaxPSettings:
             raise ValueError(f"--maxp.depth_exponent {self.depth_exponent}: must be in [0, 1]")
         if self.optimizer not in get_args(OptimizerName):
             raise ValueError(f"--optimizer {self.optimizer}: must be adamw or muon")
+        if self.adjust_lr_fn not in get_args(AdjustLrFn):
+            choices = " or ".join(get_args(AdjustLrFn))
+            raise ValueError(f"--maxp.adjust_lr_fn {self.adjust_lr_fn}: must be {choices}")
+        if self.optimizer != "muon" and self.adjust_lr_fn != ADJUST_LR_FN:
+            raise ValueError(
+                f"--maxp.adjust_lr_fn {self.adjust_lr_fn}: only Muon has it; pass --optimizer muon"
+            )
         if self.probe not in get_args(ProbeText):
             raise ValueError(f"--maxp.probe {self.probe}: must be fresh or fixed")
         for name in ("solve_interval", "probe_sequences", "probe_tokens"):

@@ -137,8 +137,13 @@ def parameters(scale: Scale) -> tuple[int, int]:
     return 2 * vocabulary(scale) * scale.dim, scale.non_embedding_params
 
 
-def memory(scale: Scale, mesh: Mesh | None = None, probe: Probe | None = None) -> Memory:
-    """Bytes that training with AdamW in float32 and measuring keep on the first rank."""
+def memory(
+    scale: Scale, mesh: Mesh | None = None, probe: Probe | None = None, *, muon: bool = False
+) -> Memory:
+    """Bytes that training in float32 and measuring keep on the first rank.
+
+    AdamW trains everything, or with ``muon`` all but the matrices of hidden layers.
+    """
     mesh, probe = mesh or Mesh(), probe or Probe()
     sites = [weight.local(mesh) for weight in measured_weights(scale)]
     measured = sum(rows * columns for rows, columns in sites)
@@ -150,8 +155,8 @@ def memory(scale: Scale, mesh: Mesh | None = None, probe: Probe | None = None) -
     return Memory(
         parameters=FLOAT32 * held,
         gradients=FLOAT32 * held,
-        # Two moments per entry, and a step count per tensor.
-        optimizer=FLOAT32 * (2 * held + tensors),
+        # Two moments per entry, and a step count per tensor; with Muon one moment alone.
+        optimizer=FLOAT32 * (2 * held + tensors - muon * sum(1 + r * c for r, c in sites[:-1])),
         w0=FLOAT32 * (held if probe.fresh else measured),
         gains=FLOAT32 * gains if probe.fresh else 0,
         z0=0 if probe.fresh else z0_bytes(scale, probe),

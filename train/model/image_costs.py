@@ -32,9 +32,13 @@ def measurement_flops(scale: ImageScale, images: int, rows: int) -> int:
     return 2 * images * forward_flops(scale) + 3 * 2 * rows * sum(o * i for o, i, _ in measured)
 
 
-def trained_bytes(scale: ImageScale) -> int:
-    """Bytes of parameters, gradients and AdamW's two moments in float32."""
-    return 4 * FLOAT32 * scale.params
+def trained_bytes(scale: ImageScale, *, muon: bool = False) -> int:
+    """Bytes of parameters, gradients and AdamW's two moments in float32.
+
+    With ``muon``, matrices of hidden layers have one moment.
+    """
+    _, *hidden, _ = scale.matrices
+    return FLOAT32 * (4 * scale.params - muon * sum(out * into for out, into, _ in hidden))
 
 
 def measuring_bytes(scale: ImageScale, *, resample_w0: bool) -> int:

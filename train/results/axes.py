@@ -13,12 +13,16 @@ from typing import Any
 import pandas as pd
 
 from train.results.names import short_names, value_text
-from train.run.identity import ADAMW, NO_BASE, NOT_IDENTITY
+from train.run.identity import ADAMW, ADJUST_LR_FN, NO_BASE, NOT_IDENTITY
 
 Path = tuple[str, ...]
 
 _BASE: Path = ("maxp", "base_scale")
-_UNWRITTEN: dict[Path, str] = {_BASE: NO_BASE, ("maxp", "optimizer"): ADAMW}
+_UNWRITTEN: dict[Path, str] = {
+    _BASE: NO_BASE,
+    ("maxp", "optimizer"): ADAMW,
+    ("maxp", "adjust_lr_fn"): ADJUST_LR_FN,
+}
 """Path -> value of a setting that a configuration lacks."""
 _PLACED = NOT_IDENTITY | {"scale", "method", "lr", "seed", "steps"}
 

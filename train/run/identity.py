@@ -15,6 +15,9 @@ earlier versions, which all had none."""
 ADAMW: Literal["adamw"] = "adamw"
 """Value of ``maxp.optimizer`` that is not written, as it was not before there was another one."""
 
+ADJUST_LR_FN: Literal["match_rms_adamw"] = "match_rms_adamw"
+"""Value of ``maxp.adjust_lr_fn`` that is not written, as it was not before it could be set."""
+
 NOT_IDENTITY = frozenset(
     {
         # where, when, with what
@@ -64,8 +67,13 @@ def run_name(scale: str, method: str, lr: float, seed: int, optimizer: str = ADA
 
 
 def _unwritten(key: str) -> str:
-    # A fixed probe and AdamW are not written, as they were not before there was another one.
-    unwritten = {"maxp.probe": '"fixed"', "maxp.optimizer": f'"{ADAMW}"'}
+    # A fixed probe, AdamW and Muon's default scale are not written, as they were not before there
+    # was another one.
+    unwritten = {
+        "maxp.probe": '"fixed"',
+        "maxp.optimizer": f'"{ADAMW}"',
+        "maxp.adjust_lr_fn": f'"{ADJUST_LR_FN}"',
+    }
     return unwritten.get(key, "absent")
 
 

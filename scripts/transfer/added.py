@@ -1,0 +1,100 @@
+"""The parts that were added after the first design: the token horizon, and Muon.
+
+Their learning rates are steps of a factor of 2 from the carried one, `halves`. Their runs do not
+measure alignment.
+"""
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+import pandas as pd
+
+from scripts.transfer.plan import SEEDS, STEPS, Choice, Losses, Run, choice, extended, planned
+from scripts.transfer.results import Data, complete
+
+LENGTHS = {"x1": STEPS, "x2": 2 * STEPS, "x4": 4 * STEPS}
+"""Arm of the part "horizon" -> the number of steps of its runs."""
+
+STEP_TOKENS = 512
+
+MUON_WIDTHS = {"cpu64": 64, "cpu128": 128, "cpu256": 256}
+MUON_SEEDS = (1, 2)
+
+LAW = -0.32
+"""The power of the best lr over tokens that Bjorck et al. (arXiv 2409.19913) report."""
+
+
+def all_runs(losses: Losses, table: str) -> Iterator[Run]:
+    """The runs of the first design, then the added ones; arguments as of `planned`."""
+    yield from planned(losses, table)
+    if chosen := choice(losses):
+        for seed in SEEDS:
+            yield from _muon(losses, chosen, seed)
+            yield from _horizon(losses, chosen, seed, reach=1)
+        for seed in SEEDS:
+            yield from _horizon(losses, chosen, seed, reach=2)
+
+
+def _horizon(losses: Losses, chosen: Choice, seed: int, reach: int) -> Iterator[Run]:
+    for arm, steps in LENGTHS.items():
+        of = (SEEDS, f"--steps={steps}")
+        yield from _tuned(losses, "horizon", arm, "cpu64", chosen, seed, reach, *of)
+
+
+def _muon(losses: Losses, chosen: Choice, seed: int) -> Iterator[Run]:
+    for scale in MUON_WIDTHS if seed in MUON_SEEDS else ():
+        of = (MUON_SEEDS, "--optimizer=muon")
+        yield from _tuned(losses, "muon", "mup-full", scale, chosen, seed, 1, *of)
+
+
+def halves(lr: float) -> tuple[float, ...]:
+    """Learning rates in steps of a factor of 2, with ``lr`` in the middle."""
+    return tuple(lr * 2.0**power for power in range(-8, 9))
+
+
+def _tuned(
+    losses: Losses, part: str, arm: str, scale: str, chosen: Choice, seed: int, reach: int,
+    seeds: tuple[int, ...], flag: str,
+) -> Iterator[Run]:  # fmt: skip
+    """The carried lr and ``reach`` steps either side; further while the best is at an edge.
+
+    Args:
+        seed: the last of ``seeds`` to run.
+    """
+
+    def at(lr: float) -> list[Run]:
+        flags = " ".join([*replace(chosen, lr=lr).flags(), flag])
+        return [Run(part, arm, scale, lr, n, "mup-full", flags) for n in seeds if n <= seed]
+
+    grid = halves(chosen.lr)
+    for lr in extended(losses, chosen.lr, at, grid, reach):
+        yield from at(lr)
+
+
+def horizon_curves(data: Data) -> dict[int, pd.DataFrame]:
+    """Number of training tokens -> losses, as from `Data.curve`, of the seeds that all have."""
+    curves = {
+        steps * STEP_TOKENS: data.curve("horizon", arm, "cpu64") for arm, steps in LENGTHS.items()
+    }
+    return _common(curves)
+
+
+def muon_curves(data: Data) -> dict[int, pd.DataFrame]:
+    """Width -> losses of Muon, of the seeds that all widths have."""
+    curves = {width: data.curve("muon", "mup-full", scale) for scale, width in MUON_WIDTHS.items()}
+    return _common(curves)
+
+
+def _common(curves: dict[int, pd.DataFrame]) -> dict[int, pd.DataFrame]:
+    kept = {size: curve for size, curve in curves.items() if _tried(curve, 1)}
+    return {size: curve.loc[: seeds_of(kept)] for size, curve in kept.items()}
+
+
+def seeds_of(curves: dict[int, pd.DataFrame]) -> int:
+    """How many seeds all curves have."""
+    return max(n for n in (1, *SEEDS) if n == 1 or all(_tried(c, n) for c in curves.values()))
+
+
+def _tried(curve: pd.DataFrame, seeds: int) -> bool:
+    """Whether so many seeds have a lr on either side of a third one."""
+    return len(complete(curve, seeds).columns) >= 3
