@@ -19,7 +19,7 @@ from maxp import Parametrization
 from maxp.module import find_sites
 from train.method.methods import METHODS
 from train.model.converter import SiteConverter
-from train.model.llama3 import model_config, site_graph
+from train.model.decoders import model_config, site_graph
 from train.model.scales import Scale
 
 VOCABULARY = 50
