@@ -22,7 +22,7 @@ from train.defaults import shared_fields, shared_metrics, shared_validation
 from train.method.optimizers import with_muon
 from train.method.settings import MaxPSettings, OptimizerName
 from train.metrics import HeldOutValidator, RunMetrics
-from train.model.kinds import site_graph
+from train.model.kinds import fused_blocks, site_graph
 from train.model.scales import (
     LLAMA3_VOCABULARY,
     Scale,
@@ -98,6 +98,10 @@ class Flags:
     """For --scale timm-NAME: another width of the model, timm-OTHER, with which it is compared to
     find its sites. To train the base itself, pass one."""
 
+    fuse_qkv: bool = False
+    """Compute q, k and v with one weight, as torchtitan's models do by default. They then have one
+    learning rate, that of the most cautious of the three."""
+
     check: bool = False
     """Print what would run, and stop before the first step."""
 
@@ -131,6 +135,8 @@ def make_config(flags: Flags) -> MaxPTrainer.Config:
                 "leave it out"
             )
         return _text_config(flags, size, settings, steps=steps, folder=folder)
+    if flags.fuse_qkv:
+        raise ValueError(f"--fuse-qkv: --scale {size.name} is no language model; leave it out")
     # Imported here, so that a run on text does not need what images need.
     from train.image_config import image_config
 
@@ -158,7 +164,7 @@ def _text_config(
     cross_entropy = CrossEntropyLoss.Config(global_vocab_size=vocab_size)
     return MaxPTrainer.Config(
         **shared_fields(size, settings, seed=seed, steps=steps, folder=folder),
-        model_spec=model_spec(size, vocab_size),
+        model_spec=model_spec(size, vocab_size, fuse_qkv=flags.fuse_qkv),
         hf_assets_path=assets,
         # The chunked loss saves memory where logits are large.
         loss=cross_entropy if size.on_corpus else ChunkedLossWrapper.Config(loss_fn=cross_entropy),
@@ -205,7 +211,8 @@ def _match_tokenizer(config: MaxPTrainer.Config) -> None:
     size = _vocabulary(config.hf_assets_path, required=True)
     assert config.model_spec is not None
     if size != config.model_spec.model.vocab_size:
-        config.model_spec = model_spec(get_scale(config.scale), size)
+        fused = bool(fused_blocks(config.model_spec.model))
+        config.model_spec = model_spec(get_scale(config.scale), size, fuse_qkv=fused)
 
 
 def _vocabulary(assets: str, *, required: bool = False) -> int:

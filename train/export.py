@@ -15,6 +15,7 @@ import tempfile
 import warnings
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -38,6 +39,7 @@ from train.model.experts import ExpertSite
 from train.model.hf_config import hf_config as hf_config
 from train.model.hf_config import lacks_load_balancing
 from train.model.image_scales import ImageScale
+from train.model.scale import Family
 from train.model.scales import find_scale, get_scale
 from train.model.specs import PARTS
 from train.run.folder import RunFolderError, load_run
@@ -264,18 +266,27 @@ def _recorded_decoder(record: Mapping[str, Any]) -> _Source:
         text = _read_tokenizer(assets, vocab_size)
         return hf_config(config, int(seq_len), text.bos_id, text.eos_id), assets
 
-    def rename(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        if lacks_load_balancing(config):
-            biases = [t for name, t in tensors.items() if name.endswith("expert_bias_E")]
-            if any(bool(bias.any()) for bias in biases):
-                print(
-                    "note: transformers chooses experts without the bias that balances their load, "
-                    "so some tokens go to other experts than in training"
-                )
-        untied = replace(config, enable_weight_tying=False)
-        return {**PARTS[scale.family].adapter(untied, None).to_hf(tensors), **_gptoss(tensors)}
+    return _Source(config, check, multipliers, partial(renamed, config, scale.family))
 
-    return _Source(config, check, multipliers, rename)
+
+def renamed(
+    config: Any, family: Family, tensors: Mapping[str, torch.Tensor]
+) -> dict[str, torch.Tensor]:
+    """The tensors of a decoder by transformers' names, with an untied head.
+
+    Args:
+        config: of the model.
+        family: of its scale.
+        tensors: by torchtitan's names.
+    """
+    biases = [tensor for name, tensor in tensors.items() if name.endswith("expert_bias_E")]
+    if lacks_load_balancing(config) and any(bool(bias.any()) for bias in biases):
+        print(
+            "note: transformers chooses experts without the bias that balances their load, so some "
+            "tokens go to other experts than in training"
+        )
+    untied = replace(config, enable_weight_tying=False)
+    return {**PARTS[family].adapter(untied, None).to_hf(dict(tensors)), **_gptoss(tensors)}
 
 
 # torchtitan's adapter of GPT-OSS has the names of quantised experts, which hold no such weights.

@@ -28,7 +28,7 @@ from train.method.probe import FreshText, TrainerParametrization, draw_probe
 from train.method.settings import ADJUST_LR_FN, MaxPSettings
 from train.metrics import COUNT_PREFIX, DivergedError, HeldOutValidator, RunMetrics
 from train.model.experts import unmeasured
-from train.model.kinds import site_graph
+from train.model.kinds import fused_blocks, site_graph
 from train.preemption import PreemptedError, StopFlag
 from train.run.folder import RunFolder
 from train.run.tail import COUNTS
@@ -170,6 +170,7 @@ class MaxPTrainer(Trainer):
             warm_start=settings.warm_start,
             measure_bilinear=settings.measure_bilinear,
             seed=self.config.debug.seed,
+            fused=None if method.needs_table else fused_blocks(self._model_config),
         )
         check_muon(optimizers, self.parametrization)
         if held := unmeasured(self.parametrization.sites):

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torchtitan.models.common.attention import FusedQKVLinear
 from torchtitan.models.gpt_oss.model import GptOssModel
 
 from maxp.graph import Graph
@@ -19,24 +20,41 @@ from train.model.experts import EXPERT_ENDS
 from train.model.scales import LLAMA3_VOCABULARY, Scale, get_scale
 from train.model.sites import plain_attention_config
 
-_PLAIN: dict[str, Callable[[Scale, int], Any]] = {
+_PLAIN: dict[str, Callable[..., Any]] = {
     "llama3": llama3.plain_model_config,
     "qwen3": qwen3.plain_config,
-    "deepseek": deepseek.plain_config,
     "gptoss": gptoss.plain_config,
 }
 
 
-def plain_model_config(scale: Scale, vocab_size: int) -> Any:
-    """torchtitan's own configuration of the model."""
-    return _PLAIN[scale.family](scale, vocab_size)
+def plain_model_config(scale: Scale, vocab_size: int, *, fuse_qkv: bool = False) -> Any:
+    """torchtitan's own configuration of the model.
+
+    Args:
+        scale, vocab_size: of the model.
+        fuse_qkv: q, k and v are products with one weight.
+
+    Raises:
+        ValueError: the model cannot fuse them.
+    """
+    if scale.family in _PLAIN:
+        return _PLAIN[scale.family](scale, vocab_size, fuse_qkv=fuse_qkv)
+    if fuse_qkv:
+        raise ValueError(
+            f"--fuse-qkv: q, k and v of --scale {scale.name} are projections of different latents; "
+            "leave it out"
+        )
+    return deepseek.plain_config(scale, vocab_size)
 
 
-def model_config(scale: Scale, vocab_size: int) -> Any:
-    """The model's configuration, with the sites marked that grow when its width is doubled."""
-    other = plain_model_config(scale.widened(), vocab_size)
+def model_config(scale: Scale, vocab_size: int, *, fuse_qkv: bool = False) -> Any:
+    """The model's configuration, with the sites marked that grow when its width is doubled.
+
+    Args, Raises: as `plain_model_config`.
+    """
+    other = plain_model_config(scale.widened(), vocab_size, fuse_qkv=fuse_qkv)
     converter = SiteConverter.Config(other=other).build()
-    config = converter.convert(plain_model_config(scale, vocab_size))
+    config = converter.convert(plain_model_config(scale, vocab_size, fuse_qkv=fuse_qkv))
     check_all_marked(config, other)
     return config
 
@@ -121,10 +139,22 @@ def branch_ends(config: Any) -> list[str]:
     return ends
 
 
-def base_model(scale: Scale, base: Scale, vocab_size: int) -> nn.Module:
+def fused_blocks(config: Any) -> dict[str, list[int]]:
+    """The rows of q, k and v in the fused weights of a model, by the end of the site's name.
+
+    The weight has the queries of each key head, then the key, then the value.
+    """
+    blocks = {}
+    for _, qkv, _, _ in config.traverse(FusedQKVLinear.Config):
+        queries = qkv.n_heads // qkv.n_kv_heads * qkv.head_dim
+        blocks["qkv_linear.wqkv"] = [queries, qkv.head_dim, qkv.head_dim] * qkv.n_kv_heads
+    return blocks
+
+
+def base_model(scale: Scale, base: Scale, vocab_size: int, *, fuse_qkv: bool = False) -> nn.Module:
     """A model of the base's widths and the scale's depth, on the meta device."""
     with torch.device("meta"):
-        return model_config(base.at_depth_of(scale), vocab_size).build()
+        return model_config(base.at_depth_of(scale), vocab_size, fuse_qkv=fuse_qkv).build()
 
 
 def decoder_graph(scale: str, vocab_size: int = LLAMA3_VOCABULARY) -> Graph:

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from torch import nn
 from torchtitan.models.common import CosSinRoPE, Embedding, Linear, RMSNorm
 from torchtitan.models.gpt_oss import (
     _EMBEDDING_INIT,
@@ -57,6 +58,8 @@ def plain_config(scale: Scale, vocab_size: int, *, fuse_qkv: bool = False) -> Gp
             rope=rope,
         )
         layer.attention.inner_attention = window_attention_config(window)
+        # torchtitan draws them, and what it draws depends on how processes share the model.
+        layer.attention.param_init = {"sinks": nn.init.zeros_}
     return GptOssModel.Config(
         vocab_size=vocab_size,
         dim=scale.dim,

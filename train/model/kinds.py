@@ -29,7 +29,8 @@ def base_model(config: Any, scale: str, base: str) -> nn.Module:
     if isinstance(config, Classifier.Config):
         return classifier.base_classifier(image_base(config, scale, base))
     if isinstance(here, Scale) and isinstance(there, Scale) and here.kind == there.kind:
-        return decoders.base_model(here, there, config.vocab_size)
+        fused = bool(decoders.fused_blocks(config))
+        return decoders.base_model(here, there, config.vocab_size, fuse_qkv=fused)
     raise _another_kind(scale, base)
 
 
@@ -62,6 +63,11 @@ def _another_kind(scale: str, base: str) -> ValueError:
         f"--maxp.base_scale {base}: another kind of model than --scale {scale}; choose a scale of "
         "its ladder, or none"
     )
+
+
+def fused_blocks(config: Any) -> dict[str, list[int]]:
+    """The rows of each part of fused weights that the library does not know by name."""
+    return {} if isinstance(config, Classifier.Config) else decoders.fused_blocks(config)
 
 
 def branch_ends(config: Any) -> Sequence[str]:

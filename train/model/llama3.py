@@ -22,7 +22,9 @@ _NORM_INIT = {"weight": nn.init.ones_}
 _LINEAR_INIT: dict[str, Callable[..., Any]] = {"weight": partial(nn.init.normal_, std=0.02)}
 
 
-def plain_model_config(scale: Scale, vocab_size: int) -> Llama3Model.Config:
+def plain_model_config(
+    scale: Scale, vocab_size: int, *, fuse_qkv: bool = False
+) -> Llama3Model.Config:
     """torchtitan's own configuration."""
     dim = scale.dim
     rope = ComplexRoPE.Config(
@@ -40,7 +42,7 @@ def plain_model_config(scale: Scale, vocab_size: int) -> Llama3Model.Config:
                 wqkv_param_init=_LINEAR_INIT,
                 wo_param_init=_LINEAR_INIT,
                 inner_attention=inner_attention_config(),
-                fuse_qkv=False,
+                fuse_qkv=fuse_qkv,
                 rope=rope,
             ),
             feed_forward=make_ffn_config(

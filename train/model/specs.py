@@ -32,13 +32,16 @@ PARTS: dict[Family, _Parts] = {
 }
 
 
-def model_spec(scale: Scale, vocab_size: int) -> ModelSpec:
-    """What torchtitan needs to build and shard the model of a scale."""
+def model_spec(scale: Scale, vocab_size: int, *, fuse_qkv: bool = False) -> ModelSpec:
+    """What torchtitan needs to build and shard the model of a scale.
+
+    Args, Raises: as `train.model.decoders.model_config`.
+    """
     parts = PARTS[scale.family]
     return ModelSpec(
         name=parts.name,
         flavor=scale.name,
-        model=model_config(scale, vocab_size),
+        model=model_config(scale, vocab_size, fuse_qkv=fuse_qkv),
         parallelize_fn=parts.parallelize,
         pipelining_fn=None,
         post_optimizer_build_fn=(
