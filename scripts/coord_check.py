@@ -203,7 +203,8 @@ def run(options: Options) -> None:
         seeds=options.seeds,
         loss_fn=next_token_loss,
     )
-    stats = {name: with_derived(s, *derived[name]) for name, s in measured.items()}
+    # The biases of experts, (experts, out), look like matrices, and are no sites.
+    stats = {n: with_derived(s, *derived[n]) for n, s in measured.items() if n in derived}
     _report(options, stats, widths, head)
 
 
