@@ -259,6 +259,15 @@ def test_a_tied_weight_starts_as_a_head_and_has_two_multipliers() -> None:
     assert "lm_head" not in p.c
 
 
+def test_the_biases_of_experts_do_not_decay() -> None:
+    p = Parametrization(drawn("gptoss-debug"), seed=0)
+    groups = {id(t): g["name"] for g in p.param_groups for t in g["params"]}
+    biases = [t for n, t in p.model.named_parameters() if "bias" in n or n.endswith("sinks")]
+    assert {p.factors()[groups[id(bias)]].weight_decay for bias in biases} == {0.0}
+    assert any(bias.ndim == 2 for bias in biases)
+    assert p.factors()["layers.0.moe.router.gate"].weight_decay > 0
+
+
 # Scales
 
 
