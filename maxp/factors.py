@@ -10,7 +10,7 @@ With m = n / n_base at a site, and D the depth's factor inside blocks (1 without
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Container, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -22,7 +22,7 @@ from maxp.depth import Depth
 from maxp.exponents import AdjustLrFn, bias_exponent, gradient_exponent, gradient_size
 from maxp.graph import SiteNode
 from maxp.groups import group_name, own_biases, set_values, split_group
-from maxp.module import Site, plain_name
+from maxp.module import Site, bias_of, plain_name
 from maxp.schedules import (
     has_scheduler,
     hide_products,
@@ -98,7 +98,10 @@ class ParamGroups(SiteExponents):
             for name, parameter in model.named_parameters()
             if id(parameter) not in own and parameter.requires_grad
         }
-        parts = self._parts_of_rest(rest)
+        # The biases of experts have two dimensions, (experts, out).
+        all_biases = {id(bias_of(site)) for site in self.sites.values()}
+        matrices = {n for n, p in rest.items() if p.ndim >= 2 and id(p) not in all_biases}
+        parts = self._parts_of_rest(rest, matrices)
 
         def inside(name: str) -> bool:
             return depth is not None and depth.contains(name)
@@ -107,7 +110,7 @@ class ParamGroups(SiteExponents):
         for group, (site, _) in biases.items():
             self._groups[group] = _Group(site, True, gammas["rest"], False, inside(site))
         for part, names in parts.items():
-            decays = any(rest[name].ndim >= 2 for name in names)
+            decays = not matrices.isdisjoint(names)
             in_block = any(inside(name) for name in names) and part != self.rest
             self._groups[part] = _Group(None, False, gammas["rest"], decays, in_block)
         self.own_parameters: dict[str, torch.Tensor | list[torch.Tensor]] = {
@@ -122,19 +125,23 @@ class ParamGroups(SiteExponents):
         self._shows_products, self._scheduled_before = False, dict[str, float]()
         self.apply()
 
-    def _parts_of_rest(self, rest: Mapping[str, torch.Tensor]) -> dict[str, list[str]]:
+    def _parts_of_rest(self, rest: Iterable[str], matrices: Container[str]) -> dict[str, list[str]]:
         """The names of the parameters in each group of those that are not a site's.
 
         What is inside blocks has a group of its own with a `Depth`. So have parameters without
         decay, if groups have a ``weight_decay`` and others of the rest decay.
+
+        Args:
+            rest: the names of these parameters.
+            matrices: the names of those that decay.
         """
-        mixed = len({p.ndim >= 2 for p in rest.values()}) == 2
+        mixed = len({name in matrices for name in rest}) == 2
         parts: dict[str, list[str]] = {self.rest: []}
-        for name, parameter in rest.items():
+        for name in rest:
             part = "rest"
             if self._depth and self._depth.contains(name):
                 part += ".inside"
-            if mixed and "weight_decay" in self._constants and parameter.ndim < 2:
+            if mixed and "weight_decay" in self._constants and name not in matrices:
                 part += ".no_decay"
             group = self.rest if part == "rest" else group_name(part, self.sites)
             parts.setdefault(group, []).append(name)

@@ -11,7 +11,7 @@ import math
 import sys
 import textwrap
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, cast, get_args
 
@@ -34,12 +34,12 @@ from train.alignment_table import kind
 from train.data.corpus import prepare_embedded
 from train.method.methods import METHODS, Method, get_method
 from train.method.settings import OptimizerName
-from train.model.llama3 import model_config, site_graph
+from train.model.decoder_scales import DECODERS
+from train.model.decoders import model_config, site_graph, without_masks
 from train.model.scales import SCALES, VOCAB_SIZE, Scale, get_scale
-from train.model.sites import plain_attention_config
 from train.run.identity import ADJUST_LR_FN
 
-FAMILIES = ("cpu", "w")
+FAMILIES = ("cpu", "w", "qwen3-cpu", "qwen3-moe-cpu", "deepseek-cpu", "gptoss-cpu")
 # Methods with a fixed c: a few steps after init there is no alignment to follow.
 CHECKED = tuple(name for name, m in METHODS.items() if not (m.follows or m.needs_table))
 
@@ -63,7 +63,8 @@ class Options:
     """mup-full, mup-no or sp."""
 
     family: str = "cpu"
-    """cpu (scales cpu64 to cpu512) or w (w256 to w4096); only the width differs within a family."""
+    """cpu (scales cpu64 to cpu512) or w (w256 to w4096); of other decoders qwen3-cpu,
+    qwen3-moe-cpu, deepseek-cpu or gptoss-cpu. Only the width differs within a family."""
 
     widths: tuple[int, ...] = (64, 128, 256, 512)
     """At least two widths of that family. Those of a ViT are multiples of 16."""
@@ -118,7 +119,8 @@ def check(options: Options) -> None:
         raise ValueError(f"--family {options.family}: choose one of {', '.join(FAMILIES)}")
     if options.model not in ("llama3", *MODELS):
         raise ValueError(f"--model {options.model}: choose one of llama3, {', '.join(MODELS)}")
-    known = [s.dim for s in SCALES.values() if s.name == f"{options.family}{s.dim}"]
+    scales = (*SCALES.values(), *DECODERS.values())
+    known = [s.dim for s in scales if s.name == f"{options.family}{s.dim}"]
     for width in options.widths:
         if options.model != "llama3" and (width < 16 or width % 16):
             raise ValueError(f"--widths {width}: --model {options.model} has multiples of 16")
@@ -164,12 +166,8 @@ def build_model(
     Args:
         muon: the scale of Muon, if it trains the hidden matrices.
     """
-    config = model_config(scale, VOCAB_SIZE)
-    for layer in config.layers:
-        attention = layer.attention
-        # The same on every device; it needs no masks.
-        attention.inner_attention = plain_attention_config(attention.inner_attention)
-        attention.rope = replace(attention.rope, max_seq_len=seq_len)
+    # The same attention on every device.
+    config = without_masks(model_config(scale, VOCAB_SIZE), seq_len)
     with torch.device("meta"):
         model = config.build()
     model.to_empty(device=device())
@@ -242,7 +240,8 @@ def run(options: Options) -> None:
         loss_fn=next_token_loss,
         optimizer="muon" if options.muon else "adam",
     )
-    stats = {name: with_derived(s, *derived[name]) for name, s in measured.items()}
+    # The biases of experts, (experts, out), look like matrices, and are no sites.
+    stats = {n: with_derived(s, *derived[n]) for n, s in measured.items() if n in derived}
     _report(options, stats, widths, head)
 
 

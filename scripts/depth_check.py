@@ -25,7 +25,7 @@ from scripts.command import check_file, run_command, write_json
 from scripts.coord_check import build_model, draw_batch, next_token_loss, optional_file
 from train.data.corpus import prepare_embedded
 from train.method.methods import get_method
-from train.model.llama3 import BRANCH_ENDS, base_model
+from train.model.decoders import BRANCH_ENDS, base_model
 from train.model.scales import VOCAB_SIZE, get_scale
 from train.progress import progress
 

@@ -15,7 +15,7 @@ from maxp import BOUNDS, Alignment, AlignmentBounds, Graph, Parametrization, bou
 from maxp.alignment import Measured
 from maxp.exponents import Exponents
 from maxp.module import MUP_AB
-from train.model.llama3 import model_config, site_graph
+from train.model.decoders import model_config, site_graph
 from train.model.scales import get_scale
 
 PROBE = batch(99)[0]

@@ -15,7 +15,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from train import checks
 from train.charts import Charts, layer_types
 from train.metrics import BaseLogger
-from train.model.llama3 import llama3_graph
+from train.model.decoders import decoder_graph
 from train.run.folder import read_config_file
 from train.trainer import MaxPTrainer
 
@@ -50,7 +50,7 @@ def test_of_several_sites_of_a_type_the_smallest_median_and_largest_value_are_dr
 
 
 def test_at_s5_there_are_some_dozen_charts_instead_of_more_than_a_thousand() -> None:
-    graph = llama3_graph("s5")
+    graph = decoder_graph("s5")
     metrics = {"sites/rest/lr": 1.0}
     for site in graph.sites:
         names = ("lr", "c") if site.has_weight else ()

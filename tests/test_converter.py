@@ -18,8 +18,7 @@ from torchtitan.models.llama3.model import Llama3Model
 from maxp import Parametrization
 from maxp.module import find_sites
 from train.method.methods import METHODS
-from train.model.converter import SiteConverter
-from train.model.llama3 import model_config, site_graph
+from train.model.decoders import model_config, site_graph
 from train.model.scales import Scale
 
 VOCABULARY = 50
@@ -218,15 +217,3 @@ def test_torchtitan_leaves_a_sites_weight_to_be_drawn_by_maxp() -> None:
     model.init_weights(buffer_device=None)
     drawn = {name for name, p in model.named_parameters() if not bool((p == 7).all())}
     assert drawn == {name for name, _ in model.named_parameters() if "norm" in name}
-
-
-def test_fused_projections_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"layers\.0\.attention: .* fuse_qkv=False"):
-        SiteConverter.Config().build().convert(own_config(fuse_qkv=True))
-
-
-def test_tied_embeddings_are_refused() -> None:
-    config = own_config()
-    config.enable_weight_tying = True
-    with pytest.raises(ValueError, match=r"tied embeddings: .* untie them"):
-        SiteConverter.Config().build().convert(config)

@@ -47,7 +47,7 @@ def probe_of(trainer) -> Probe:
 
 @pytest.mark.parametrize("name", ["debug", "s1", "s3", "s5", "cpu64", "w256"])
 def test_parameters_are_those_of_the_model(name: str) -> None:
-    from train.model.llama3 import model_config
+    from train.model.decoders import model_config
 
     scale = get_scale(name)
     with torch.device("meta"):
@@ -57,7 +57,7 @@ def test_parameters_are_those_of_the_model(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["debug", "s2"])
 def test_step_flops_are_those_that_torchtitan_counts_for_mfu(name: str) -> None:
-    from train.model.llama3 import model_config
+    from train.model.decoders import model_config
 
     scale = get_scale(name)
     config = model_config(scale, costs.vocabulary(scale))
@@ -118,7 +118,7 @@ def test_a_redrawn_w0_is_not_kept() -> None:
 @pytest.mark.parametrize("size", [9, 13, 15])
 def test_uneven_rows_are_counted_as_the_first_rank_holds_them(size: int) -> None:
     held = torch.empty(size, 2).chunk(4)[0]
-    assert costs.Weight("w", size, 2).local(Mesh(shard=4)) == tuple(held.shape)
+    assert costs.local_shape(costs.Weight("w", size, 2), Mesh(shard=4)) == tuple(held.shape)
 
 
 def test_gpu_hours_by_hand() -> None:

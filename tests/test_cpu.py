@@ -22,7 +22,7 @@ from torchtitan.tools import utils
 
 from train import cpu, torch_compat
 from train.config import Flags, make_config
-from train.model.llama3 import inner_attention_config
+from train.model.inner_attention import inner_attention_config
 from train.trainer import MaxPTrainer  # installs what is tested here
 
 ROOT = Path(__file__).parents[1]

@@ -13,7 +13,7 @@ from scripts.coord_check import build_model, draw_batch, next_token_loss
 from scripts.depth_check import MEASURED, Options, stream_sizes
 from train.data.corpus import prepare_embedded
 from train.method.methods import get_method
-from train.model.llama3 import base_model
+from train.model.decoders import base_model
 from train.model.scales import VOCAB_SIZE, get_scale
 
 

@@ -28,7 +28,7 @@ from train import export
 from train.checkpoint_files import find_checkpoint
 from train.data.corpus import BOS_TOKEN, EOS_TOKEN, prepare_embedded
 from train.export import hf_config, multipliers
-from train.model.llama3 import model_config
+from train.model.decoders import model_config
 from train.model.scales import get_scale
 
 # Method and flags by name; cpu64 is half as wide as the debug scale, and twice as deep.

@@ -17,7 +17,7 @@ from train.model.classifier import MLP, classifier_config, classifier_graph
 from train.model.image_costs import forward_flops
 from train.model.image_scales import IMAGE_SCALES
 from train.model.kinds import base_model
-from train.model.scales import SCALES, all_scales, base_of
+from train.model.scales import DECODERS, SCALES, all_scales, base_of
 
 SMALL = ("vit-debug", "mlp-debug")
 LADDERS = {
@@ -41,7 +41,7 @@ def test_every_scale_is_on_a_ladder_and_refers_to_its_first() -> None:
         name: base for base, ladder in LADDERS.items() for name in ladder
     }
     assert not SCALES.keys() & IMAGE_SCALES.keys()
-    assert all_scales().keys() == SCALES.keys() | IMAGE_SCALES.keys()
+    assert all_scales().keys() == SCALES.keys() | DECODERS.keys() | IMAGE_SCALES.keys()
 
 
 @pytest.mark.parametrize("size", ["tiny", "small", "base", "large"])

@@ -10,7 +10,7 @@ from models import sources as sources_of
 
 from maxp import Parametrization
 from maxp.graph import Graph
-from train.model.llama3 import llama3_graph, model_config, site_graph
+from train.model.decoders import decoder_graph, model_config, site_graph
 from train.model.scales import SCALES, compute_steps, get_scale
 
 # The sizes that were asked for: dim, layers, heads, key heads, non-embedding parameters.
@@ -98,7 +98,7 @@ def test_an_unknown_scale_is_told_with_those_there_are() -> None:
 @pytest.fixture(scope="module", params=["s1", "s5"])
 def graph(request: pytest.FixtureRequest) -> tuple[int, Graph]:
     """Number of layers, and the graph of the sites."""
-    return get_scale(request.param).n_layers, llama3_graph(request.param)
+    return get_scale(request.param).n_layers, decoder_graph(request.param)
 
 
 def test_each_layer_has_seven_sites_with_a_weight_and_one_without(
@@ -165,7 +165,7 @@ def test_a_preset_gives_its_exponents_exactly(
 
 
 def test_the_graph_does_not_depend_on_the_attention_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
-    plain = llama3_graph("debug", vocab_size=10)
+    plain = decoder_graph("debug", vocab_size=10)
     monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
     config = model_config(get_scale("debug"), vocab_size=10)
     kernel = type(config.layers[0].attention.inner_attention)._owner.__name__

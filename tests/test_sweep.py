@@ -293,7 +293,8 @@ def test_the_feed_forward_of_the_scales_is_torchtitans() -> None:
 
 def test_the_sweep_sets_every_flag_that_could_contradict_it() -> None:
     """A new coordinate among the run's own flags must be refused in [flags], or be free."""
-    free = {"dataset", "dataset_path", "tokenizer", "alignment_table", "sites_from", "optimizer"}
+    free = {"dataset", "dataset_path", "tokenizer", "alignment_table", "sites_from"}
+    free |= {"optimizer", "fuse_qkv"}
     taken = {"scale", "method", "lr", "seed", "steps", "output_dir", "check"}
     assert {field.name for field in fields(Flags)} == free | taken
 

@@ -32,6 +32,7 @@ def check(config: Any) -> None:
         _check_images(config)
     _check_parallelism(config.parallelism)
     _check_mesh(config)
+    _check_experts(config)
     if config.maxp.optimizer == "muon":
         _check_muon(config)
     _check_batch(config)
@@ -201,7 +202,7 @@ def _check_parallelism(parallelism: Any) -> None:
         if getattr(parallelism, name) > 1:
             raise ValueError(
                 f"--parallelism.{name} {getattr(parallelism, name)}: not supported; "
-                "alignment is measured on whole sequences of a whole dense model, so leave it at 1"
+                "alignment is measured on whole sequences of a whole model, so leave it at 1"
             )
 
 
@@ -241,6 +242,30 @@ def _check_mesh(config: Any) -> None:
             raise ValueError(
                 f"torchtitan refuses --scale {config.scale} with these flags: {error}"
             ) from None
+
+
+def _check_experts(config: Any) -> None:
+    """Check how processes share a mixture of experts."""
+    layers = getattr(config.model_spec and config.model_spec.model, "layers", ())
+    numbers = [layer.moe.num_experts for layer in layers if getattr(layer, "moe", None)]
+    if not numbers:
+        return
+    if (degree := config.parallelism.tensor_parallel_degree) > 1:
+        raise ValueError(
+            f"--parallelism.tensor_parallel_degree {degree} with --scale {config.scale}: not "
+            "supported with experts; leave it at 1, and divide the model among processes with "
+            "--parallelism.data_parallel_shard_degree"
+        )
+    shards, number = (
+        ParallelDims.from_config(config.parallelism, processes()).dp_shard,
+        min(numbers),
+    )
+    if shards > number:
+        raise ValueError(
+            f"--parallelism.data_parallel_shard_degree {shards} with --scale {config.scale}: it "
+            f"has {number} experts, which {number} processes can share; pass {number} or "
+            "fewer, and the other processes as --parallelism.data_parallel_replicate_degree"
+        )
 
 
 def _check_muon(config: Any) -> None:

@@ -14,8 +14,6 @@ from torchtitan.config.configs import (
     ParallelismConfig,
 )
 from torchtitan.distributed.activation_checkpoint import SelectiveAC
-from torchtitan.models.llama3 import Llama3StateDictAdapter, parallelize_llama
-from torchtitan.protocols.model_spec import ModelSpec
 
 from train import cpu, torch_compat
 from train.data.corpus import prepare_embedded
@@ -24,8 +22,7 @@ from train.defaults import shared_fields, shared_metrics, shared_validation
 from train.method.optimizers import with_muon
 from train.method.settings import MaxPSettings, OptimizerName
 from train.metrics import HeldOutValidator, RunMetrics
-from train.model.kinds import site_graph
-from train.model.llama3 import model_config
+from train.model.kinds import fused_blocks, site_graph
 from train.model.scales import (
     LLAMA3_VOCABULARY,
     Scale,
@@ -34,6 +31,7 @@ from train.model.scales import (
     find_scale,
     get_scale,
 )
+from train.model.specs import model_spec
 from train.run.identity import ADAMW, NO_BASE, run_name
 from train.trainer import MaxPTrainer
 
@@ -51,9 +49,11 @@ class Flags:
 
     scale: str
     """debug, s1 to s5, w256 to w4096 (only the width differs), or cpu64 to cpu512 (the same at a
-    size for CPUs). Image classifiers: vit-ti, vit-s, vit-b, vit-l; vit-w256 to vit-w4096; mlp-s,
-    mlp-m, mlp-b, mlp-l; for CPUs vit-debug, mlp-debug, vit-cpu32 to vit-cpu128 and mlp-cpu64 to
-    mlp-cpu256; timm-NAME is any model of timm."""
+    size for CPUs). Other decoders: qwen3-SIZE, deepseek-SIZE, gptoss-SIZE with the published sizes,
+    such as qwen3-0.6b; for CPUs qwen3-debug, qwen3-moe-debug, deepseek-debug and gptoss-debug, and
+    qwen3-cpu64 to qwen3-cpu256 and so on. Image classifiers: vit-ti, vit-s, vit-b, vit-l; vit-w256
+    to vit-w4096; mlp-s, mlp-m, mlp-b, mlp-l; for CPUs vit-debug, mlp-debug, vit-cpu32 to vit-cpu128
+    and mlp-cpu64 to mlp-cpu256; timm-NAME is any model of timm."""
 
     method: str = "maxP"
     """maxP, mup-full, mup-no, maxP-frozen or sp."""
@@ -98,6 +98,10 @@ class Flags:
     """For --scale timm-NAME: another width of the model, timm-OTHER, with which it is compared to
     find its sites. To train the base itself, pass one."""
 
+    fuse_qkv: bool = False
+    """Compute q, k and v with one weight, as torchtitan's models do by default. They then have one
+    learning rate, that of the most cautious of the three."""
+
     check: bool = False
     """Print what would run, and stop before the first step."""
 
@@ -131,6 +135,8 @@ def make_config(flags: Flags) -> MaxPTrainer.Config:
                 "leave it out"
             )
         return _text_config(flags, size, settings, steps=steps, folder=folder)
+    if flags.fuse_qkv:
+        raise ValueError(f"--fuse-qkv: --scale {size.name} is no language model; leave it out")
     # Imported here, so that a run on text does not need what images need.
     from train.image_config import image_config
 
@@ -158,7 +164,7 @@ def _text_config(
     cross_entropy = CrossEntropyLoss.Config(global_vocab_size=vocab_size)
     return MaxPTrainer.Config(
         **shared_fields(size, settings, seed=seed, steps=steps, folder=folder),
-        model_spec=model_spec(size, vocab_size),
+        model_spec=model_spec(size, vocab_size, fuse_qkv=flags.fuse_qkv),
         hf_assets_path=assets,
         # The chunked loss saves memory where logits are large.
         loss=cross_entropy if size.on_corpus else ChunkedLossWrapper.Config(loss_fn=cross_entropy),
@@ -168,22 +174,9 @@ def _text_config(
             dataloader=TextDataLoader.Config(**data, split="validation"),
         ),
         metrics=RunMetrics.Config(**shared_metrics(size)),
-        activation_checkpoint=SelectiveAC.Config() if size.name in ("s4", "s5", "w4096") else None,
+        activation_checkpoint=SelectiveAC.Config() if size.active_params >= 1e9 else None,
         compile=CompileConfig(enable=cpu.has_accelerator() and not size.on_corpus),
         parallelism=ParallelismConfig(spmd_backend=torch_compat.spmd_backend()),
-    )
-
-
-def model_spec(scale: Scale, vocab_size: int) -> ModelSpec:
-    """What torchtitan needs to build and shard the model."""
-    return ModelSpec(
-        name="llama3",
-        flavor=scale.name,
-        model=model_config(scale, vocab_size),
-        parallelize_fn=parallelize_llama,
-        pipelining_fn=None,
-        post_optimizer_build_fn=None,
-        state_dict_adapter=Llama3StateDictAdapter,
     )
 
 
@@ -224,7 +217,8 @@ def _match_tokenizer(config: MaxPTrainer.Config) -> None:
     size = _vocabulary(config.hf_assets_path, required=True)
     assert config.model_spec is not None
     if size != config.model_spec.model.vocab_size:
-        config.model_spec = model_spec(get_scale(config.scale), size)
+        fused = bool(fused_blocks(config.model_spec.model))
+        config.model_spec = model_spec(get_scale(config.scale), size, fuse_qkv=fused)
 
 
 def _vocabulary(assets: str, *, required: bool = False) -> int:

@@ -2,8 +2,8 @@
 
     python -m train.export RUN --to DIR
 
-A site computes ``n^-a W z``. Hugging Face's LLaMA has no multipliers, so ``n^-a W`` is written.
-QK^T has no weight, and Hugging Face scales it by 1/sqrt(head_dim), so the query weights take the
+A site computes ``n^-a W z``. The models of transformers have no multipliers, so ``n^-a W`` is
+written. QK^T has no weight, and transformers scales it by 1/sqrt(head_dim), so the queries take the
 rest of its multiplier. What timm reads is in `train.image_export`.
 """
 
@@ -13,8 +13,9 @@ import shutil
 import sys
 import tempfile
 import warnings
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -26,18 +27,21 @@ from tokenizers import Tokenizer
 from tokenizers.processors import Sequence, TemplateProcessing
 from torch import nn
 from torchtitan.components.tokenizer import HuggingFaceTokenizer
-from torchtitan.models.llama3 import Llama3StateDictAdapter
-from torchtitan.models.llama3.model import Llama3Model
 
 from maxp import Parametrization
-from maxp.module import find_sites
+from maxp.module import bias_of, find_sites
 from train.checkpoint_files import find_checkpoint
 from train.method.base import base_arguments
 from train.method.methods import get_method
 from train.method.settings import read_settings
+from train.model.decoders import model_config
+from train.model.experts import ExpertSite
+from train.model.hf_config import hf_config as hf_config
+from train.model.hf_config import lacks_load_balancing
 from train.model.image_scales import ImageScale
-from train.model.llama3 import model_config
+from train.model.scale import Family
 from train.model.scales import find_scale, get_scale
+from train.model.specs import PARTS
 from train.run.folder import RunFolderError, load_run
 
 TOKENIZER_FILES = (
@@ -48,66 +52,39 @@ TOKENIZER_FILES = (
 
 
 def multipliers(model: nn.Module) -> dict[str, float]:
-    """By parameter name, the factors that fold the multipliers of a LLaMA's sites into its weights.
+    """By parameter name, the factors that fold the multipliers of a decoder into its weights.
 
     Args:
-        model: built from `train.model.llama3.model_config`, on any device, with its multipliers set
-            by `maxp.Parametrization`.
+        model: built from `train.model.decoders.model_config`, on any device, with its multipliers
+            set by `maxp.Parametrization`.
     """
+    names = {id(p): name for name, p in model.named_parameters(remove_duplicate=False)}
+    factors: dict[str, float] = {}
     sites = find_sites(model)
-    factors = {f"{name}.weight": s.scale for name, s in sites.items() if s.weight is not None}
+    for name, site in sites.items():
+        if site.weight is None:
+            continue
+        factors[name if isinstance(site, ExpertSite) else f"{name}.weight"] = site.scale
+        if (bias := bias_of(site)) is not None:
+            factors[names[id(bias)]] = site.scale
     for name, site in sites.items():
         if site.weight is None:
             attention = name.rpartition(".")[0]
-            factors[f"{attention}.qkv_linear.wq.weight"] *= site.scale * site.width_dim**0.5
+            for query in _queries(attention, names.values()):
+                factors[query] = factors.get(query, 1.0) * site.scale * site.width_dim**0.5
     return factors
 
 
-def hf_config(
-    config: Llama3Model.Config, seq_len: int, bos: int | None, eos: int | None
-) -> dict[str, Any]:
-    """The ``config.json`` with which transformers' ``LlamaForCausalLM`` computes the same logits.
-
-    Its keys are those of transformers 4, which version 5 reads as well.
-
-    Args:
-        config: of the model.
-        seq_len: tokens per sequence in training, the longest input that the model knows.
-        bos: id of the token that begins a text.
-        eos: id of the token that ends a text.
-    """
-    attention, feed_forward = config.layers[0].attention, config.layers[0].feed_forward
-    rope = attention.rope
-    assert feed_forward is not None
-    assert rope.scaling == "llama"
-    return {
-        "architectures": ["LlamaForCausalLM"],
-        "model_type": "llama",
-        "vocab_size": config.vocab_size,
-        "hidden_size": config.dim,
-        "intermediate_size": feed_forward.w1.out_features,
-        "num_hidden_layers": len(config.layers),
-        "num_attention_heads": attention.n_heads,
-        "num_key_value_heads": attention.n_kv_heads or attention.n_heads,
-        "head_dim": rope.dim,
-        "hidden_act": "silu",
-        "attention_bias": False,
-        "mlp_bias": False,
-        "rms_norm_eps": config.norm.eps,
-        "rope_theta": float(rope.theta),
-        "rope_scaling": {
-            "rope_type": "llama3",
-            "factor": rope.scaling_factor,
-            "low_freq_factor": rope.low_freq_factor,
-            "high_freq_factor": rope.high_freq_factor,
-            "original_max_position_embeddings": rope.original_max_position_embeddings,
-        },
-        "max_position_embeddings": seq_len,
-        "tie_word_embeddings": False,
-        "bos_token_id": bos,
-        "eos_token_id": eos,
-        "torch_dtype": "float32",
-    }
+def _queries(attention: str, names: Collection[str]) -> list[str]:
+    """The parameters that the size of the queries is proportional to."""
+    gain = f"{attention}.q_norm.weight"
+    if f"{attention}.wq_b.weight" in names:  # there q_norm is that of the latent
+        return [f"{attention}.wq_b.weight"]
+    if gain in names:
+        return [gain]
+    layers = (f"{attention}.qkv_linear.wq", f"{attention}.wq")
+    both = [f"{layer}.{kind}" for layer in layers for kind in ("weight", "bias")]
+    return [name for name in both if name in names]
 
 
 def read_weights(
@@ -238,7 +215,7 @@ def export(
     record = load_run(run, metrics=False).config
     try:
         images = isinstance(find_scale(record["scale"]), ImageScale)
-        source = _recorded_classifier(record) if images else _recorded_llama(record)
+        source = _recorded_classifier(record) if images else _recorded_decoder(record)
         settings, folder = read_settings(record["maxp"]), record["checkpoint"]["folder"]
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(
@@ -278,9 +255,10 @@ class _Source:
     rename: Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]]
 
 
-def _recorded_llama(record: Mapping[str, Any]) -> _Source:
+def _recorded_decoder(record: Mapping[str, Any]) -> _Source:
     vocab_size, seq_len = record["model_spec"]["model"]["vocab_size"], record["training"]["seq_len"]
-    config = model_config(get_scale(record["scale"]), vocab_size)
+    scale = get_scale(record["scale"])
+    config = model_config(scale, vocab_size)
     used = Path(record["hf_assets_path"])
 
     def check(tokenizer: Path | None) -> tuple[dict[str, Any], Path]:
@@ -288,7 +266,47 @@ def _recorded_llama(record: Mapping[str, Any]) -> _Source:
         text = _read_tokenizer(assets, vocab_size)
         return hf_config(config, int(seq_len), text.bos_id, text.eos_id), assets
 
-    return _Source(config, check, multipliers, Llama3StateDictAdapter(config, None).to_hf)
+    return _Source(config, check, multipliers, partial(renamed, config, scale.family))
+
+
+def renamed(
+    config: Any, family: Family, tensors: Mapping[str, torch.Tensor]
+) -> dict[str, torch.Tensor]:
+    """The tensors of a decoder by transformers' names, with an untied head.
+
+    Args:
+        config: of the model.
+        family: of its scale.
+        tensors: by torchtitan's names.
+    """
+    biases = [tensor for name, tensor in tensors.items() if name.endswith("expert_bias_E")]
+    if lacks_load_balancing(config) and any(bool(bias.any()) for bias in biases):
+        print(
+            "note: transformers chooses experts without the bias that balances their load, so some "
+            "tokens go to other experts than in training"
+        )
+    untied = replace(config, enable_weight_tying=False)
+    return {**PARTS[family].adapter(untied, None).to_hf(dict(tensors)), **_gptoss(tensors)}
+
+
+# torchtitan's adapter of GPT-OSS has the names of quantised experts, which hold no such weights.
+_GPTOSS = {
+    "mlp1_weight_EGD": ("gate_up_proj", True),
+    "mlp1_bias_EG": ("gate_up_proj_bias", False),
+    "mlp2_weight_EDF": ("down_proj", True),
+    "mlp2_bias_ED": ("down_proj_bias", False),
+}
+
+
+def _gptoss(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The experts of GPT-OSS by transformers' names, (experts, in, out)."""
+    renamed = {}
+    for name, tensor in tensors.items():
+        block, _, parameter = name.partition(".moe.routed_experts.inner_experts.")
+        if parameter in _GPTOSS:
+            own, transposed = _GPTOSS[parameter]
+            renamed[f"model.{block}.mlp.experts.{own}"] = tensor.mT if transposed else tensor
+    return renamed
 
 
 def _recorded_classifier(record: Mapping[str, Any]) -> _Source:

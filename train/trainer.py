@@ -27,7 +27,8 @@ from train.method.optimizers import check_muon
 from train.method.probe import FreshText, TrainerParametrization, draw_probe
 from train.method.settings import MaxPSettings
 from train.metrics import COUNT_PREFIX, DivergedError, HeldOutValidator, RunMetrics
-from train.model.kinds import site_graph
+from train.model.experts import unmeasured
+from train.model.kinds import fused_blocks, site_graph
 from train.preemption import PreemptedError, StopFlag
 from train.run.folder import RunFolder
 from train.run.tail import COUNTS
@@ -109,6 +110,7 @@ class MaxPTrainer(Trainer):
         self._model_config = config.model_spec.model
         for group in config.optimizer.param_groups:
             group.optimizer_kwargs["lr"] = config.maxp.lr
+        self._own_hook = config.model_spec.post_optimizer_build_fn
         config.model_spec = replace(
             config.model_spec, post_optimizer_build_fn=self._set_learning_rates
         )
@@ -122,6 +124,8 @@ class MaxPTrainer(Trainer):
                     "no accelerator: training uses torch's attention, and attention is not masked "
                     "at document boundaries"
                 )
+                if unmeasured(self.parametrization.sites):
+                    logger.info("no accelerator: experts are multiplied one by one, in float32")
         if isinstance(self.metrics_processor, RunMetrics):
             self.metrics_processor.site_metrics = self.site_metrics
             self.metrics_processor.layer_types = layer_types(self.parametrization.graph)
@@ -148,6 +152,8 @@ class MaxPTrainer(Trainer):
 
     def _set_learning_rates(self, optimizers: Any, model_parts: Any, parallel_dims: Any) -> None:
         """torchtitan's hook after the optimizer is built: draw weights, solve, split the groups."""
+        if self._own_hook is not None:
+            self._own_hook(optimizers, model_parts, parallel_dims)
         settings, method = self.config.maxp, self.method
         graph = site_graph(self._model_config)
         self.parametrization = TrainerParametrization(
@@ -164,8 +170,14 @@ class MaxPTrainer(Trainer):
             warm_start=settings.warm_start,
             measure_bilinear=settings.measure_bilinear,
             seed=self.config.debug.seed,
+            fused=None if method.needs_table else fused_blocks(self._model_config),
         )
         check_muon(optimizers, self.parametrization)
+        if held := unmeasured(self.parametrization.sites):
+            logger.info(
+                "%d weights of routed experts are not measured: they keep alignment %s (%s, ...)",
+                len(held), method.alignment, held[0],
+            )  # fmt: skip
         missing = self.parametrization.measured.keys() & self.parametrization.weights.keys()
         if method.needs_table and missing:
             raise ValueError(

@@ -20,7 +20,7 @@ from train import cpu
 from train.checks import data_parallel_ranks
 from train.config import Flags, complete, make_config
 from train.model.converter import SiteConverter
-from train.model.llama3 import model_config
+from train.model.decoders import model_config
 from train.model.scales import get_scale
 from train.trainer import MaxPTrainer
 

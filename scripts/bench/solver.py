@@ -151,9 +151,9 @@ def graphs(options: Options) -> Iterator[tuple[str, Graph]]:
         yield f"chain {sites}", chain_of(sites)
     for scale in options.scales:
         # Imported here: torchtitan's import takes seconds, and chains do not need it.
-        from train.model.llama3 import llama3_graph
+        from train.model.decoders import decoder_graph
 
-        yield f"LLaMA-3 {scale}", llama3_graph(scale)
+        yield f"LLaMA-3 {scale}", decoder_graph(scale)
 
 
 def table(rows: list[Row]) -> str:

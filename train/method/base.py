@@ -4,7 +4,7 @@ from typing import Any
 
 from maxp import Depth
 from train.method.settings import MaxPSettings
-from train.model.kinds import base_model, branch_ends
+from train.model.kinds import base_model, base_std, branch_ends
 from train.model.scales import find_scale
 from train.run.identity import NO_BASE
 
@@ -22,6 +22,8 @@ def base_arguments(settings: MaxPSettings, scale: str, model: Any) -> dict[str, 
     if settings.base_scale == NO_BASE:
         return arguments
     arguments["base"] = base_model(model, scale, settings.base_scale)
+    if stds := base_std(model, settings.base_scale):
+        arguments["base_std"] = stds
     here, base = find_scale(scale), find_scale(settings.base_scale)
     if here.n_layers != base.n_layers and settings.depth_exponent > 0:
         ratio = here.n_layers / base.n_layers

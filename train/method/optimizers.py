@@ -116,8 +116,10 @@ def with_muon(
         ValueError: one line: a hidden site has a weight that is no matrix.
     """
     hidden = [s.name for s in graph.sites if s.layer_type == "hidden" and s.has_weight]
+    weights = dict(model.named_parameters())
     for name in hidden:
-        if (dimensions := model.get_parameter(f"{name}.weight").ndim) != 2:
+        weight = weights[name] if name in weights else weights[f"{name}.weight"]
+        if (dimensions := weight.ndim) != 2:
             raise ValueError(
                 f"--optimizer muon: the weight of {name} has {dimensions} dimensions, and Muon "
                 "takes matrices only; pass --optimizer adamw"

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from train.model import image_costs
 from train.model.image_scales import ImageScale
+from train.model.scale import Weight
 from train.model.scales import LLAMA3_VOCABULARY, VOCAB_SIZE, AnyScale, Scale
 
 FLOAT32, FLOAT64, INT64 = 4, 8, 8
@@ -61,23 +62,22 @@ class Probe:
         return min(max(1, self.tokens // self.sequences), scale.seq_len)
 
 
-@dataclass(frozen=True)
-class Weight:
-    """A site's weight: its shape (out, in), and the dimension that TP splits."""
+def local_size(weight: Weight, mesh: Mesh) -> int:
+    """Entries that the first rank holds."""
+    if weight.experts > 1:  # FSDP splits the experts
+        return _part(weight.experts, mesh.shard) * weight.out * weight.into
+    rows, columns = local_shape(weight, mesh)
+    return rows * columns
 
-    name: str
-    out: int
-    into: int
-    tensor_dim: int = 0
 
-    def local(self, mesh: Mesh) -> tuple[int, int]:
-        """(rows, columns) that the first rank holds: TP first, then FSDP on rows."""
-        rows, columns = self.out, self.into
-        if self.tensor_dim == 0:
-            rows = _part(rows, mesh.tensor)
-        else:
-            columns = _part(columns, mesh.tensor)
-        return _part(rows, mesh.shard), columns
+def local_shape(weight: Weight, mesh: Mesh) -> tuple[int, int]:
+    """(rows, columns) of a matrix that the first rank holds: TP first, then FSDP on rows."""
+    rows, columns = weight.out, weight.into
+    if weight.tensor_dim == 0:
+        rows = _part(rows, mesh.tensor)
+    else:
+        columns = _part(columns, mesh.tensor)
+    return _part(rows, mesh.shard), columns
 
 
 @dataclass(frozen=True)
@@ -117,24 +117,19 @@ def embedding(scale: Scale) -> Weight:
     return Weight("tok_embeddings", vocabulary(scale), scale.dim)
 
 
+def head(scale: Scale) -> Weight:
+    return Weight("lm_head", vocabulary(scale), scale.dim)
+
+
 def measured_weights(scale: Scale) -> list[Weight]:
-    """The weights whose alignment is measured: those of all linear layers."""
-    dim, ffn, keys = scale.dim, scale.ffn_dim, scale.n_kv_heads * scale.head_dim
-    layer = [
-        Weight("wq", dim, dim),
-        Weight("wk", keys, dim),
-        Weight("wv", keys, dim),
-        Weight("wo", dim, dim, tensor_dim=1),
-        Weight("w1", ffn, dim),
-        Weight("w3", ffn, dim),
-        Weight("w2", dim, ffn, tensor_dim=1),
-    ]
-    return layer * scale.n_layers + [Weight("lm_head", vocabulary(scale), dim)]
+    """The weights whose alignment is measured: those of all linear layers but routed experts."""
+    return [*(weight for weight in scale.block_weights if weight.measured), head(scale)]
 
 
 def parameters(scale: Scale) -> tuple[int, int]:
     """Parameters of the whole model: (embedding and head, all others)."""
-    return 2 * vocabulary(scale) * scale.dim, scale.non_embedding_params
+    tables = 1 if scale.tied else 2
+    return tables * vocabulary(scale) * scale.dim, scale.non_embedding_params
 
 
 def memory(
@@ -145,18 +140,19 @@ def memory(
     AdamW trains everything, or with ``muon`` all but the matrices of hidden layers.
     """
     mesh, probe = mesh or Mesh(), probe or Probe()
-    sites = [weight.local(mesh) for weight in measured_weights(scale)]
-    measured = sum(rows * columns for rows, columns in sites)
-    table = embedding(scale).local(mesh)
-    norms = 2 * scale.n_layers + 1
-    gains = norms * _part(scale.dim, mesh.shard)
-    held = measured + table[0] * table[1] + gains
-    tensors = len(sites) + 1 + norms
+    measured = sum(local_size(weight, mesh) for weight in measured_weights(scale))
+    weights = [*scale.block_weights, head(scale)]
+    weights += [] if scale.tied else [embedding(scale)]
+    gains = sum(_part(rows, mesh.shard) * columns for rows, columns in scale.vectors)
+    held = sum(local_size(weight, mesh) for weight in weights) + gains
+    tensors = len(weights) + len(scale.vectors)
+    # Muon has one moment less, and no step count.
+    saved = muon * sum(local_size(weight, mesh) + 1 for weight in scale.block_weights)
     return Memory(
         parameters=FLOAT32 * held,
         gradients=FLOAT32 * held,
-        # Two moments per entry, and a step count per tensor; with Muon one moment alone.
-        optimizer=FLOAT32 * (2 * held + tensors - muon * sum(1 + r * c for r, c in sites[:-1])),
+        # Two moments per entry, and a step count per tensor.
+        optimizer=FLOAT32 * (2 * held + tensors - saved),
         w0=FLOAT32 * (held if probe.fresh else measured),
         gains=FLOAT32 * gains if probe.fresh else 0,
         z0=0 if probe.fresh else z0_bytes(scale, probe),
@@ -172,8 +168,9 @@ def z0_bytes(scale: Scale, probe: Probe) -> int:
     every query head.
     """
     rows, positions = probe.rows(scale), probe.sequences * probe.positions(scale)
-    layer = rows * (3 * scale.dim + scale.ffn_dim) + positions * 2 * scale.dim
-    return probe.itemsize * (scale.n_layers * layer + rows * scale.dim)
+    inputs = rows * sum(weight.into for weight in measured_weights(scale) if weight.new_input)
+    scores = positions * scale.n_layers * 2 * scale.n_heads * scale.head_dim
+    return probe.itemsize * (inputs + scores)
 
 
 def communicated(scale: Scale, mesh: Mesh | None = None, probe: Probe | None = None) -> int:
@@ -189,7 +186,7 @@ def communicated(scale: Scale, mesh: Mesh | None = None, probe: Probe | None = N
     products = 0
     if mesh.tensor > 1:  # the products themselves, where columns are split
         split = [weight for weight in weights if weight.tensor_dim == 1]
-        products = sum(3 * rows * weight.local(mesh)[0] * FLOAT32 for weight in split)
+        products = sum(3 * rows * local_shape(weight, mesh)[0] * FLOAT32 for weight in split)
     return axes * squares + products
 
 
@@ -198,9 +195,7 @@ def step_flops(scale: AnyScale) -> int:
     if isinstance(scale, ImageScale):
         return scale.global_batch_size * image_costs.training_flops(scale)
     tokens = scale.global_batch_size * scale.seq_len
-    multiplied = sum(w.out * w.into for w in measured_weights(scale))
-    attention = scale.n_layers * 2 * scale.dim * scale.seq_len
-    return 6 * tokens * (multiplied + attention)
+    return 6 * tokens * (_active(scale) + _size(head(scale)) + _attention(scale))
 
 
 def measurement_flops(scale: AnyScale, probe: Probe | None = None) -> int:
@@ -212,17 +207,30 @@ def measurement_flops(scale: AnyScale, probe: Probe | None = None) -> int:
     probe = probe or Probe()
     if isinstance(scale, ImageScale):
         return image_costs.measurement_flops(scale, PROBE_IMAGES, probe.tokens)
-    *blocks, head = measured_weights(scale)
-    dim, rows = scale.dim, probe.rows(scale)
-    inner = sum(w.out * w.into for w in blocks)
-    run = probe.sequences * scale.seq_len
-    forward = 2 * run * (inner + scale.n_layers * 2 * dim * scale.seq_len)
-    forward += 2 * probe.sequences * head.out * head.into  # the head runs on one token
+    rows, run = probe.rows(scale), probe.sequences * scale.seq_len
+    forward = 2 * run * (_active(scale) + _attention(scale))
+    forward += 2 * probe.sequences * _size(head(scale))  # the head runs on one token
     if probe.fresh:  # with the initial weights as well
         forward *= 2
-    products = 3 * 2 * rows * (inner + head.out * head.into)
-    bilinear = 3 * 2 * scale.n_layers * probe.sequences * probe.positions(scale) ** 2 * dim
+    products = 3 * 2 * rows * sum(_size(weight) for weight in measured_weights(scale))
+    pairs = scale.n_layers * probe.sequences * probe.positions(scale) ** 2
+    bilinear = 3 * 2 * pairs * scale.n_heads * scale.head_dim
     return forward + products + bilinear
+
+
+def _active(scale: Scale) -> int:
+    """Multiplications per token in all blocks: of experts, those that the token is sent to."""
+    return sum(w.chosen * _size(w) for w in scale.block_weights)
+
+
+def _size(weight: Weight) -> int:
+    return weight.out * weight.into
+
+
+def _attention(scale: Scale) -> int:
+    """Multiplications per token of scores and of mixing values, over the whole sequence."""
+    heads = scale.n_layers * scale.n_heads
+    return heads * (scale.head_dim + scale.value_dim) * scale.seq_len
 
 
 def training_flops(scale: AnyScale, steps: int, solve_interval: int | None = None) -> int:

@@ -1,57 +1,23 @@
 """The scales: LLaMA-3 models from a debug size to 3B, and ladders in which only the width differs.
 
-Those of image classifiers are in `train.model.image_scales`.
+Those of torchtitan's other decoders are in `train.model.decoder_scales`, and those of image
+classifiers in `train.model.image_scales`.
 
 This module does not import torch, so that commands that only plan runs start quickly. The models
-are in `train.model.llama3`.
+are in `train.model.decoders`.
 """
 
-from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from dataclasses import replace
+from typing import Any
 
+from train.model.decoder_scales import DECODER_BASES, DECODERS
 from train.model.image_scales import IMAGE_BASES, IMAGE_SCALES, TIMM, ImageScale
+from train.model.scale import Scale as Scale
 
 LLAMA3_VOCABULARY = 128_256
 VOCAB_SIZE = 4096
 """Tokens of the embedded corpus's tokenizer."""
 TOKENS_PER_PARAMETER = 20
-
-
-@dataclass(frozen=True)
-class Scale:
-    """One size of LLaMA-3: RMSNorm, SwiGLU, RoPE, grouped queries, untied head.
-
-    Attributes:
-        seq_len: tokens per sequence.
-        local_batch_size: sequences per process and forward pass.
-        global_batch_size: sequences per step, over all processes.
-        on_corpus: train on the embedded corpus with its tokenizer, not on FineWeb-Edu.
-    """
-
-    name: str
-    dim: int
-    n_layers: int
-    n_heads: int
-    n_kv_heads: int
-    ffn_dim: int
-    seq_len: int = 2048
-    local_batch_size: int = 8
-    global_batch_size: int = 256
-    on_corpus: bool = False
-
-    unit: ClassVar[str] = "tokens"
-    """What is counted."""
-
-    @property
-    def head_dim(self) -> int:
-        return self.dim // self.n_heads
-
-    @property
-    def non_embedding_params(self) -> int:
-        """Parameters without the embedding table and the head."""
-        attention = 2 * self.dim * (self.n_heads + self.n_kv_heads) * self.head_dim
-        norms = 2 * self.dim
-        return self.n_layers * (attention + 3 * self.dim * self.ffn_dim + norms) + self.dim
 
 
 def _llama(
@@ -104,7 +70,7 @@ AnyScale = Scale | ImageScale
 
 # The smallest scale of each ladder, where learning rates are tuned.
 _BASES = {"debug": "debug-base", "s": "s1", "w": "w256", "cpu": "cpu64"}
-_BASES |= {"cpu64-d": "cpu64-d2", **IMAGE_BASES}
+_BASES |= {"cpu64-d": "cpu64-d2", **IMAGE_BASES, **DECODER_BASES}
 
 
 def base_of(name: str) -> str | None:
@@ -118,7 +84,7 @@ def base_of(name: str) -> str | None:
 
 def all_scales() -> dict[str, AnyScale]:
     """The scales of language models and of image classifiers, by name."""
-    return {**SCALES, **IMAGE_SCALES}
+    return {**SCALES, **DECODERS, **IMAGE_SCALES}
 
 
 def find_scale(name: str, flag: str = "--scale") -> AnyScale:
@@ -144,18 +110,19 @@ def get_scale(name: str, flag: str = "--scale") -> Scale:
     Raises:
         ValueError: one line that names the flag and the known scales.
     """
-    if name not in SCALES:
-        raise ValueError(f"{flag} {name}: unknown; choose one of {', '.join(SCALES)}")
-    return SCALES[name]
+    scales = {**SCALES, **DECODERS}
+    if name not in scales:
+        raise ValueError(f"{flag} {name}: unknown; choose one of {', '.join(scales)}")
+    return scales[name]
 
 
 def compute_steps(scale: AnyScale, tokens_per_step: int | None = None) -> int:
     """Steps for 20 tokens per non-embedding parameter (Hoffmann et al. 2022, arXiv 2203.15556).
 
-    For images, the number that the scale has.
+    Of experts, those count that each token is sent to. For images, the number that the scale has.
     """
     if isinstance(scale, ImageScale):
         return scale.steps
     if tokens_per_step is None:
         tokens_per_step = scale.global_batch_size * scale.seq_len
-    return max(1, round(TOKENS_PER_PARAMETER * scale.non_embedding_params / tokens_per_step))
+    return max(1, round(TOKENS_PER_PARAMETER * scale.active_params / tokens_per_step))

@@ -1,4 +1,4 @@
-"""LLaMA-3's operations as sites: torchtitan's modules with a multiplier and the same names.
+"""A decoder's operations as sites: torchtitan's modules with a multiplier and the same names.
 
 Each class is derived from the class that the model is configured with, as in torchtitan's
 `components/lora.py`, so that it works with any of them (another attention, for example).
@@ -16,13 +16,21 @@ from torchtitan.models.common.param_init import skip_param_init
 from torchtitan.protocols.module import Module
 
 from maxp.module import LayerType, Site
+from train.model.inner_attention import WindowAttention
 
 
 @cache
-def weighted_site_class(parent: Any) -> type:
-    """A `Linear` or `Embedding` class whose output is multiplied by ``scale``."""
+def weighted_site_class(parent: Any, is_tied: bool = False) -> type:
+    """A `Linear` or `Embedding` class whose output is multiplied by ``scale``.
+
+    Args:
+        parent: the class.
+        is_tied: its weight is that of an earlier site.
+    """
 
     class WeightedSite(Site, parent):
+        tied = is_tied
+
         @dataclass(kw_only=True, slots=True)
         class Config(parent.Config):
             width_dim: int
@@ -48,7 +56,10 @@ def weighted_site_class(parent: Any) -> type:
 
 @cache
 def attention_site_class(parent: Any) -> type:
-    """An inner attention whose ``scale`` argument is the multiplier of QK^T, n = head_dim."""
+    """An inner attention whose ``scale`` argument is the multiplier of QK^T, n = head_dim.
+
+    A model's own scale, such as YaRN's, is multiplied by what the multiplier adds to 1/sqrt(n).
+    """
 
     class AttentionSite(Site, parent):
         @dataclass(kw_only=True, slots=True)
@@ -64,7 +75,9 @@ def attention_site_class(parent: Any) -> type:
 
         # Sharding plans use the names of these arguments.
         def forward(self, q_BLNH: Any, k_BLNH: Any, v_BLNH: Any, **kwargs: Any) -> Any:
-            kwargs["scale"] = self.scale
+            own = kwargs.get("scale")
+            usual = self.width_dim**-0.5
+            kwargs["scale"] = self.scale if own in (None, usual) else own * (self.scale / usual)
             return parent.forward(self, q_BLNH, k_BLNH, v_BLNH, **kwargs)
 
         def site_layout(self, operands: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
@@ -95,26 +108,44 @@ def _renamed(cls: type, parent: type) -> type:
 
 
 def weighted_site_config(
-    config: Module.Config, width_dim: int, layer_type: LayerType
+    config: Module.Config, width_dim: int, layer_type: LayerType, *, tied: bool = False
 ) -> Module.Config:
-    """``config`` for the same layer as a site; `maxp.Parametrization` draws its weight."""
-    values = _values(config)
+    """``config`` for the same layer as a site; `maxp.Parametrization` draws its weight.
+
+    Args:
+        config: of the layer.
+        width_dim, layer_type: of the site.
+        tied: its weight is that of an earlier site.
+    """
+    values = config_values(config)
     values["param_init"] = {**(config.param_init or {}), "weight": skip_param_init}
-    cls: Any = weighted_site_class(config._owner)
+    cls: Any = weighted_site_class(config._owner, tied)
     return cls.Config(**values, width_dim=width_dim, layer_type=layer_type)
 
 
 def attention_site_config(config: Module.Config, head_dim: int) -> Module.Config:
     """``config`` for the same inner attention as the site QK^T."""
     cls: Any = attention_site_class(config._owner)
-    return cls.Config(**_values(config), head_dim=head_dim)
+    return cls.Config(**config_values(config), head_dim=head_dim)
 
 
-def plain_attention_config(config: Any) -> Module.Config:
-    """The same site on torch's own attention, which needs no masks: for tracing."""
-    cls: Any = attention_site_class(ScaledDotProductAttention)
+def plain_attention_config(
+    config: Any, *, sinks: bool = False, window: int | None = None
+) -> Module.Config:
+    """The same site on an attention that needs no masks: for tracing.
+
+    Args:
+        config: of the site.
+        sinks: the model has sinks.
+        window: how many positions a query sees; None is all before it.
+    """
+    if sinks:
+        cls: Any = attention_site_class(WindowAttention)
+        return cls.Config(head_dim=config.head_dim, window=window)
+    cls = attention_site_class(ScaledDotProductAttention)
     return cls.Config(head_dim=config.head_dim)
 
 
-def _values(config: Any) -> dict[str, Any]:
+def config_values(config: Any) -> dict[str, Any]:
+    """The arguments with which a configuration was made."""
     return {f.name: getattr(config, f.name) for f in fields(config) if f.init}
