@@ -19,8 +19,7 @@ from maxp.shards import local
 from train import cpu
 from train.checks import data_parallel_ranks
 from train.config import Flags, complete, make_config
-from train.model.converter import SiteConverter
-from train.model.decoders import model_config
+from train.model.decoders import plain_model_config
 from train.model.scales import get_scale
 from train.trainer import MaxPTrainer
 
@@ -198,8 +197,7 @@ def torchtitan_trainer(config: MaxPTrainer.Config) -> Trainer:
     inherited = _values(config, Trainer.Config)
     spec = config.model_spec
     assert spec is not None
-    with mock.patch.object(SiteConverter, "convert", lambda self, model: model):
-        plain = model_config(get_scale(config.scale), spec.model.vocab_size)
+    plain = plain_model_config(get_scale(config.scale), spec.model.vocab_size)
     inherited["model_spec"] = replace(spec, model=plain)
     inherited["metrics"] = MetricsProcessor.Config(
         **_values(config.metrics, MetricsProcessor.Config)
