@@ -3,6 +3,7 @@
 Numbers are read from the sentences, and computed anew from the losses of the runs.
 """
 
+import math
 import re
 from pathlib import Path
 
@@ -12,8 +13,16 @@ import pytest
 import scipy.stats
 
 from scripts.transfer import plan, runs
+from scripts.transfer.added import LAW, horizon_curves
 from scripts.transfer.plan import ABLATED, ABLATIONS, ARMS, DEPTH_ARMS, DEPTHS, STEPS, WIDEST
-from scripts.transfer.results import Data, needed, power, predicted
+from scripts.transfer.results import (
+    Data,
+    best_lr,
+    needed,
+    optima,
+    power,
+    predicted,
+)
 from train.model.scales import get_scale
 
 DOCS = Path(__file__).parents[1] / "docs"
@@ -164,6 +173,21 @@ def test_the_best_lr_falls_faster_than_predicted_by_what_the_page_says() -> None
     assert min(forecasts, key=forecasts.__getitem__) == "sp"
     highest = {arm for arm, value in forecasts.items() if value > max(forecasts.values()) - 0.005}
     assert highest == {"mup-full", "maxP"}
+
+
+def test_what_the_token_horizon_shows() -> None:
+    assert said("the interval over three seeds contains -0.32, but also 0.") == []
+    curves = horizon_curves(DATA)
+    over_tokens = power(curves)
+    assert over_tokens.low < LAW == -0.32 < 0 < over_tokens.high
+    cost, fall = said("runs costs # nats on the longest, while the loss itself falls by # nats.")
+    shortest, *_, longest = curves.values()
+    lr = best_lr(shortest)
+    assert round(longest[lr].mean() - longest[best_lr(longest)].mean(), 2) == cost
+    assert round(shortest[lr].mean() - longest[lr].mean(), 1) == fall
+    assert said("Four times the tokens move it by less than one step of a factor of 2.") == []
+    moved = np.log(optima(shortest)).mean() - np.log(optima(longest)).mean()
+    assert 0 < moved < math.log(2)
 
 
 def test_the_length_of_the_runs() -> None:
