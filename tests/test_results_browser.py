@@ -14,10 +14,10 @@ from train.results.collect import collect
 from train.results.report import report
 
 WAIT = ("--dump-dom", "--virtual-time-budget=3000")
-CHANGE = (
+CHANGE = (  # once the charts are drawn, as they are for printing without waiting for a frame
     "const change = (id, event, value) => {{ const control = document.getElementById(id);"
     "control.value = value; control.dispatchEvent(new Event(event)); }};"
-    "setTimeout(() => {{ {} }}, 500);"
+    "dispatchEvent(new Event('beforeprint')); setTimeout(() => {{ {} }});"
 )
 HOVER = (  # at the middle of the first chart
     "const over = document.querySelector('.u-over'), box = over.getBoundingClientRect();"

@@ -393,13 +393,14 @@ def test_hovering_shows_the_logged_values_and_a_click_the_configuration(tmp_path
     losses = {1: 9.0, 2: 5.25, 3: 4.125}
     records = [{"step": step, "loss": loss} for step, loss in losses.items()]
     write_run(tmp_path / "runs", validation=3.0, records=records, recorded={"hardware": H100})
-    hover = (
+    hover = (  # charts are drawn for printing without waiting for a frame
+        "dispatchEvent(new Event('beforeprint'));"
         "setTimeout(() => {"
         "const over = document.querySelector('.u-over'), box = over.getBoundingClientRect();"
         "const at = {clientX: box.left + box.width / 2, clientY: box.top + 20, bubbles: true};"
         "over.dispatchEvent(new MouseEvent('mouseenter', at));"
         "over.dispatchEvent(new MouseEvent('mousemove', at));"
-        "document.querySelector('button[data-run]').click(); }, 500);"
+        "document.querySelector('button[data-run]').click(); });"
     )
     page = report(collect(tmp_path / "runs"), "t")
     dom, console = browse(page, tmp_path, "--dump-dom", "--virtual-time-budget=3000", script=hover)
