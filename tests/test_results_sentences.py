@@ -13,7 +13,7 @@ import pytest
 import scipy.stats
 
 from scripts.transfer import plan, runs
-from scripts.transfer.added import LAW, horizon_curves
+from scripts.transfer.added import LAW, horizon_curves, muon_curves
 from scripts.transfer.plan import ABLATED, ABLATIONS, ARMS, DEPTH_ARMS, DEPTHS, STEPS, WIDEST
 from scripts.transfer.results import (
     Data,
@@ -188,6 +188,28 @@ def test_what_the_token_horizon_shows() -> None:
     assert said("Four times the tokens move it by less than one step of a factor of 2.") == []
     moved = np.log(optima(shortest)).mean() - np.log(optima(longest)).mean()
     assert 0 < moved < math.log(2)
+
+
+def test_what_muon_shows_over_widths() -> None:
+    curves = muon_curves(DATA)
+    bests = {width: best_lr(curve) for width, curve in curves.items()}
+    assert said("The best ones at `cpu64` and at `cpu256` are two steps apart.") == []
+    assert said("the best one of `cpu128` is also that of `cpu256`.") == []
+    assert bests[64] / bests[256] == pytest.approx(4)
+    assert bests[128] == bests[256]
+    (spread,) = said("from 5e-3 to 2e-2 it differs by # nats, less than between seeds")
+    flat = curves[64][[0.005, 0.01, 0.02]]
+    assert round(float(np.ptp(flat.mean())), 2) == spread < np.ptp(flat[0.01])
+    assert said("the interval of the power contains 0.") == []
+    assert power(curves).low < 0 < power(curves).high
+    (most,) = said("AdamW, is within # nats of Muon's best at each of the three widths")
+    assert all((c[0.01] - c[bests[w]]).mean() < most for w, c in curves.items())
+    near, lower = said(
+        "Muon and AdamW end within # nats of each other at `cpu64` and `cpu128`, and Muon # nats"
+    )
+    gaps = {w: c[bests[w]].mean() - tuned("mup-full", f"cpu{w}").mean() for w, c in curves.items()}
+    assert max(abs(gaps[64]), abs(gaps[128])) < near
+    assert round(-gaps[256], 2) == lower
 
 
 def test_the_length_of_the_runs() -> None:

@@ -170,7 +170,8 @@ def test_runs_are_parallel(runs: Runs) -> None:
 def test_a_run_may_fork_workers(runs: Runs) -> None:
     code = (
         "import multiprocessing as m\n"
-        "pool = m.get_context('fork').Pool(2)\nprint(pool.map(abs, [-1, 2]))\npool.close()"
+        "pool = m.get_context('fork').Pool(2)\nprint(pool.map(abs, [-1, 2]))\npool.close()\n"
+        "pool.join()"  # at exit a pool would send SIGTERM, which a run ignores until it can save
     )
     assert runs.run(code) == "[1, 2]\n"
 

@@ -18,7 +18,7 @@ LENGTHS = {"x1": STEPS, "x2": 2 * STEPS, "x4": 4 * STEPS}
 STEP_TOKENS = 512
 
 MUON_WIDTHS = {"cpu64": 64, "cpu128": 128, "cpu256": 256}
-MUON_SEEDS = (1, 2)
+MUON_SEEDS = (1, 2, 3)
 
 LAW = -0.32
 """The power of the best lr over tokens that Bjorck et al. (arXiv 2409.19913) report."""
