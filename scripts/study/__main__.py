@@ -1,6 +1,6 @@
 """Run the muP study and write its report: slopes, numbers, tables and figures.
 
-$ python -m scripts.study                 # everything, into docs/study; 15 minutes on two cores
+$ python -m scripts.study                 # everything, into docs/study; 9 minutes on two cores
 $ python -m scripts.study --quick         # small sizes, into runs/study-quick; seconds
 $ python -m scripts.study --part report   # the report again, from the rows that were measured
 $ python -m scripts.study --part heatmap  # the page heatmap.md; four minutes
