@@ -17,7 +17,7 @@ from torchtitan.trainer import Trainer
 from scripts.torture.ranks import run_ranks
 from train.cli import parse
 from train.faults import single_process_environment
-from train.model.llama3 import plain_model_config
+from train.model.llama3 import plain_config
 from train.model.scales import SCALES, VOCAB_SIZE, base_of, get_scale
 
 STATIC = ("sp", "mup-full", "mup-no")
@@ -89,7 +89,7 @@ def test_away_from_the_base_methods_differ(at_base: Run, mup_no_run: Run, sp_run
 def torchtitans_losses(arguments: Sequence[str], weights: dict[str, torch.Tensor]) -> list[float]:
     """Those of torchtitan's own trainer and model, from these weights, without maxp."""
     config = parse(arguments)
-    model = plain_model_config(get_scale(config.scale), VOCAB_SIZE)
+    model = plain_config(get_scale(config.scale), VOCAB_SIZE)
     settings = {f.name: getattr(config, f.name) for f in fields(Trainer.Config)}
     settings["model_spec"] = replace(config.model_spec, model=model)
     [everything] = config.optimizer.param_groups

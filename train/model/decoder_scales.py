@@ -9,17 +9,11 @@ from dataclasses import replace
 from train.model.scale import Experts, Latent, Scale
 
 
-def _on_cpu(scale: Scale) -> Scale:
-    return replace(scale, seq_len=128, local_batch_size=4, global_batch_size=4, on_corpus=True)
-
-
 def _qwen3(name: str, dim: int) -> Scale:
     heads = dim // 16
-    return _on_cpu(
-        Scale(
-            name, dim, 2, heads, heads // 2, dim * 7 // 2, family="qwen3", head_size=16, tied=True
-        )
-    )
+    return Scale(
+        name, dim, 2, heads, heads // 2, dim * 7 // 2, family="qwen3", head_size=16, tied=True
+    ).on_cpu()
 
 
 def _qwen3_moe(name: str, dim: int) -> Scale:
@@ -34,21 +28,18 @@ def _deepseek(name: str, dim: int) -> Scale:
         number=4, chosen=2, width=dim, shared=1, dense_layers=1, sigmoid=True, route_scale=2.5
     )
     latent = Latent(kv_rank=dim // 2, q_rank=dim // 2, nope=16, rope=8, value=16)
-    return _on_cpu(
-        Scale(
-            name, dim, 2, heads, heads, dim * 7 // 2,
-            family="deepseek", experts=experts, latent=latent,
-        )
-    )  # fmt: skip
+    return Scale(
+        name, dim, 2, heads, heads, dim * 7 // 2, family="deepseek", experts=experts, latent=latent
+    ).on_cpu()
 
 
 def _gptoss(name: str, dim: int) -> Scale:
     """One block with a sliding window, and one without."""
     heads = dim // 16
     experts = Experts(number=4, chosen=2, width=dim)
-    return _on_cpu(
-        Scale(name, dim, 2, heads, heads // 2, 0, family="gptoss", head_size=16, experts=experts)
-    )
+    return Scale(
+        name, dim, 2, heads, heads // 2, 0, family="gptoss", head_size=16, experts=experts
+    ).on_cpu()
 
 
 _WIDTHS = (64, 128, 256)

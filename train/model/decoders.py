@@ -17,12 +17,14 @@ from maxp.trace import trace
 from train.model import deepseek, gptoss, llama3, qwen3
 from train.model.converter import SiteConverter
 from train.model.experts import EXPERT_ENDS
+from train.model.scale import Family
 from train.model.scales import LLAMA3_VOCABULARY, Scale, get_scale
 from train.model.sites import plain_attention_config
 
-_PLAIN: dict[str, Callable[..., Any]] = {
-    "llama3": llama3.plain_model_config,
+_PLAIN: dict[Family, Callable[..., Any]] = {
+    "llama3": llama3.plain_config,
     "qwen3": qwen3.plain_config,
+    "deepseek": deepseek.plain_config,
     "gptoss": gptoss.plain_config,
 }
 
@@ -37,14 +39,7 @@ def plain_model_config(scale: Scale, vocab_size: int, *, fuse_qkv: bool = False)
     Raises:
         ValueError: the model cannot fuse them.
     """
-    if scale.family in _PLAIN:
-        return _PLAIN[scale.family](scale, vocab_size, fuse_qkv=fuse_qkv)
-    if fuse_qkv:
-        raise ValueError(
-            f"--fuse-qkv: q, k and v of --scale {scale.name} are projections of different latents; "
-            "leave it out"
-        )
-    return deepseek.plain_config(scale, vocab_size)
+    return _PLAIN[scale.family](scale, vocab_size, fuse_qkv=fuse_qkv)
 
 
 def model_config(scale: Scale, vocab_size: int, *, fuse_qkv: bool = False) -> Any:

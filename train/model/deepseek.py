@@ -1,6 +1,6 @@
 """DeepSeek-V3: latent attention (MLA), and experts beside one that takes every token."""
 
-from torchtitan.models.common import ComplexRoPE, Embedding, Linear, RMSNorm
+from torchtitan.models.common import ComplexRoPE
 from torchtitan.models.deepseek_v3 import (
     _EMBEDDING_INIT,
     _LINEAR_INIT,
@@ -12,12 +12,24 @@ from torchtitan.models.deepseek_v3 import (
 )
 from torchtitan.models.deepseek_v3.model import DeepSeekV3Model
 
+from train.model.ends import ends
 from train.model.inner_attention import inner_attention_config
 from train.model.scale import Scale
 
 
-def plain_config(scale: Scale, vocab_size: int) -> DeepSeekV3Model.Config:
-    """torchtitan's own configuration, without the prediction of further tokens (MTP)."""
+def plain_config(
+    scale: Scale, vocab_size: int, *, fuse_qkv: bool = False
+) -> DeepSeekV3Model.Config:
+    """torchtitan's own configuration, without the prediction of further tokens (MTP).
+
+    Raises:
+        ValueError: ``fuse_qkv``, which latent attention cannot do.
+    """
+    if fuse_qkv:
+        raise ValueError(
+            f"--fuse-qkv: q, k and v of --scale {scale.name} are projections of different latents; "
+            "leave it out"
+        )
     experts, latent = scale.experts, scale.latent
     assert experts is not None
     assert latent is not None
@@ -68,14 +80,6 @@ def plain_config(scale: Scale, vocab_size: int) -> DeepSeekV3Model.Config:
     return DeepSeekV3Model.Config(
         vocab_size=vocab_size,
         dim=scale.dim,
-        tok_embeddings=Embedding.Config(
-            num_embeddings=vocab_size, embedding_dim=scale.dim, param_init=_EMBEDDING_INIT
-        ),
-        norm=RMSNorm.Config(normalized_shape=scale.dim, param_init=_NORM_INIT),
-        lm_head=Linear.Config(
-            in_features=scale.dim,
-            out_features=vocab_size,
-            param_init=_output_linear_init(scale.dim),
-        ),
+        **ends(scale.dim, vocab_size, _EMBEDDING_INIT, _NORM_INIT, _output_linear_init(scale.dim)),
         layers=layers,
     )

@@ -3,7 +3,7 @@
 from typing import Any
 
 from torch import nn
-from torchtitan.models.common import CosSinRoPE, Embedding, Linear, RMSNorm
+from torchtitan.models.common import CosSinRoPE
 from torchtitan.models.gpt_oss import (
     _EMBEDDING_INIT,
     _NORM_INIT,
@@ -13,6 +13,7 @@ from torchtitan.models.gpt_oss import (
 )
 from torchtitan.models.gpt_oss.model import GptOssModel
 
+from train.model.ends import ends
 from train.model.inner_attention import window_attention_config
 from train.model.scale import Scale
 
@@ -63,14 +64,6 @@ def plain_config(scale: Scale, vocab_size: int, *, fuse_qkv: bool = False) -> Gp
     return GptOssModel.Config(
         vocab_size=vocab_size,
         dim=scale.dim,
-        tok_embeddings=Embedding.Config(
-            num_embeddings=vocab_size, embedding_dim=scale.dim, param_init=_EMBEDDING_INIT
-        ),
-        norm=RMSNorm.Config(normalized_shape=scale.dim, param_init=_NORM_INIT),
-        lm_head=Linear.Config(
-            in_features=scale.dim,
-            out_features=vocab_size,
-            param_init=_output_linear_init(scale.dim),
-        ),
+        **ends(scale.dim, vocab_size, _EMBEDDING_INIT, _NORM_INIT, _output_linear_init(scale.dim)),
         layers=layers,
     )

@@ -5,15 +5,11 @@ from functools import partial
 from typing import Any
 
 from torch import nn
-from torchtitan.models.common import (
-    ComplexRoPE,
-    Embedding,
-    Linear,
-    RMSNorm,
-)
+from torchtitan.models.common import ComplexRoPE, RMSNorm
 from torchtitan.models.common.config_utils import make_ffn_config, make_gqa_config
 from torchtitan.models.llama3.model import Llama3Model, Llama3TransformerBlock
 
+from train.model.ends import ends
 from train.model.inner_attention import inner_attention_config
 from train.model.scale import Scale
 
@@ -22,9 +18,7 @@ _NORM_INIT = {"weight": nn.init.ones_}
 _LINEAR_INIT: dict[str, Callable[..., Any]] = {"weight": partial(nn.init.normal_, std=0.02)}
 
 
-def plain_model_config(
-    scale: Scale, vocab_size: int, *, fuse_qkv: bool = False
-) -> Llama3Model.Config:
+def plain_config(scale: Scale, vocab_size: int, *, fuse_qkv: bool = False) -> Llama3Model.Config:
     """torchtitan's own configuration."""
     dim = scale.dim
     rope = ComplexRoPE.Config(
@@ -57,10 +51,6 @@ def plain_model_config(
     return Llama3Model.Config(
         dim=dim,
         vocab_size=vocab_size,
-        tok_embeddings=Embedding.Config(
-            num_embeddings=vocab_size, embedding_dim=dim, param_init=_LINEAR_INIT
-        ),
-        norm=norm(),
-        lm_head=Linear.Config(in_features=dim, out_features=vocab_size, param_init=_LINEAR_INIT),
+        **ends(dim, vocab_size, _LINEAR_INIT, _NORM_INIT, _LINEAR_INIT),
         layers=layers,
     )

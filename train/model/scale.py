@@ -174,6 +174,10 @@ class Scale:
             per_block += [(number, 1), (number, 2 * self.experts.width), (number, self.dim)]
         return [*per_block * self.n_layers, (self.dim, 1)]
 
+    def on_cpu(self) -> "Scale":
+        """This model with the batches and the text of runs of seconds on a CPU."""
+        return replace(self, seq_len=128, local_batch_size=4, global_batch_size=4, on_corpus=True)
+
     def widened(self) -> "Scale":
         """This model at twice the width: all that grows with width is doubled."""
         experts, latent = self.experts, self.latent

@@ -37,7 +37,7 @@ def _width(dim: int) -> Scale:
 def _cpu_width(dim: int) -> Scale:
     """The same at a size that a CPU trains in seconds."""
     heads = dim // 16
-    return _on_cpu(Scale(f"cpu{dim}", dim, 4, heads, heads // 2, dim * 7 // 2))
+    return Scale(f"cpu{dim}", dim, 4, heads, heads // 2, dim * 7 // 2).on_cpu()
 
 
 def _cpu_depth(n_layers: int) -> Scale:
@@ -45,14 +45,10 @@ def _cpu_depth(n_layers: int) -> Scale:
     return replace(_cpu_width(64), name=f"cpu64-d{n_layers}", n_layers=n_layers)
 
 
-def _on_cpu(scale: Scale) -> Scale:
-    return replace(scale, seq_len=128, local_batch_size=4, global_batch_size=4, on_corpus=True)
-
-
 SCALES: dict[str, Scale] = {
     scale.name: scale
     for scale in (
-        _on_cpu(Scale("debug", 128, 2, 4, 2, 448)),
+        Scale("debug", 128, 2, 4, 2, 448).on_cpu(),
         _llama("s1", 512, 6, 8, 4),
         _llama("s2", 768, 10, 12, 4),
         _llama("s3", 1024, 16, 16, 4),
@@ -61,7 +57,7 @@ SCALES: dict[str, Scale] = {
         *(_width(dim) for dim in (256, 512, 1024, 2048, 4096)),
         *(_cpu_width(dim) for dim in (64, 128, 256, 512)),
         *(_cpu_depth(n_layers) for n_layers in (2, 4, 8, 16)),
-        _on_cpu(Scale("debug-base", 32, 2, 2, 1, 112)),
+        Scale("debug-base", 32, 2, 2, 1, 112).on_cpu(),
     )
 }
 
