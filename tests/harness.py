@@ -128,6 +128,16 @@ def run(arguments: list[str], before_step: Callable[[MaxPTrainer], None] | None 
     return seen
 
 
+def stop_at(step: int) -> Any:
+    """Interrupts a run before it makes its ``step``-th step."""
+
+    def stop(trainer: Any) -> None:
+        if trainer.step == step:
+            raise KeyboardInterrupt
+
+    return stop
+
+
 def stop_at_validation(arguments: list[str]) -> None:
     """Run a command line that is interrupted where its first validation would begin."""
 

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from harness import Run, run, tiny
+from harness import Run, run, stop_at, tiny
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from train import checks
@@ -17,7 +17,6 @@ from train.charts import Charts, layer_types
 from train.metrics import BaseLogger
 from train.model.decoders import decoder_graph
 from train.run.folder import read_config_file
-from train.trainer import MaxPTrainer
 
 ALIGNMENTS = ("align_z0_dW", "align_dZ_w0", "align_dZ_dW")
 
@@ -107,16 +106,11 @@ def wandb(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, str | None]]:
     return starts
 
 
-def stop_at_3(trainer: MaxPTrainer) -> None:
-    if trainer.step == 3:
-        raise KeyboardInterrupt
-
-
 def test_a_run_that_is_resumed_is_one_run_of_wandb(
     wandb: list[dict[str, str | None]], corpus_cache: Path, tmp_path: Path
 ) -> None:
     arguments = tiny(tmp_path / "run", "mup-no", "--steps", "4", "--metrics.enable-wandb")
-    assert run(arguments, before_step=stop_at_3).code == 130
+    assert run(arguments, before_step=stop_at(3)).code == 130
     assert run(arguments).code == 0
     number = read_config_file(tmp_path / "run")["id"]
     named = {"id": number, "name": "run", "group": "debug_mup-no"}

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from harness import Run, run, tiny
+from harness import Run, run, stop_at, tiny
 from torchtitan.models.common.attention import FusedQKVLinear
 from transformers import AutoModelForCausalLM
 
@@ -102,13 +102,8 @@ def test_a_fused_run_resumes_bit_for_bit_and_is_exported(
     corpus_cache: Path, tmp_path: Path, scale: str
 ) -> None:
     flags = (*FEW, FUSED, "--checkpoint.enable", "--checkpoint.interval", "2")
-
-    def stop(trainer: Any) -> None:
-        if trainer.step == 4:
-            raise KeyboardInterrupt
-
     whole = run(tiny(tmp_path / "whole", "maxP", *flags, scale=scale))
-    assert run(tiny(tmp_path / "run", "maxP", *flags, scale=scale), stop).code == 130
+    assert run(tiny(tmp_path / "run", "maxP", *flags, scale=scale), stop_at(4)).code == 130
     resumed = run(tiny(tmp_path / "run", "maxP", *flags, scale=scale))
     assert resumed.losses == whole.losses
     export.export(resumed.folder, tmp_path / "exported")

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from harness import STEPS, Run, run, tiny
+from harness import STEPS, Run, run, stop_at, tiny
 
 from scripts.torture.ranks import run_ranks
 from train.alignment_table import ALIGNMENTS
@@ -79,13 +79,8 @@ def test_at_the_base_every_method_is_the_same_run(
 @pytest.mark.parametrize("scale", ["qwen3-debug", "deepseek-debug"])
 def test_a_stopped_run_resumes_bit_for_bit(corpus_cache: Path, tmp_path: Path, scale: str) -> None:
     flags = (*FEW, "--checkpoint.enable", "--checkpoint.interval", "2")
-
-    def stop(trainer: Any) -> None:
-        if trainer.step == 3:
-            raise KeyboardInterrupt
-
     whole = run(tiny(tmp_path / "whole", "maxP", *flags, scale=scale))
-    assert run(tiny(tmp_path / "run", "maxP", *flags, scale=scale), stop).code == 130
+    assert run(tiny(tmp_path / "run", "maxP", *flags, scale=scale), stop_at(3)).code == 130
     resumed = run(tiny(tmp_path / "run", "maxP", *flags, scale=scale))
     assert len(resumed.lrs) == 2
     assert resumed.losses == whole.losses

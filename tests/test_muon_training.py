@@ -14,9 +14,8 @@ from typing import Any
 import pytest
 import torch
 from fake_runs import write_run
-from harness import STEPS, Run, run, tiny
+from harness import STEPS, Run, run, stop_at, tiny
 from image_runs import tiny_images
-from test_run import stop_at
 from test_sweep import BASIC, sweep, value_of
 from torch.optim.lr_scheduler import LambdaLR
 from torchtitan.components.optimizer import default_adamw

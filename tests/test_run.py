@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import torch
-from harness import STEPS, Run, run, stop_at_validation, tiny
+from harness import STEPS, Run, run, stop_at, stop_at_validation, tiny
 from tensorboard.backend.event_processing import event_accumulator  # type: ignore[import-untyped]
 from torchtitan.trainer import Trainer
 
@@ -24,16 +24,6 @@ ROOT = Path(__file__).parents[1]
 WEIGHTED = "layers.0.feed_forward.w2"
 BILINEAR = "layers.0.attention.inner_attention"
 ALIGNMENTS = {"align_z0_dW", "align_dZ_w0", "align_dZ_dW"}
-
-
-def stop_at(step: int) -> Any:
-    """Interrupts a run before it makes its ``step``-th step."""
-
-    def stop(trainer: Any) -> None:
-        if trainer.step == step:
-            raise KeyboardInterrupt
-
-    return stop
 
 
 # What is in the folder
