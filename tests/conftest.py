@@ -73,13 +73,14 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 @pytest.fixture(autouse=True)
-def errors_only_ends_with_the_test() -> Iterator[None]:
-    """Some commands log errors only, for their whole process; later tests read warnings."""
+def logging_as_before() -> Iterator[None]:
+    """Commands set up logging for their whole process; later tests read what is logged."""
     root = logging.getLogger()
-    before = root.level
+    level, handlers = root.level, list(root.handlers)
     yield
-    if root.level > before:
-        root.setLevel(before)
+    root.setLevel(level)
+    for handler in set(root.handlers).difference(handlers):
+        root.removeHandler(handler)
 
 
 @pytest.fixture(scope="session")

@@ -163,15 +163,8 @@ def test_more_shards_than_experts_are_refused(
 def test_a_preview_shows_each_site(
     corpus_cache: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], scale: str
 ) -> None:
-    import sys
-
-    from train import __main__ as command
-
     flags = ["--scale", scale, "--check", "--output-dir", str(tmp_path / "run")]
-    flags += ["--dataset", "embedded"]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "argv", ["train", *flags])
-        assert command.main() == 0
+    assert run([*flags, "--dataset", "embedded"]).code == 0
     lines = capsys.readouterr().out.splitlines()
     assert any(line.startswith("memory") for line in lines)
     assert any(line.startswith("lm_head" if "moe" in scale else "tok_embeddings") for line in lines)

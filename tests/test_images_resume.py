@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 import pickle
 import signal
 import subprocess
@@ -180,6 +181,25 @@ def test_a_signal_to_all_processes_stops_no_worker(
     batches += [next(reader) for _ in range(9)]
     whole = take(loader(**options, num_workers=2), 10)
     assert same([(inputs["input"], labels) for inputs, labels in batches], whole)
+
+
+@pytest.mark.parametrize("kind", ["folder", "parquet"])
+def test_a_signal_stops_no_worker_that_starts(data: dict[str, dict[str, Any]], kind: str) -> None:
+    options = data[kind] | {"augment": "none"}
+    signalled = multiprocessing.get_context("fork").Value("i", 0)
+    forking = [os.getpid()]
+
+    def signal_itself() -> None:
+        if forking and os.getppid() in forking:
+            signalled.value += 1
+            for number in (signal.SIGTERM, signal.SIGUSR2):
+                subprocess.run(["sh", "-c", f"kill -{int(number)} {os.getpid()}"], check=True)
+
+    os.register_at_fork(after_in_child=signal_itself)
+    batches = take(loader(**options, num_workers=2), 5)
+    forking.clear()
+    assert signalled.value >= 2
+    assert same(batches, take(loader(**options, num_workers=2), 5))
 
 
 @pytest.mark.parametrize("kind", ["folder", "parquet"])

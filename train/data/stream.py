@@ -20,7 +20,7 @@ from torchtitan.hf_datasets.text_datasets import DATASETS, HuggingFaceTextDatase
 
 from train.data.cache import DataError, one_line
 from train.data.local import text_field
-from train.data.workers import OwnData, ignore_signals
+from train.data.workers import OwnData, ignore_signals, signals_held
 
 VALIDATION = "c4_validation"
 _FINEWEB, _C4 = "HuggingFaceFW/fineweb-edu", "allenai/c4"
@@ -151,6 +151,10 @@ class RankedLoader(ParallelAwareDataloader):
 
     def __init__(self, dataset: Any, **options: Any) -> None:
         super().__init__(dataset, worker_init_fn=ignore_signals, **options)
+
+    def __iter__(self) -> Any:
+        with signals_held():
+            return super().__iter__()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from the exact position of a checkpoint.

@@ -4,9 +4,27 @@ import copy
 import os
 import signal
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from torch.utils.data import get_worker_info
+
+_IGNORED = (signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP, signal.SIGINT)
+
+
+@contextmanager
+def signals_held() -> Iterator[None]:
+    """Hold the signals that stop a run back while a dataloader starts its workers.
+
+    A worker inherits this. Otherwise, a signal would end a worker that has not come to
+    `ignore_signals` yet.
+    """
+    former = signal.pthread_sigmask(signal.SIG_BLOCK, {*_IGNORED, signal.SIGTERM})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, former)
 
 
 def ignore_signals(worker: int) -> None:
@@ -16,8 +34,9 @@ def ignore_signals(worker: int) -> None:
     its step (`train.preemption`), which needs the workers. Only a SIGTERM from the training process
     itself, by which Python ends its workers, is obeyed.
     """
-    for name in ("SIGUSR1", "SIGUSR2", "SIGHUP", "SIGINT"):
-        signal.signal(signal.Signals[name], signal.SIG_IGN)
+    for number in _IGNORED:
+        signal.signal(number, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _IGNORED)
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
     threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
 

@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader, Dataset
 from train.data.cache import DataError, one_line
 from train.data.images.batch import MAX_UNREADABLE, Batch, Draft, ImageSet, Recipe, check_readable
 from train.data.windows import stream_entries, window_order
-from train.data.workers import ignore_signals
+from train.data.workers import ignore_signals, signals_held
 
 
 class SampledBatches(Dataset[Batch | DataError]):
@@ -126,7 +126,9 @@ class SampledLoader:
             worker_init_fn=ignore_signals,
             generator=torch.Generator(),  # else it draws from the global one
         )
-        for batch in loader:
+        with signals_held():
+            batches = iter(loader)
+        for batch in batches:
             # Before the yield: a checkpoint written while this batch trains must not repeat it.
             self.consumed += self._recipe.global_batch
             yield batch
