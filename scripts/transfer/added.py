@@ -19,6 +19,11 @@ STEP_TOKENS = 512
 
 MUON_WIDTHS = {"cpu64": 64, "cpu128": 128, "cpu256": 256}
 MUON_SEEDS = (1, 2, 3)
+BATCH = 16
+"""Sequences per step of the arm `LARGE_BATCH`, four times those of all other runs."""
+
+LARGE_BATCH = "tokens-x4"
+LARGE_BATCH_WIDTHS = {"cpu64": 64, "cpu256": 256}
 
 LAW = -0.32
 """The power of the best lr over tokens that Bjorck et al. (arXiv 2409.19913) report."""
@@ -33,6 +38,8 @@ def all_runs(losses: Losses, table: str) -> Iterator[Run]:
             yield from _horizon(losses, chosen, seed, reach=1)
         for seed in SEEDS:
             yield from _horizon(losses, chosen, seed, reach=2)
+        for seed in SEEDS:
+            yield from _large_batch(losses, chosen, seed)
 
 
 def _horizon(losses: Losses, chosen: Choice, seed: int, reach: int) -> Iterator[Run]:
@@ -47,6 +54,13 @@ def _muon(losses: Losses, chosen: Choice, seed: int) -> Iterator[Run]:
         yield from _tuned(losses, "muon", "mup-full", scale, chosen, seed, 1, *of)
 
 
+def _large_batch(losses: Losses, chosen: Choice, seed: int) -> Iterator[Run]:
+    sizes = f"--training.local_batch_size={BATCH} --training.global_batch_size={BATCH}"
+    for scale in LARGE_BATCH_WIDTHS:
+        of = (MUON_SEEDS, f"--optimizer=muon {sizes}")
+        yield from _tuned(losses, "muon", LARGE_BATCH, scale, chosen, seed, 1, *of)
+
+
 def halves(lr: float) -> tuple[float, ...]:
     """Learning rates in steps of a factor of 2, with ``lr`` in the middle."""
     return tuple(lr * 2.0**power for power in range(-8, 9))
@@ -54,7 +68,7 @@ def halves(lr: float) -> tuple[float, ...]:
 
 def _tuned(
     losses: Losses, part: str, arm: str, scale: str, chosen: Choice, seed: int, reach: int,
-    seeds: tuple[int, ...], flag: str,
+    seeds: tuple[int, ...], more: str,
 ) -> Iterator[Run]:  # fmt: skip
     """The carried lr and ``reach`` steps either side; further while the best is at an edge.
 
@@ -63,7 +77,7 @@ def _tuned(
     """
 
     def at(lr: float) -> list[Run]:
-        flags = " ".join([*replace(chosen, lr=lr).flags(), flag])
+        flags = " ".join([*replace(chosen, lr=lr).flags(), more])
         return [Run(part, arm, scale, lr, n, "mup-full", flags) for n in seeds if n <= seed]
 
     grid = halves(chosen.lr)
@@ -79,10 +93,14 @@ def horizon_curves(data: Data) -> dict[int, pd.DataFrame]:
     return _common(curves)
 
 
-def muon_curves(data: Data) -> dict[int, pd.DataFrame]:
-    """Width -> losses of Muon, of the seeds that all widths have."""
-    curves = {width: data.curve("muon", "mup-full", scale) for scale, width in MUON_WIDTHS.items()}
-    return _common(curves)
+def muon_curves(data: Data, arm: str = "mup-full") -> dict[int, pd.DataFrame]:
+    """Width -> losses of Muon, of the seeds that all widths have.
+
+    Args:
+        arm: ``mup-full``, or `LARGE_BATCH` for four times the tokens per step.
+    """
+    widths = LARGE_BATCH_WIDTHS if arm == LARGE_BATCH else MUON_WIDTHS
+    return _common({width: data.curve("muon", arm, scale) for scale, width in widths.items()})
 
 
 def _common(curves: dict[int, pd.DataFrame]) -> dict[int, pd.DataFrame]:

@@ -7,6 +7,7 @@ import pandas as pd
 
 from scripts.marked import table
 from scripts.transfer.added import (
+    LARGE_BATCH,
     LAW,
     MUON_WIDTHS,
     STEP_TOKENS,
@@ -57,6 +58,8 @@ def texts(data: Data) -> dict[str, str]:
         "horizon power": _power_text(horizon_curves(data)),
         "muon": muon(data),
         "muon power": _power_text(muon_curves(data)),
+        "muon tokens-x4": muon(data, LARGE_BATCH),
+        "muon tokens-x4 power": _power_text(muon_curves(data, LARGE_BATCH)),
         "runs": str(len(data.frame)),
     }
 
@@ -241,9 +244,12 @@ def horizon(data: Data) -> str:
     return table([*heads, f"regret of {lr_text(tuned)}", "95% interval", "seeds"], rows)
 
 
-def muon(data: Data) -> str:
-    """A row per width: the best lr of Muon, its regret, and its loss beside that of AdamW."""
-    curves = muon_curves(data)
+def muon(data: Data, arm: str = "mup-full") -> str:
+    """A row per width: the best lr of Muon, its regret, and its loss beside that of AdamW.
+
+    AdamW has no runs with four times the tokens per step, so that table has no such column.
+    """
+    curves = muon_curves(data, arm)
     if not curves:
         return "Not run yet."
     seeds = seeds_of(curves)
@@ -251,14 +257,17 @@ def muon(data: Data) -> str:
     scales = {width: scale for scale, width in MUON_WIDTHS.items()}
     rows = []
     for width, curve in curves.items():
-        adamw = data.curve("width", "mup-full", scales[width])
-        beside = difference(curve, best_lr(curve, seeds), adamw, best_lr(adamw))
         best, place, _ = _minimum(curve, seeds)
-        cells = [width, best, place, *_at(curve, tuned, seeds)[:3], f"{beside.mean:+.3f}"]
-        rows.append([*cells, seeds])
+        row = [width, best, place, *_at(curve, tuned, seeds)[:3], seeds]
+        if arm != LARGE_BATCH:
+            adamw = data.curve("width", "mup-full", scales[width])
+            beside = difference(curve, best_lr(curve, seeds), adamw, best_lr(adamw))
+            row.append(f"{beside.mean:+.3f}")
+        rows.append(row)
     heads = ["width", "best lr", "minimum of the parabola", "loss at the best lr"]
     heads += [f"loss at {lr_text(tuned)}", f"regret of {lr_text(tuned)}"]
-    return table([*heads, "minus AdamW, each at its best lr", "seeds"], rows)
+    beside_adamw = ["minus AdamW, each at its best lr"] if arm != LARGE_BATCH else []
+    return table([*heads, "seeds", *beside_adamw], rows)
 
 
 def _minimum(curve: pd.DataFrame, seeds: int) -> list[str]:
