@@ -13,7 +13,14 @@ import pytest
 import scipy.stats
 
 from scripts.transfer import plan, runs
-from scripts.transfer.added import LAW, horizon_curves, muon_curves
+from scripts.transfer.added import (
+    BATCH,
+    LARGE_BATCH,
+    LAW,
+    horizon_curves,
+    muon_curves,
+    seeds_of,
+)
 from scripts.transfer.plan import ABLATED, ABLATIONS, ARMS, DEPTH_ARMS, DEPTHS, STEPS, WIDEST
 from scripts.transfer.results import (
     Data,
@@ -210,6 +217,28 @@ def test_what_muon_shows_over_widths() -> None:
     gaps = {w: c[bests[w]].mean() - tuned("mup-full", f"cpu{w}").mean() for w, c in curves.items()}
     assert max(abs(gaps[64]), abs(gaps[128])) < near
     assert round(-gaps[256], 2) == lower
+
+
+def test_what_muon_shows_with_four_times_the_tokens_per_step() -> None:
+    curves = muon_curves(DATA, LARGE_BATCH)
+    bests = {width: best_lr(curve) for width, curve in curves.items()}
+    (tokens,) = said("With # tokens per step, the learning rate of Muon carries")
+    assert tokens == BATCH * 128
+    assert all(f"--training.global_batch_size={BATCH}" in flags for flags in flags_of(LARGE_BATCH))
+    assert said("The best ones at `cpu64` and at `cpu256` are one step apart,") == []
+    assert bests[64] / bests[256] == pytest.approx(2)
+    (cost,) = said("carrying the one of `cpu64` costs # nats at `cpu256`.")
+    carried = curves[256][bests[64]] - curves[256][bests[256]]
+    assert round(carried.loc[[1, 2, 3]].mean(), 3) == cost
+    of = power(curves)
+    assert said("The interval of the power still contains values other than 0,") == []
+    assert of.low < 0 < of.high
+    assert seeds_of(curves) == 3
+
+
+def flags_of(arm: str) -> list[str]:
+    """The flags of the runs of an arm."""
+    return list(DATA.frame.query("arm == @arm")["flags"])
 
 
 def test_the_length_of_the_runs() -> None:

@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
-from scripts.transfer.added import LAW, horizon_curves, muon_curves, seeds_of
+from scripts.transfer.added import LARGE_BATCH, LAW, horizon_curves, muon_curves, seeds_of
 from scripts.transfer.plan import ARMS, BASE, DEPTH_ARMS, DEPTH_BASE, DEPTHS, WIDTHS, Arm
 from scripts.transfer.results import (
     Data,
@@ -203,6 +203,8 @@ def all_figures(data: Data) -> dict[str, Figure]:
         made["horizon"] = minima(curves, "tokens", LAW)
     if curves := muon_curves(data):
         made["muon"] = minima(curves, "width")
+    if curves := muon_curves(data, LARGE_BATCH):
+        made["muon_tokens_x4"] = minima(curves, "width")
     return made
 
 
