@@ -223,11 +223,12 @@ def table(
         lines.append(row(f"whole change, {words}", slope_cells(widths, means)))
     lines.append("")
     for words, stats in whole.items():
-        slopes = [site.change.mean for site in stats.values()]
+        slopes = {name: site.change.mean for name, site in stats.items()}
+        largest = max(slopes, key=lambda name: slopes[name])
         error = max(site.change.error for site in stats.values())
         lines.append(
-            f"whole changes of all {len(stats)} hidden sites, {words}: {min(slopes):+.2f} to "
-            f"{max(slopes):+.2f}, standard errors up to {error:.2f}"
+            f"whole changes of all {len(stats)} hidden sites, {words}: {min(slopes.values()):+.3f} "
+            f"to {slopes[largest]:+.3f} ({largest}), standard errors up to {error:.3f}"
         )
     return "\n".join(lines)
 
