@@ -184,6 +184,16 @@ def test_commands_run(block: Block, copy: Path, python: str, corpus_cache: Path)
     assert done.returncode == 0, done.stderr[-2000:]
 
 
+@pytest.mark.slow
+def test_the_python_of_these_commands_does_what_a_new_process_does(
+    python: str, tmp_path: Path
+) -> None:
+    (tmp_path / "fails.py").write_text("import sys; print(input(), sys.argv[1:]); sys.exit(7)")
+    words = [python, "-m", "fails", "a"]
+    done = subprocess.run(words, cwd=tmp_path, input="typed\n", capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (7, "typed ['a']\n")
+
+
 def started(block: Block) -> list[str]:
     """The scripts and modules that a block starts: scripts/x.sh, train.table."""
     names = r"(?<=bash )scripts/\w+\.sh|(?<=python )scripts/\w+\.py|(?<=python -m )[\w.]+"
