@@ -165,6 +165,7 @@ def build_model(
 
     Args:
         muon: the scale of Muon, if it trains the hidden matrices.
+        **arguments: of `maxp.Parametrization`, instead of the method's.
     """
     # The same attention on every device.
     config = without_masks(model_config(scale, VOCAB_SIZE), seq_len)
@@ -175,9 +176,8 @@ def build_model(
         model.init_states(buffer_device=device())
     parametrization = Parametrization(
         model,
-        **method_arguments(method, lr, muon),
+        **{**method_arguments(method, lr, muon), **arguments},
         sample_input=site_graph(config),
-        **arguments,
     )
     return model, parametrization
 

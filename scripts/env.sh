@@ -13,17 +13,22 @@ if [ "$(cat "$stamp" 2>/dev/null || true)" != "$wanted" ]; then
     }
     echo "Making .venv (torch and torchtitan: one to three minutes) ..." >&2
     "$python" -m venv .venv
+    # Compiled below, on all cores; pip uses one, for half of its time.
+    pip_install() {
+        .venv/bin/python -m pip install --quiet --disable-pip-version-check --no-compile \
+            -c constraints.txt "$@"
+    }
     # torch first and alone: its constraint selects the tested build, which the others then keep.
-    .venv/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch
-    .venv/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt \
-        --editable '.[harness,dev]' scikit-learn
+    pip_install torch
+    pip_install --editable '.[harness,dev]' scikit-learn
     # Without their dependencies: torchvision would replace torch's CPU build by the one it is built
     # for (see train/torchvision_compat.py).
-    .venv/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt \
-        --no-deps mup timm torchvision
+    pip_install --no-deps mup timm torchvision
     # Who imports torchvision in this environment first, transformers too, gets what it lacks.
     packages=$(.venv/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
     cp scripts/torchvision_cpu.pth "$packages"
+    # Some packages contain files for other versions of Python, which pip passes over as well.
+    .venv/bin/python -m compileall -qq -j 0 "$packages" || true
     echo "$wanted" > "$stamp"
 fi
 export PATH="$PWD/.venv/bin:$PATH"

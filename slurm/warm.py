@@ -27,7 +27,7 @@ import threading
 from collections.abc import Mapping, Sequence
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
-from typing import IO, Any
+from typing import IO, Any, NoReturn
 
 import psutil
 
@@ -218,7 +218,12 @@ def main() -> None:
         sys.argv[1:] = arguments
         sys.orig_argv[1:] = [*TRAIN[1:], *arguments]
         atexit.register(gc.unfreeze)  # at its end, Python deletes what it can collect
-        runpy.run_module("train", run_name="__main__", alter_sys=True)
+        try:
+            runpy.run_module("train", run_name="__main__", alter_sys=True)
+        except SystemExit as error:
+            if isinstance(error.code, int):
+                _end(error.code)
+            raise
 
 
 def _unfit() -> str | None:
@@ -292,6 +297,15 @@ def _become_run(output: int, connection: "Connection[Any, Any]") -> None:
             connection.recv()
     except (EOFError, OSError):  # the command is gone
         os._exit(1)
+
+
+def _end(status: int) -> NoReturn:
+    """End as Python does, but leave the modules: to delete them takes longer than a small run."""
+    threading._shutdown()  # type: ignore[attr-defined]
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
 
 
 if __name__ == "__main__":

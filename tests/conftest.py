@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import logging
 import os
-import re
 from collections.abc import Iterator
 from itertools import zip_longest
 from pathlib import Path
@@ -32,8 +31,7 @@ if TYPE_CHECKING:
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     """For `pytest -n N --dist loadscope`: the tests of a file share a process and its fixtures.
 
-    Those on Slurm are apart: they share only the Slurm of their process. The commands of a document
-    are apart from those of another, since together they take longest. This is not left to the
+    Those on Slurm are apart: they share only the Slurm of their process. This is not left to the
     mark `xdist_group`: pytest-xdist 3.8 renames tests for it in a way that pytest 9.2 does not see.
     """
     from xdist.scheduler import LoadScopeScheduling
@@ -41,9 +39,6 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     class ByFile(LoadScopeScheduling):  # type: ignore[misc]
         def _split_scope(self, nodeid: str) -> str:
             file = nodeid.partition("::")[0]
-            document = re.search(r"test_commands_run\[(.*):\d+\]", nodeid)
-            if document is not None:
-                return f"{file}::{document[1]}"
             return nodeid if on_slurm(file) else file
 
     @functools.cache

@@ -36,22 +36,28 @@ from train.model.scales import VOCAB_SIZE
 ROOT = Path(__file__).parents[1]
 
 
-@pytest.fixture(scope="module")
-def embedded(tmp_path_factory: pytest.TempPathFactory) -> EmbeddedCorpus:
-    return prepare_embedded(tmp_path_factory.mktemp("cache"))
+@pytest.fixture
+def embedded(corpus_cache: Path) -> EmbeddedCorpus:
+    return prepare_embedded(corpus_cache)
+
+
+def documents_of(store: TokenStore) -> list[np.ndarray]:
+    """The tokens of each document of a store, cut at BOS."""
+    starts = np.flatnonzero(store.tokens == store.meta.bos)
+    return [piece[1:] for piece in np.split(np.asarray(store.tokens), starts[1:])]
 
 
 def texts_of(store: TokenStore, tokenizer: Path) -> list[str]:
-    """The documents of a store, read back by cutting at BOS and decoding."""
+    """The documents of a store, read back by decoding."""
     decoder = Tokenizer.from_file(str(tokenizer / "tokenizer.json"))
-    starts = np.flatnonzero(store.tokens == store.meta.bos)
-    pieces = np.split(np.asarray(store.tokens), starts[1:])
-    return decoder.decode_batch([piece[1:].tolist() for piece in pieces])
+    return decoder.decode_batch([piece.tolist() for piece in documents_of(store)])
 
 
 def test_no_text_is_in_both_splits_of_the_embedded_corpus(embedded: EmbeddedCorpus) -> None:
-    train = set(texts_of(embedded.train, embedded.tokenizer))
-    assert train.isdisjoint(texts_of(embedded.validation, embedded.tokenizer))
+    # Equal texts have equal tokens.
+    train = {tokens.tobytes() for tokens in documents_of(embedded.train)}
+    assert len(train) == embedded.train.meta.documents
+    assert train.isdisjoint(tokens.tobytes() for tokens in documents_of(embedded.validation))
 
 
 def test_every_embedded_document_is_a_whole_source_file(embedded: EmbeddedCorpus) -> None:

@@ -88,19 +88,17 @@ def test_a_stopped_run_resumes_bit_for_bit(corpus_cache: Path, tmp_path: Path, s
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("scale", DEBUG)
-def test_two_processes_are_one(corpus_cache: Path, tmp_path: Path, scale: str) -> None:
-    one = run(tiny(tmp_path / "one", "maxP", scale=scale))
-    flags = ("--training.local_batch_size", "2")
-    arguments = tiny(tmp_path / "two", "maxP", *flags, scale=scale)
+def test_two_processes_are_one(trained: Run, tmp_path: Path) -> None:
+    flags = ("--lr", "1e-2", "--training.local_batch_size", "2")
+    arguments = tiny(tmp_path / "two", "maxP", *flags, scale=trained.record.config["scale"])
     done = run_ranks("train.__main__", *arguments, processes=2)
     assert done.returncode == 0, done.stderr[-2000:]
-    two = Run(tmp_path / "two")
-    assert two.losses == pytest.approx(one.losses, rel=1e-5)
+    two, steps = Run(tmp_path / "two"), trained.steps
+    assert two.losses == pytest.approx(trained.losses, rel=1e-5)
     for step, record in two.steps.items():
         for site, values in record["sites"].items():
             for name in {*ALIGNMENTS, "c"} & values.keys():
-                assert values[name] == pytest.approx(one.steps[step]["sites"][site][name], abs=1e-4)
+                assert values[name] == pytest.approx(steps[step]["sites"][site][name], abs=1e-4)
 
 
 def test_what_is_not_measured_and_what_a_cpu_does_instead_are_logged(

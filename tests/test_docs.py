@@ -8,11 +8,13 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+from forked_python import forked_python
 
 import maxp
 
@@ -141,6 +143,13 @@ def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return target
 
 
+@pytest.fixture(scope="module")
+def python(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A program that does what python does, sooner."""
+    with forked_python(tmp_path_factory.mktemp("python")) as program:
+        yield program
+
+
 # Blocks with one of these take minutes.
 LONG = ("torchrun", "scripts.coord_check")
 
@@ -157,9 +166,10 @@ LONG = ("torchrun", "scripts.coord_check")
         for block in of("bash")
     ],
 )
-def test_commands_run(block: Block, copy: Path, corpus_cache: Path) -> None:
+def test_commands_run(block: Block, copy: Path, python: str, corpus_cache: Path) -> None:
     done = subprocess.run(
-        ["bash", "-euo", "pipefail", "-c", block.text],
+        # A function, since `activate` changes PATH.
+        ["bash", "-euo", "pipefail", "-c", f'python() {{ "{python}" "$@"; }}\n{block.text}'],
         cwd=copy,
         env={
             **os.environ,
@@ -172,6 +182,16 @@ def test_commands_run(block: Block, copy: Path, corpus_cache: Path) -> None:
         text=True,
     )
     assert done.returncode == 0, done.stderr[-2000:]
+
+
+@pytest.mark.slow
+def test_the_python_of_these_commands_does_what_a_new_process_does(
+    python: str, tmp_path: Path
+) -> None:
+    (tmp_path / "fails.py").write_text("import sys; print(input(), sys.argv[1:]); sys.exit(7)")
+    words = [python, "-m", "fails", "a"]
+    done = subprocess.run(words, cwd=tmp_path, input="typed\n", capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (7, "typed ['a']\n")
 
 
 def started(block: Block) -> list[str]:

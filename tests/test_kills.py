@@ -7,6 +7,8 @@ import random
 import signal
 import sys
 import time
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import psutil
@@ -19,18 +21,18 @@ from train.run.exit_status import INTERRUPTED, PREEMPTED
 
 pytestmark = pytest.mark.slow
 
-STEPS = 60
-CHECKPOINTS = ("--checkpoint.enable", "--checkpoint.interval", "3", "--steps", str(STEPS))
+STEPS = 36
+CHECKPOINTS = ("--checkpoint.enable", "--checkpoint.interval", "3")
 
 
-def arguments(folder: Path, sequences: int = 2) -> list[str]:
+def arguments(folder: Path, sequences: int = 2, steps: int = STEPS) -> list[str]:
     batch = ("--training.local_batch_size", str(sequences))
-    return tiny(folder, "maxP", *CHECKPOINTS, *batch)
+    return tiny(folder, "maxP", *CHECKPOINTS, *batch, "--steps", str(steps))
 
 
-def start(folder: Path) -> Ranks:
+def start(folder: Path, steps: int = STEPS) -> Ranks:
     """Two ranks."""
-    return Ranks("train.__main__", *arguments(folder))
+    return Ranks("train.__main__", *arguments(folder, steps=steps))
 
 
 def last_step(folder: Path) -> int:
@@ -43,20 +45,33 @@ def last_step(folder: Path) -> int:
 
 
 @pytest.fixture(scope="module")
-def uninterrupted(corpus_cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
-    folder = tmp_path_factory.mktemp("whole") / "run"
-    done = run_ranks("train.__main__", *arguments(folder))
-    assert done.returncode == 0, done.stderr[-2000:]
-    return Run(folder)
+def whole(corpus_cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], Run]:
+    """The uninterrupted run of a number of steps."""
+
+    @cache
+    def run(steps: int) -> Run:
+        folder = tmp_path_factory.mktemp("whole") / "run"
+        done = run_ranks("train.__main__", *arguments(folder, steps=steps))
+        assert done.returncode == 0, done.stderr[-2000:]
+        return Run(folder)
+
+    return run
+
+
+@pytest.fixture
+def uninterrupted(whole: Callable[[int], Run]) -> Run:
+    return whole(STEPS)
 
 
 def same_but_for_speed(run: Run) -> dict[int, tuple[object, ...]]:
     return {step: (r["loss"], r["grad_norm"], r["sites"]) for step, r in run.steps.items()}
 
 
-@pytest.mark.parametrize("kills", [3, pytest.param(10, marks=pytest.mark.exhaustive)])
+@pytest.mark.parametrize(
+    ("kills", "steps"), [(3, STEPS), pytest.param(10, 60, marks=pytest.mark.exhaustive)]
+)
 def test_kills_at_arbitrary_steps_leave_the_loss_curve_as_it_is(
-    kills: int, uninterrupted: Run, corpus_cache: Path, tmp_path: Path
+    kills: int, steps: int, whole: Callable[[int], Run], tmp_path: Path
 ) -> None:
     folder, draw = tmp_path / "run", random.Random(7)
     killed_at = []
@@ -64,7 +79,7 @@ def test_kills_at_arbitrary_steps_leave_the_loss_curve_as_it_is(
         begun = max((int(p.parent.name[5:]) for p in folder.glob("checkpoint/step-*/.metadata")),
                     default=0)  # fmt: skip
         target = begun + draw.randint(1, 6)
-        ranks = start(folder)
+        ranks = start(folder, steps)
         # Until it has resumed the file still holds later steps of the process before.
         resumed = False
         while not (resumed and last_step(folder) >= target):
@@ -74,9 +89,9 @@ def test_kills_at_arbitrary_steps_leave_the_loss_curve_as_it_is(
         time.sleep(draw.uniform(0, 0.1))  # in a step, a measurement, or a checkpoint
         ranks.kill()
         killed_at.append(last_step(folder))
-    assert max(killed_at) < STEPS
-    assert start(folder).wait().returncode == 0
-    seen = Run(folder)
+    assert max(killed_at) < steps
+    assert start(folder, steps).wait().returncode == 0
+    seen, uninterrupted = Run(folder), whole(steps)
     assert seen.record.status["state"] == "completed"
     assert same_but_for_speed(seen) == same_but_for_speed(uninterrupted)
     assert seen.validation_losses == uninterrupted.validation_losses
@@ -88,7 +103,7 @@ def test_a_run_goes_on_with_another_number_of_processes(
 ) -> None:
     folder = tmp_path / "run"
     ranks = start(folder)
-    saved = folder / "checkpoint" / "step-21" / ".metadata"
+    saved = folder / "checkpoint" / "step-9" / ".metadata"
     wait_until("a checkpoint", saved.exists, ranks.ended)
     ranks.kill()
     done = run_ranks("train.__main__", *arguments(folder, 4 // processes), processes=processes)
@@ -96,10 +111,11 @@ def test_a_run_goes_on_with_another_number_of_processes(
     seen = Run(folder)
     assert seen.losses == pytest.approx(uninterrupted.losses, rel=1e-5)
     assert seen.validation_losses == pytest.approx(uninterrupted.validation_losses, rel=1e-5)
+    steps = seen.steps
     for step, record in uninterrupted.steps.items():
-        assert seen.steps[step]["tokens"] == record["tokens"]
+        assert steps[step]["tokens"] == record["tokens"]
         for site, values in record["sites"].items():
-            assert seen.steps[step]["sites"][site] == pytest.approx(values, rel=1e-4, abs=1e-4)
+            assert steps[step]["sites"][site] == pytest.approx(values, rel=1e-4, abs=1e-4)
 
 
 @pytest.mark.parametrize("number", ["SIGUSR2", "SIGINT"])

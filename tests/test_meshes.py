@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from harness import Run, tiny
+from harness import Run, run, tiny
 
 from scripts.torture.ranks import run_ranks
 from train.alignment_table import ALIGNMENTS
@@ -22,6 +22,14 @@ MESHES = {
     "tp2": (2, "4", (TENSOR, "2")),
     "fsdp2xtp2": (4, "2", (TENSOR, "2")),
 }
+STEPS = ("--steps", "12")  # of warm-up, at full lr and of decay
+
+
+@pytest.fixture(scope="module")
+def alone(corpus_cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    done = run(tiny(tmp_path_factory.mktemp("alone") / "run", "maxP", *STEPS))
+    assert done.code == 0
+    return done
 
 
 @pytest.fixture(scope="module", params=MESHES)
@@ -30,21 +38,21 @@ def shared(
 ) -> Run:
     processes, sequences, flags = MESHES[request.param]
     folder = tmp_path_factory.mktemp("mesh") / "run"
-    flags = ("--training.local_batch_size", sequences, *flags)
+    flags = (*STEPS, "--training.local_batch_size", sequences, *flags)
     done = run_ranks("train.__main__", *tiny(folder, "maxP", *flags), processes=processes)
     assert done.returncode == 0, done.stderr[-2000:]
     return Run(folder)
 
 
-def test_losses_are_those_of_one_process(shared: Run, maxp_run: Run) -> None:
-    assert shared.losses == pytest.approx(maxp_run.losses, rel=1e-5)
+def test_losses_are_those_of_one_process(shared: Run, alone: Run) -> None:
+    assert shared.losses == pytest.approx(alone.losses, rel=1e-5)
 
 
-def test_every_measured_exponent_is_that_of_one_process(shared: Run, maxp_run: Run) -> None:
-    compared = 0
+def test_every_measured_exponent_is_that_of_one_process(shared: Run, alone: Run) -> None:
+    compared, steps = 0, alone.steps
     for step, record in shared.steps.items():
         for site, values in record["sites"].items():
-            expected = maxp_run.steps[step]["sites"][site]
+            expected = steps[step]["sites"][site]
             for name in ALIGNMENTS:
                 if name in values or name in expected:
                     assert values[name] == pytest.approx(expected[name], abs=1e-4)
@@ -52,9 +60,10 @@ def test_every_measured_exponent_is_that_of_one_process(shared: Run, maxp_run: R
     assert compared > 100
 
 
-def test_every_lr_and_c_are_those_of_one_process(shared: Run, maxp_run: Run) -> None:
+def test_every_lr_and_c_are_those_of_one_process(shared: Run, alone: Run) -> None:
+    steps = alone.steps
     for step, record in shared.steps.items():
         for site, values in record["sites"].items():
-            expected = maxp_run.steps[step]["sites"][site]
+            expected = steps[step]["sites"][site]
             for name in {"lr", "c"} & values.keys():
                 assert values[name] == pytest.approx(expected[name], rel=1e-4)

@@ -87,9 +87,9 @@ def seen(corpus_cache: Path, tmp_path_factory: pytest.TempPathFactory) -> list[d
 def assert_same_experiment(actual: Run, expected: Run) -> None:
     """Losses to 1e-5 relative, every exponent to 1e-4, every c and lr."""
     assert actual.losses == pytest.approx(expected.losses, rel=1e-5)
-    compared = 0
+    compared, steps = 0, expected.steps
     for step, record in actual.steps.items():
-        theirs = expected.steps[step]["sites"]
+        theirs = steps[step]["sites"]
         assert record["sites"].keys() == theirs.keys()
         for site, values in record["sites"].items():
             assert values.keys() == theirs[site].keys()

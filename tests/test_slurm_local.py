@@ -206,13 +206,19 @@ def test_watching_goes_on_from_run_to_run_and_ends_with_the_sweep(
     case: Case, started: list[subprocess.Popen[str]]
 ) -> None:
     case.write(parallel=1)
-    started.append(begin(case.submission(), STUB_SECONDS="0.1"))
+    gate = case.root / "gate"
+    started.append(begin(case.submission(), STUB_GATE=str(gate)))
     wait_until("the command", lambda: case.folder.commands(), ended(started))
     started.append(begin(["status", str(case.folder.path), "--watch", "0.1"]))
-    seen, _ = started[1].communicate()
-    assert started[1].returncode == 0
-    assert "waits for its turn here" in seen
-    assert seen.splitlines()[-2] == "4 runs: 4 completed"
+    assert started[1].stdout is not None
+    seen = []
+    for line in started[1].stdout:
+        seen.append(line)
+        if "waits for its turn here" in line:
+            gate.touch()
+    assert started[1].wait() == 0
+    assert gate.exists()
+    assert seen[-2] == "4 runs: 4 completed\n"
 
 
 def test_cancel_ends_the_command_and_its_runs(

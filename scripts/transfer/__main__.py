@@ -3,8 +3,8 @@
     python -m scripts.transfer --processes 2   # makes the runs that docs/results/runs.csv lacks
     python -m scripts.transfer --processes 0   # writes figures, tables and the page
 
-Runs train LLaMA-3 on the embedded corpus, on CPUs, with one thread each. All of them take about
-four hours of two cores. A command that was interrupted continues where it was.
+Runs train LLaMA-3 on the embedded corpus, on CPUs, with one thread each. All of them take hours,
+and a progress bar shows how many are left. A command that was interrupted continues where it was.
 """
 
 import sys

@@ -1,0 +1,1 @@
+"""The measurements of docs/theory.md that no other command prints."""
