@@ -231,7 +231,7 @@ def test_what_muon_shows_with_four_times_the_tokens_per_step() -> None:
     carried = curves[256][bests[64]] - curves[256][bests[256]]
     assert round(carried.loc[[1, 2, 3]].mean(), 3) == cost
     of = power(curves)
-    assert said("The interval of the power still contains values other than 0,") == []
+    assert said("The interval of the power still contains values other than 0.") == []
     assert of.low < 0 < of.high
     assert seeds_of(curves) == 3
 
