@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import logging
 import os
+import signal
 from collections.abc import Iterator
 from itertools import zip_longest
 from pathlib import Path
@@ -68,11 +69,13 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 @pytest.fixture(autouse=True)
-def logging_as_before() -> Iterator[None]:
-    """Commands set up logging for their whole process; later tests read what is logged."""
+def process_as_before() -> Iterator[None]:
+    """Commands set up logging and a signal for their whole process; later tests read both."""
     root = logging.getLogger()
     level, handlers = root.level, list(root.handlers)
+    on_sigterm = signal.getsignal(signal.SIGTERM)
     yield
+    signal.signal(signal.SIGTERM, on_sigterm)
     root.setLevel(level)
     for handler in set(root.handlers).difference(handlers):
         root.removeHandler(handler)
