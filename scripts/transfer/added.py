@@ -18,12 +18,19 @@ LENGTHS = {"x1": STEPS, "x2": 2 * STEPS, "x4": 4 * STEPS}
 STEP_TOKENS = 512
 
 MUON_WIDTHS = {"cpu64": 64, "cpu128": 128, "cpu256": 256}
-MUON_SEEDS = (1, 2, 3)
 BATCH = 16
 """Sequences per step of the arm `LARGE_BATCH`, four times those of all other runs."""
 
 LARGE_BATCH = "tokens-x4"
-LARGE_BATCH_WIDTHS = {"cpu64": 64, "cpu256": 256}
+_MUON = "--optimizer=muon"
+MUON_ARMS = {
+    "mup-full": (MUON_WIDTHS, _MUON),
+    LARGE_BATCH: (
+        {"cpu64": 64, "cpu256": 256},
+        f"{_MUON} --training.local_batch_size={BATCH} --training.global_batch_size={BATCH}",
+    ),
+}
+"""Arm of the part "muon" -> its widths by scale, and the flags of its runs."""
 
 LAW = -0.32
 """The power of the best lr over tokens that Bjorck et al. (arXiv 2409.19913) report."""
@@ -34,31 +41,24 @@ def all_runs(losses: Losses, table: str) -> Iterator[Run]:
     yield from planned(losses, table)
     if chosen := choice(losses):
         for seed in SEEDS:
-            yield from _muon(losses, chosen, seed)
+            yield from _muon(losses, "mup-full", chosen, seed)
             yield from _horizon(losses, chosen, seed, reach=1)
         for seed in SEEDS:
             yield from _horizon(losses, chosen, seed, reach=2)
         for seed in SEEDS:
-            yield from _large_batch(losses, chosen, seed)
+            yield from _muon(losses, LARGE_BATCH, chosen, seed)
 
 
 def _horizon(losses: Losses, chosen: Choice, seed: int, reach: int) -> Iterator[Run]:
     for arm, steps in LENGTHS.items():
-        of = (SEEDS, f"--steps={steps}")
-        yield from _tuned(losses, "horizon", arm, "cpu64", chosen, seed, reach, *of)
+        flags = f"--steps={steps}"
+        yield from _tuned(losses, "horizon", arm, "cpu64", chosen, seed, reach, flags)
 
 
-def _muon(losses: Losses, chosen: Choice, seed: int) -> Iterator[Run]:
-    for scale in MUON_WIDTHS if seed in MUON_SEEDS else ():
-        of = (MUON_SEEDS, "--optimizer=muon")
-        yield from _tuned(losses, "muon", "mup-full", scale, chosen, seed, 1, *of)
-
-
-def _large_batch(losses: Losses, chosen: Choice, seed: int) -> Iterator[Run]:
-    sizes = f"--training.local_batch_size={BATCH} --training.global_batch_size={BATCH}"
-    for scale in LARGE_BATCH_WIDTHS:
-        of = (MUON_SEEDS, f"--optimizer=muon {sizes}")
-        yield from _tuned(losses, "muon", LARGE_BATCH, scale, chosen, seed, 1, *of)
+def _muon(losses: Losses, arm: str, chosen: Choice, seed: int) -> Iterator[Run]:
+    widths, flags = MUON_ARMS[arm]
+    for scale in widths:
+        yield from _tuned(losses, "muon", arm, scale, chosen, seed, 1, flags)
 
 
 def halves(lr: float) -> tuple[float, ...]:
@@ -68,17 +68,17 @@ def halves(lr: float) -> tuple[float, ...]:
 
 def _tuned(
     losses: Losses, part: str, arm: str, scale: str, chosen: Choice, seed: int, reach: int,
-    seeds: tuple[int, ...], more: str,
+    more: str,
 ) -> Iterator[Run]:  # fmt: skip
     """The carried lr and ``reach`` steps either side; further while the best is at an edge.
 
     Args:
-        seed: the last of ``seeds`` to run.
+        seed: the last one to run.
     """
 
     def at(lr: float) -> list[Run]:
         flags = " ".join([*replace(chosen, lr=lr).flags(), more])
-        return [Run(part, arm, scale, lr, n, "mup-full", flags) for n in seeds if n <= seed]
+        return [Run(part, arm, scale, lr, n, "mup-full", flags) for n in SEEDS if n <= seed]
 
     grid = halves(chosen.lr)
     for lr in extended(losses, chosen.lr, at, grid, reach):
@@ -99,7 +99,7 @@ def muon_curves(data: Data, arm: str = "mup-full") -> dict[int, pd.DataFrame]:
     Args:
         arm: ``mup-full``, or `LARGE_BATCH` for four times the tokens per step.
     """
-    widths = LARGE_BATCH_WIDTHS if arm == LARGE_BATCH else MUON_WIDTHS
+    widths, _ = MUON_ARMS[arm]
     return _common({width: data.curve("muon", arm, scale) for scale, width in widths.items()})
 
 
