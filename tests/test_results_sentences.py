@@ -14,7 +14,6 @@ import scipy.stats
 
 from scripts.transfer import plan, runs
 from scripts.transfer.added import (
-    BATCH,
     LARGE_BATCH,
     LAW,
     horizon_curves,
@@ -22,6 +21,7 @@ from scripts.transfer.added import (
     seeds_of,
 )
 from scripts.transfer.plan import ABLATED, ABLATIONS, ARMS, DEPTH_ARMS, DEPTHS, STEPS, WIDEST
+from scripts.transfer.recipes import BATCH
 from scripts.transfer.results import (
     Data,
     best_lr,

@@ -1,6 +1,7 @@
 """The transfer experiment of docs/results.md: its plan, its numbers, and its page."""
 
 import math
+import re
 from itertools import count
 from pathlib import Path
 
@@ -63,6 +64,22 @@ def test_lengths_and_muon_are_tuned_in_factors_of_2_from_the_carried_lr():
     assert lrs("muon", "cpu256") == [2.5e-3, 5e-3, 1e-2, 2e-2]
 
 
+def test_a_table_is_measured_under_the_recipe_before_its_runs_are_planned():
+    losses = bowl({})
+    measuring = [run for run in losses if run.arm == "bfloat16-table"]
+    using = {run for run in losses if run.arm == "bfloat16-maxP-frozen"}
+    assert all("dtype=bfloat16" in run.flags for run in (*measuring, *using))
+    assert all("--alignment-table=t_bfloat16.json" in run.flags for run in using)
+    known = {run: loss for run, loss in losses.items() if run != measuring[-1]}
+    assert not using & set(all_runs({k: v for k, v in known.items() if k not in using}, "t.json"))
+
+
+def test_passive_runs_measure_at_the_best_lr_of_their_own_method():
+    losses = bowl({"cpu256": 1e-3})
+    measuring = [run for run in losses if run.arm == "passive-table"]
+    assert {(run.method, run.scale, run.lr) for run in measuring} == {("mup-no", "cpu256", 1e-3)}
+
+
 def test_the_head_of_one_arm_learns_more_slowly_by_the_published_power():
     wide = plan.run_of("width", ARMS, "mup-no-head", "cpu512", Choice(1e-2), "", 1)
     [flag] = [word for word in wide.flags.split() if "readout" in word]
@@ -73,7 +90,8 @@ def test_the_trainer_takes_the_arguments_of_every_arm(tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)
     some = {(run.part, run.arm): run for run in bowl({}) if run.part != "base"}
     for run in some.values():
-        run = run._replace(flags=run.flags.replace("t.json", str(FOLDER / "alignment.json")))
+        table = f"--alignment-table={FOLDER / 'alignment.json'}"
+        run = run._replace(flags=re.sub(r"--alignment-table=\S+", table, run.flags))
         config = parse(runs.arguments(run, tmp_path / run.arm.replace("/", "-")))
         assert (config.scale, config.maxp.method) == (run.scale, run.method)
         assert config.maxp.optimizer == ("muon" if run.part == "muon" else "adamw")

@@ -18,7 +18,8 @@ from scripts.marked import fill
 from scripts.transfer import runs
 from scripts.transfer.added import all_runs
 from scripts.transfer.figures import all_figures
-from scripts.transfer.plan import Choice, Run, choice, table_runs
+from scripts.transfer.plan import Losses, Run, choice, table_runs
+from scripts.transfer.recipes import RECIPES, table_of, table_runs_of
 from scripts.transfer.report import headline, texts
 from scripts.transfer.results import Data
 from train.alignment_table import condense, pool, write_table
@@ -47,7 +48,7 @@ class Options:
     """Folder for the runs' folders."""
 
     only: tuple[str, ...] = ()
-    """Parts to run: base, width, depth, ablation, horizon, muon. By default all."""
+    """Parts to run: base, width, depth, ablation, horizon, muon, published. By default all."""
 
     def __post_init__(self) -> None:
         if self.processes < 0:
@@ -62,9 +63,9 @@ def measure_all(options: Options) -> None:
     bar.update(len(known))
 
     def next_run() -> Run | None:
-        chosen = choice(known)
-        if chosen and not TABLE.exists():
-            _write_table(chosen, options.runs_dir)
+        for table, measuring in _tables(known).items():
+            if not table.exists() and all(run in known for run in measuring):
+                _write_table(table, measuring, options.runs_dir)
         wanted = list(all_runs(known, str(TABLE)))
         bar.total = len(wanted)
         for run in wanted:
@@ -86,14 +87,26 @@ def measure_all(options: Options) -> None:
         runs.make(next_run, done, options.runs_dir, options.processes)
 
 
-def _write_table(chosen: Choice, folder: Path) -> None:
-    """The alignment that the base's runs at the chosen lr and factors measured."""
+def _tables(known: Losses) -> dict[Path, list[Run]]:
+    """Each table of maxP-frozen, with the runs that measure it, as far as they can be named."""
+    chosen = choice(known)
+    if not chosen:
+        return {}
+    runs_of = {TABLE: table_runs(chosen)}
+    for name in RECIPES:
+        if measuring := table_runs_of(known, str(TABLE), chosen, name):
+            runs_of[Path(table_of(str(TABLE), name))] = measuring
+    return runs_of
+
+
+def _write_table(table: Path, measuring: list[Run], folder: Path) -> None:
+    """Write the alignment that the runs measured from step `TABLE_FROM` on."""
     records = []
-    for run in table_runs(chosen):
+    for run in measuring:
         loaded = load_run(folder / runs.folder_name(run))
         records += [record for record in loaded.metrics if record["step"] >= TABLE_FROM]
-    source = {"runs": [runs.folder_name(run) for run in table_runs(chosen)], "from": TABLE_FROM}
-    write_table(TABLE, condense(pool(records), "median"), source)
+    source = {"runs": [runs.folder_name(run) for run in measuring], "from": TABLE_FROM}
+    write_table(table, condense(pool(records), "median"), source)
 
 
 def write_results() -> None:

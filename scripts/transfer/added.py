@@ -1,7 +1,7 @@
 """The parts that were added after the first design: the token horizon, and Muon.
 
 Their learning rates are steps of a factor of 2 from the carried one, `halves`. Their runs do not
-measure alignment.
+measure alignment. The last part, of the published recipe, is in `recipes`.
 """
 
 from collections.abc import Iterator
@@ -10,6 +10,7 @@ from dataclasses import replace
 import pandas as pd
 
 from scripts.transfer.plan import SEEDS, STEPS, Choice, Losses, Run, choice, extended, planned
+from scripts.transfer.recipes import FOUR_TIMES_THE_TOKENS, recipe_runs
 from scripts.transfer.results import Data, complete
 
 LENGTHS = {"x1": STEPS, "x2": 2 * STEPS, "x4": 4 * STEPS}
@@ -18,16 +19,13 @@ LENGTHS = {"x1": STEPS, "x2": 2 * STEPS, "x4": 4 * STEPS}
 STEP_TOKENS = 512
 
 MUON_WIDTHS = {"cpu64": 64, "cpu128": 128, "cpu256": 256}
-BATCH = 16
-"""Sequences per step of the arm `LARGE_BATCH`, four times those of all other runs."""
-
 LARGE_BATCH = "tokens-x4"
 _MUON = "--optimizer=muon"
 MUON_ARMS = {
     "mup-full": (MUON_WIDTHS, _MUON),
     LARGE_BATCH: (
         {"cpu64": 64, "cpu256": 256},
-        f"{_MUON} --training.local_batch_size={BATCH} --training.global_batch_size={BATCH}",
+        " ".join([_MUON, *FOUR_TIMES_THE_TOKENS]),
     ),
 }
 """Arm of the part "muon" -> its widths by scale, and the flags of its runs."""
@@ -47,6 +45,7 @@ def all_runs(losses: Losses, table: str) -> Iterator[Run]:
             yield from _horizon(losses, chosen, seed, reach=2)
         for seed in SEEDS:
             yield from _muon(losses, LARGE_BATCH, chosen, seed)
+        yield from recipe_runs(losses, table, chosen)
 
 
 def _horizon(losses: Losses, chosen: Choice, seed: int, reach: int) -> Iterator[Run]:

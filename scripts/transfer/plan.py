@@ -165,7 +165,7 @@ def _cells(losses: Losses) -> list[Choice]:
     """Choices to compare at the base: lr alone, factors at its best, and lr around those."""
     alone = {lr: mean(losses, _seeds("base", "mup-full", BASE, Choice(lr), SEEDS)) for lr in _START}
     cells = [Choice(lr) for lr in _START]
-    if (best := _best(alone)) is None:
+    if (best := best_of(alone)) is None:
         return []
     cells += [Choice(best, e, h) for e, h in itertools.product(FACTORS, FACTORS)]
     cells = list(dict.fromkeys(cells))
@@ -239,7 +239,7 @@ def extended(
     low, high = max(0, middle - reach), min(len(grid) - 1, middle + reach)
     while True:
         means = {lr: mean(losses, at(lr)) for lr in grid[low : high + 1]}
-        best = _best(means)
+        best = best_of(means)
         if best == grid[low] and low > 0:
             low -= 1
         elif best == grid[high] and high < len(grid) - 1:
@@ -254,7 +254,7 @@ def _more_seeds(losses: Losses, arm: str, chosen: Choice, table: str) -> Iterato
         return [run_of("width", ARMS, arm, WIDEST, moved, table, seed) for seed in seeds]
 
     lrs = extended(losses, chosen.lr, at)
-    best = _best({lr: mean(losses, at(lr)) for lr in lrs})
+    best = best_of({lr: mean(losses, at(lr)) for lr in lrs})
     for lr in dict.fromkeys([chosen.lr, best or chosen.lr]):
         yield from at(lr, MORE_SEEDS)
 
@@ -270,7 +270,7 @@ def _depth(losses: Losses, chosen: Choice) -> Iterator[Run]:
     lrs = extended(losses, start, lambda lr: at(DEPTH_BASE, "depth-1", lr))
     for lr in lrs:
         yield from at(DEPTH_BASE, "depth-1", lr)
-    best = _best({lr: mean(losses, at(DEPTH_BASE, "depth-1", lr)) for lr in lrs})
+    best = best_of({lr: mean(losses, at(DEPTH_BASE, "depth-1", lr)) for lr in lrs})
     if best is None:
         return
     for scale in ("cpu64-d4", "cpu64-d8", "cpu64-d16"):
@@ -290,7 +290,7 @@ def _ablations(losses: Losses, chosen: Choice) -> Iterator[Run]:
     tuned = extended(losses, 3e-1, lambda lr: at(BASE, lr))
     for lr in tuned:
         yield from at(BASE, lr)
-    best = _best({lr: mean(losses, at(BASE, lr)) for lr in tuned})
+    best = best_of({lr: mean(losses, at(BASE, lr)) for lr in tuned})
     if best is not None:
         for lr in extended(losses, best, lambda lr: at(ABLATED, lr)):
             yield from at(ABLATED, lr)
@@ -304,7 +304,7 @@ def mean(losses: Losses, runs: list[Run]) -> float | None:
     return statistics.fmean(value for value in values if value is not None)
 
 
-def _best(means: Mapping[float, float | None]) -> float | None:
+def best_of(means: Mapping[float, float | None]) -> float | None:
     """The lr with the smallest loss; None while a loss is missing."""
     known = {lr: loss for lr, loss in means.items() if loss is not None}
     if len(known) < len(means):
