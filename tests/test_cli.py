@@ -53,9 +53,12 @@ def test_any_flag_of_torchtitan_can_follow() -> None:
     assert config.training.steps == 7
 
 
-def test_torchtitans_own_way_gives_the_same_run_as_the_commands_flags(tmp_path: Path) -> None:
-    way = "--module configs.llama3 --config debug_mup_no --training.steps 2000 --dump_folder"
-    own = "--scale debug --method mup-no --training.steps 2000 --output-dir"
+@pytest.mark.parametrize(("module", "scale"), [("llama3", "debug"), ("decoders", "qwen3-debug")])
+def test_torchtitans_own_way_gives_the_same_run_as_the_commands_flags(
+    module: str, scale: str, tmp_path: Path
+) -> None:
+    way = f"--module configs.{module} --config {scale}_mup_no --training.steps 2000 --dump_folder"
+    own = f"--scale {scale} --method mup-no --training.steps 2000 --output-dir"
     theirs, ours = (parse([*flags.split(), str(tmp_path)]) for flags in (way, own))
     assert isinstance(theirs, MaxPTrainer.Config)
     assert theirs.to_dict() == ours.to_dict()
@@ -338,6 +341,7 @@ def test_an_environment_that_is_not_torchruns_is_answered_by_one_line(
         ("--module configs.llama3", "--config is required"),
         ("--module configs.llama3 --config s1_sgd", "Config function 's1_sgd' not found"),
         ("--module configs.mamba --config s1", "--module: Cannot import module 'configs.mamba'"),
+        ("--module llama3 --config llama3_debugmodel", "use configs.llama3, configs.decoders or"),
         ("--module llama3 --config llama3_debugmodel", "--module: not a configuration of this"),
     ],
 )

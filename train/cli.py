@@ -61,7 +61,10 @@ def _parse(given: list[str]) -> MaxPTrainer.Config:
         except ImportError as error:
             raise ValueError(f"--module: {error}".splitlines()[0]) from error
         if not isinstance(config, MaxPTrainer.Config):
-            raise ValueError("--module: not a configuration of this trainer; use configs.llama3")
+            raise ValueError(
+                "--module: not a configuration of this trainer; use configs.llama3, "
+                "configs.decoders or configs.images"
+            )
     else:
         flags, rest = tyro.cli(
             Flags,

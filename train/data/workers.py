@@ -10,7 +10,9 @@ from typing import Any
 
 from torch.utils.data import get_worker_info
 
-_IGNORED = (signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP, signal.SIGINT)
+from train.preemption import SIGNALS
+
+_IGNORED = {*SIGNALS, signal.SIGUSR1} - {signal.SIGTERM}
 
 
 @contextmanager
