@@ -27,6 +27,7 @@ from scripts.transfer.plan import (
     WIDTHS,
     Choice,
 )
+from scripts.transfer.recipes import PART, RECIPES, WHERE, arm_of
 from scripts.transfer.results import (
     Data,
     Interval,
@@ -54,6 +55,7 @@ def texts(data: Data) -> dict[str, str]:
         "depth": ladder(data, "depth", DEPTHS),
         "ablations": ablations(data),
         "published": published(data),
+        "recipes": recipes(data),
         "horizon": horizon(data),
         "horizon power": _power_text(horizon_curves(data)),
         "muon": muon(data),
@@ -182,6 +184,43 @@ def published(data: Data) -> str:
                 rows.append([width, arm.title, _signed(here), _signed(tuned)])
     heads = ["width", "method", "minus mup-no, carried lr", "minus mup-no, each at its best lr"]
     return table(heads, rows) if rows else "Not run yet."
+
+
+def recipes(data: Data) -> str:
+    """A row per change to the recipe: c of the table, and maxP-frozen beside mup-no."""
+    carried = data.choice.lr
+    rows = []
+    for name, title in {"": "nothing", **{n: r.title for n, r in RECIPES.items()}}.items():
+        ours, theirs = recipe_curves(data, name)
+        if not all(len(complete(curve).columns) >= 3 for curve in (ours, theirs)):
+            continue
+        of = [(curve, best_lr(curve)) for curve in (ours, theirs)]
+        row = [title, *(f"{c:.2f}" for c in _table_c(data, name))]
+        row += [f"{curve[lr].mean():.3f} at {lr_text(lr)}" for curve, lr in of]
+        row += [_signed(difference(ours, carried, theirs, carried))]
+        rows.append([*row, _signed(difference(*of[0], *of[1]))])
+    heads = ["changed", "c hidden", "c head", "maxP-frozen, best", "mup-no, best"]
+    heads += ["difference, carried lr", "difference, each at its best lr"]
+    return table(heads, rows) if rows else "Not run yet."
+
+
+def recipe_curves(data: Data, name: str) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The curves of maxP-frozen and mup-no under a recipe; without a name, under that of all."""
+    changed = RECIPES.get(name)
+    curves = [
+        data.curve(PART, arm_of(name, method), WHERE)
+        if changed and method in changed.methods
+        else data.curve("width", method, WHERE)
+        for method in ("maxP-frozen", "mup-no")
+    ]
+    return curves[0], curves[1]
+
+
+def _table_c(data: Data, name: str) -> list[float]:
+    """The c of hidden layers, their mean, and of the head in the runs of maxP-frozen."""
+    part, arm = (PART, arm_of(name, "maxP-frozen")) if name else ("width", "maxP-frozen")
+    used = data.used(part, arm, WHERE, data.choice.lr)
+    return [used["hidden"], used["readout"]]
 
 
 def powers(data: Data) -> str:
