@@ -43,7 +43,8 @@ class Options:
     """At least two numbers of layers. The smallest is the base."""
 
     exponent: float = 1.0
-    """Branches are multiplied by (depth / base depth)^-exponent; 0 leaves depth unscaled."""
+    """Branches are multiplied by (depth / base depth)^-exponent, and the learning rate inside
+    blocks by (depth / base depth)^(exponent - 1)."""
 
     scale: str = "cpu64"
     """The scale whose other sizes the models have. It has width 64."""

@@ -3,6 +3,7 @@
 Numbers are read from the sentences, and computed anew from the losses of the runs.
 """
 
+import itertools
 import math
 import re
 from pathlib import Path
@@ -12,7 +13,7 @@ import pandas as pd
 import pytest
 import scipy.stats
 
-from scripts.transfer import plan, runs
+from scripts.transfer import plan, report, runs
 from scripts.transfer.added import (
     LARGE_BATCH,
     LAW,
@@ -35,7 +36,7 @@ from train.model.scales import get_scale
 DOCS = Path(__file__).parents[1] / "docs"
 DATA = Data(runs.read(DOCS / "results" / "runs.csv"))
 CARRIED = DATA.choice.lr
-NUMBER = r"(\d[\d,]*(?:\.\d+)?)"
+NUMBER = r"(-?\d[\d,]*(?:\.\d+)?)"
 
 
 def said(sentence: str, page: str = "results.md") -> list[float]:
@@ -62,6 +63,12 @@ def interval(differences: pd.Series) -> tuple[float, float]:
         0.95, len(values) - 1, loc=values.mean(), scale=scipy.stats.sem(values)
     )
     return float(low), float(high)
+
+
+def with_half(differences: pd.Series) -> tuple[float, float]:
+    """The mean, and half of its 95% interval, as the page has them."""
+    low, high = interval(differences)
+    return round((low + high) / 2, 3), round((high - low) / 2, 3)
 
 
 def regret(arm: str) -> pd.Series:
@@ -112,14 +119,59 @@ def test_tuned_methods_but_sp_end_close_to_each_other() -> None:
     assert tuned("sp").mean() > max(ends)
 
 
-def test_only_the_whole_power_lowers_the_loss_at_each_depth() -> None:
-    assert said("only with (L / 2)^-1 does each doubling of the depth lower the loss") == []
-    means = {
-        arm: [losses(arm, scale, "depth")[CARRIED].mean() for scale in DEPTHS] for arm in DEPTH_ARMS
-    }
-    assert [arm for arm, of in means.items() if (np.diff(of) < 0).all()] == ["depth-1"]
+def test_tuned_methods_of_the_advice_cannot_be_told_apart() -> None:
+    (most,) = said("`mup-full`, `mup-no` and `maxP` end within # nats of each other, which")
+    pairs = list(itertools.combinations([tuned(a) for a in ("mup-full", "mup-no", "maxP")], 2))
+    assert max(abs((one - other).mean()) for one, other in pairs) < most
+    assert all(np.prod(interval(one - other)) < 0 for one, other in pairs)
+
+
+def test_what_noise_does_to_the_regret_of_mup_full() -> None:
+    found = said("the regret is #, # and # ± # at widths 128, 256 and 512: below 0.03 nats")
+    regrets = [below_each_parabola(losses("mup-full", f"cpu{n}")) for n in (128, 256, 512)]
+    assert [*(round(of.mean(), 3) for of in regrets), with_half(regrets[-1])[1]] == found
+    beside = losses("mup-full")
+    assert with_half(beside[1e-2] - beside[3e-3]) == tuple(
+        said("At `cpu512`, the loss at 1e-2 minus that at 3e-3 is # ± #: three seeds cannot")
+    )
+
+
+def below_each_parabola(curve: pd.DataFrame) -> pd.Series:
+    """By seed, the carried lr's loss minus the minimum of the parabola of that seed."""
+    regrets = {}
+    for seed, row in curve.loc[[1, 2, 3]].dropna(axis=1).iterrows():
+        at = int(np.argmin(row))
+        assert 0 < at < len(row) - 1
+        logs = np.log(np.array(row.index[at - 1 : at + 2], dtype=float))
+        second, first, constant = np.polyfit(logs - logs[1], row.iloc[at - 1 : at + 2], 2)
+        regrets[seed] = row[CARRIED] - (constant - first**2 / (4 * second))
+    return pd.Series(regrets)
+
+
+def test_what_the_depth_ladder_shows() -> None:
+    assert said("1e-2 stays the best of the grid under all three rules") == []
     best = {tuned(arm, scale, "depth").name for arm in DEPTH_ARMS for scale in DEPTHS}
-    assert best == {CARRIED}  # all three rules carry
+    assert best == {CARRIED} == {1e-2}
+
+    assert said("only (L / 2)^-1 tells it from both of its neighbors") == []
+    deep = {arm: losses(arm, "cpu64-d16", "depth") for arm in DEPTH_ARMS}
+    told = {
+        arm: all(interval(curve[1e-2] - curve[other])[1] < 0 for other in (3e-3, 3e-2))
+        for arm, curve in deep.items()
+    }
+    assert told == {"depth-0": False, "depth-1/2": False, "depth-1": True}
+    below, half = said("there, (L / 2)^-1 ends # ± # nats below (L / 2)^-1/2")
+    assert with_half(deep["depth-1/2"][1e-2] - deep["depth-1"][1e-2]) == (below, half)
+
+    assert said("Only with it does the mean loss fall with each doubling of the depth") == []
+    ladders = {
+        arm: [losses(arm, scale, "depth")[CARRIED] for scale in DEPTHS] for arm in DEPTH_ARMS
+    }
+    falling = [a for a, of in ladders.items() if (np.diff([s.mean() for s in of]) < 0).all()]
+    assert falling == ["depth-1"]
+    assert said("three seeds cannot tell a single one of these steps from 0") == []
+    steps = itertools.pairwise(ladders["depth-1"])
+    assert all(np.prod(interval(deeper - less)) < 0 for less, deeper in steps)
 
 
 def ablated() -> dict[str, pd.Series]:
@@ -136,15 +188,29 @@ def test_no_ablation_loses_more_than_that_without_a_base() -> None:
     assert max(means, key=means.__getitem__) == "no-base"
 
 
-def test_the_only_ablations_beyond_chance_are_those_that_the_page_names() -> None:
-    (once,) = said(
-        '"c averaged" is expected by chance once in # comparisons, and the table has ten'
-    )
+def test_what_the_page_makes_of_the_ablations_whose_interval_leaves_out_0() -> None:
+    (once,) = said("leaves out 0 by chance once in # comparisons, and the table has ten")
     assert once == 1 / 0.05  # of intervals with 95%
-    assert said("Only the base model is a clear result") == []
-    apart = [a for a, of in ablated().items() if np.prod(interval(of)) > 0]
-    assert len(ablated()) == 10
-    assert apart == ["c-ema", "no-base"]
+    by_arm = ablated()
+    chances = {arm: scipy.stats.ttest_1samp(of.dropna(), 0).pvalue for arm, of in by_arm.items()}
+    below = {arm: chance for arm, chance in chances.items() if chance < 0.05}
+    assert len(chances) == 10
+    assert list(below) == ["c-ema", "no-base"]
+    assert [round(chance, 2) for chance in below.values()] == said("for that (p = # and #)")
+    assert min(below.values()) > 0.05 / len(chances)
+
+    (least,) = said("by its size: at least # nats in each seed, and on the mean more than seven")
+    without = by_arm.pop("no-base")
+    assert least <= without.min() < least + 0.01
+    assert without.mean() > 7 * max(abs(of.mean()) for of in by_arm.values())
+    assert said("at `cpu256`, 1e-1 is the best learning rate of its grid as well") == []
+    assert {tuned("no-base", s, "ablation").name for s in (plan.BASE, ABLATED)} == {1e-1}
+
+
+def test_the_exception_to_one_problem_per_layer() -> None:
+    (c,) = said("its c rises to # in `maxP-frozen`")
+    assert round(DATA.used("width", "maxP-frozen", WIDEST, CARRIED)["embedding"], 3) == c
+    assert DATA.used("width", "mup-full", WIDEST, CARRIED)["embedding"] == 0.5 < c
 
 
 def test_coupled_decay_changes_the_loss_by_less_than_its_interval() -> None:
@@ -154,15 +220,20 @@ def test_coupled_decay_changes_the_loss_by_less_than_its_interval() -> None:
 
 
 def test_a_smaller_lr_of_the_head_explains_a_part_only() -> None:
-    (most,) = said("beats `mup-no` by less than # nats where each has its best learning rate")
-    low, high = interval(tuned("mup-no-head") - tuned("mup-no"))
-    assert high < 0
-    assert most - 0.01 < -(low + high) / 2 <= most
+    below, half = said("beats `mup-no` by # ± # nats where each has its best learning rate")
+    assert with_half(tuned("mup-no") - tuned("mup-no-head")) == (below, half)
+    assert half < below
     assert said("and not at the carried one") == []
     low, high = interval(losses("mup-no-head")[CARRIED] - losses("mup-no")[CARRIED])
     assert low < 0 < high
     (excess,) = said("published table amounts to `mup-no` with a c of the head that is # larger")
     assert excess == plan.READOUT_EXCESS
+
+
+def test_how_many_intervals_of_the_published_table_leave_out_0() -> None:
+    assert said("The table has 18 intervals, and two of them leave out 0.") == []
+    table = report.published(DATA)
+    assert (table.count("±"), table.count("better") + table.count("worse")) == (18, 2)
 
 
 def test_the_best_lr_falls_faster_than_predicted_by_what_the_page_says() -> None:
@@ -176,10 +247,10 @@ def test_the_best_lr_falls_faster_than_predicted_by_what_the_page_says() -> None
         gaps[arm] = forecasts[arm] - power({n: losses(arm, s) for s, n in plan.WIDTHS.items()}).mean
     assert round(gaps.pop("mup-full"), 1) == of_mup
     assert (round(min(gaps.values()), 1), round(max(gaps.values()), 1)) == (least, most)
-    assert said("it is lowest for `sp` and highest for `mup-full` and `maxP`") == []
+    assert said("The prediction is 0 by construction for two methods. `maxP` uses") == []
+    assert {arm for arm, value in forecasts.items() if abs(value) < 0.005} == {"mup-full", "maxP"}
+    assert said("For the others its order is right: it is lowest for `sp`.") == []
     assert min(forecasts, key=forecasts.__getitem__) == "sp"
-    highest = {arm for arm, value in forecasts.items() if value > max(forecasts.values()) - 0.005}
-    assert highest == {"mup-full", "maxP"}
 
 
 def test_what_the_token_horizon_shows() -> None:
@@ -211,12 +282,13 @@ def test_what_muon_shows_over_widths() -> None:
     assert power(curves).low < 0 < power(curves).high
     (most,) = said("AdamW, is within # nats of Muon's best at each of the three widths")
     assert all((c[0.01] - c[bests[w]]).mean() < most for w, c in curves.items())
-    near, lower = said(
-        "Muon and AdamW end within # nats of each other at `cpu64` and `cpu128`, and Muon # nats"
-    )
-    gaps = {w: c[bests[w]].mean() - tuned("mup-full", f"cpu{w}").mean() for w, c in curves.items()}
-    assert max(abs(gaps[64]), abs(gaps[128])) < near
-    assert round(-gaps[256], 2) == lower
+    (near,) = said("Muon and AdamW end within # nats of each other at `cpu64` and `cpu128`.")
+    gaps = {w: c[bests[w]] - tuned("mup-full", f"cpu{w}") for w, c in curves.items()}
+    assert max(abs(gaps[64].mean()), abs(gaps[128].mean())) < near
+    assert with_half(gaps[256]) == tuple(said("At `cpu256`, Muon minus AdamW is # ± #: three"))
+    assert said("In the third seed of `cpu64`, the best learning rate is at an end of the") == []
+    ends = {seed: row.idxmin() in row.index[[0, -1]] for seed, row in curves[64].iterrows()}
+    assert ends == {1: False, 2: False, 3: True}
 
 
 def test_what_muon_shows_with_four_times_the_tokens_per_step() -> None:
@@ -231,8 +303,11 @@ def test_what_muon_shows_with_four_times_the_tokens_per_step() -> None:
     carried = curves[256][bests[64]] - curves[256][bests[256]]
     assert round(carried.loc[[1, 2, 3]].mean(), 3) == cost
     of = power(curves)
-    assert said("The interval of the power still contains values other than 0.") == []
-    assert of.low < 0 < of.high
+    assert said("the intervals of the two powers overlap") == []
+    other = power(muon_curves(DATA))
+    assert max(of.low, other.low) < min(of.high, other.high)
+    assert said("by about half of the power above is not excluded") == []
+    assert of.low < 0.5 * other.mean
     assert seeds_of(curves) == 3
 
 

@@ -26,7 +26,7 @@ DEPTHS = {"cpu64-d2": 2, "cpu64-d4": 4, "cpu64-d8": 8, "cpu64-d16": 16}
 DEPTH_BASE = "cpu64-d2"
 ABLATED = "cpu256"
 READOUT_EXCESS = 0.228
-"""By which the frozen table that Everett et al. published raises c of the head over mup-no's."""
+"""By which the frozen table of Kilian and Wojnar (2025) raises c of the head over mup-no's."""
 
 
 class Run(NamedTuple):

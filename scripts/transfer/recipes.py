@@ -1,4 +1,4 @@
-"""Parts of the recipe of Everett et al. (2024), varied one at a time at `WHERE`.
+"""Parts of the recipe of Kilian and Wojnar (2025), varied one at a time at `WHERE`.
 
 Each part compares maxP-frozen, with a table that was measured under that part, with mup-no.
 """
