@@ -187,7 +187,7 @@ def published(data: Data) -> str:
 
 
 def recipes(data: Data) -> str:
-    """A row per change to the recipe: c of the table, and maxP-frozen beside mup-no."""
+    """A row per change to the recipe: maxP-frozen beside mup-no."""
     carried = data.choice.lr
     rows = []
     for name, title in {"": "nothing", **{n: r.title for n, r in RECIPES.items()}}.items():
@@ -195,11 +195,10 @@ def recipes(data: Data) -> str:
         if not all(len(complete(curve).columns) >= 3 for curve in (ours, theirs)):
             continue
         of = [(curve, best_lr(curve)) for curve in (ours, theirs)]
-        row = [title, *(f"{c:.2f}" for c in _table_c(data, name))]
-        row += [f"{curve[lr].mean():.3f} at {lr_text(lr)}" for curve, lr in of]
-        row += [_signed(difference(ours, carried, theirs, carried))]
+        row = [title, *(f"{curve[lr].mean():.3f} at {lr_text(lr)}" for curve, lr in of)]
+        row.append(_signed(difference(ours, carried, theirs, carried)))
         rows.append([*row, _signed(difference(*of[0], *of[1]))])
-    heads = ["changed", "c hidden", "c head", "maxP-frozen, best", "mup-no, best"]
+    heads = ["changed", "maxP-frozen, best lr", "mup-no, best lr"]
     heads += ["difference, carried lr", "difference, each at its best lr"]
     return table(heads, rows) if rows else "Not run yet."
 
@@ -214,13 +213,6 @@ def recipe_curves(data: Data, name: str) -> tuple[pd.DataFrame, pd.DataFrame]:
         for method in ("maxP-frozen", "mup-no")
     ]
     return curves[0], curves[1]
-
-
-def _table_c(data: Data, name: str) -> list[float]:
-    """The c of hidden layers, their mean, and of the head in the runs of maxP-frozen."""
-    part, arm = (PART, arm_of(name, "maxP-frozen")) if name else ("width", "maxP-frozen")
-    used = data.used(part, arm, WHERE, data.choice.lr)
-    return [used["hidden"], used["readout"]]
 
 
 def powers(data: Data) -> str:
