@@ -9,6 +9,7 @@ With m = n / n_base at a site, and D the depth's factor inside blocks (1 without
 ``docs/theory.md``, "Decay and epsilon", derives the last two.
 """
 
+import logging
 import math
 from collections.abc import Container, Iterable, Mapping
 from typing import Any, NamedTuple
@@ -26,12 +27,15 @@ from maxp.module import Site, bias_of, plain_name
 from maxp.schedules import (
     has_scheduler,
     hide_products,
+    one_lr_for_all,
     scheduled_lr,
     show_products,
     unwrapped,
     write_lrs,
 )
 from maxp.site_exponents import SiteExponents
+
+logger = logging.getLogger(__name__)
 
 
 class Factors(NamedTuple):
@@ -64,6 +68,7 @@ class ParamGroups(SiteExponents):
 
     sites: dict[str, Site]
     weights: dict[str, torch.Tensor]
+    _has_warned_of_one_lr = False
 
     def _make_groups(
         self,
@@ -246,7 +251,17 @@ class ParamGroups(SiteExponents):
 
     def _before_optimizer_step(self, optimizer: Optimizer, *_: Any) -> None:
         if optimizer is self._optimizer:
+            self._warn_of_one_lr(optimizer)
             show_products(optimizer, self._lr_prefactor)
+
+    def _warn_of_one_lr(self, optimizer: Optimizer) -> None:
+        """Warn once of one lr that the loop has assigned to all groups."""
+        if not self._has_warned_of_one_lr and one_lr_for_all(optimizer):
+            self._has_warned_of_one_lr = True
+            logger.warning(
+                "one learning rate for all param groups replaces the factors of the width; instead "
+                "of group['lr'] = lr, set p.lr_prefactor = lr before each step"
+            )
 
     def _after_optimizer_step(self, optimizer: Optimizer, *_: Any) -> None:
         if optimizer is self._optimizer:
