@@ -18,7 +18,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from maxp.checks import check_optimizer
+from maxp.checks import check_optimizer, warn_of_not_held
 from maxp.depth import Depth
 from maxp.exponents import AdjustLrFn, bias_exponent, gradient_exponent, gradient_size
 from maxp.graph import SiteNode
@@ -66,6 +66,7 @@ class _Group(NamedTuple):
 class ParamGroups(SiteExponents):
     """The param groups of a model, whose constants follow the exponents of its sites."""
 
+    model: nn.Module
     sites: dict[str, Site]
     weights: dict[str, torch.Tensor]
     _has_warned_of_one_lr = False
@@ -243,6 +244,7 @@ class ParamGroups(SiteExponents):
         if optimizer is self._optimizer:
             return
         check_optimizer(optimizer, "muon" if self._adjust_lr_fns() else self._optimizer_type)
+        warn_of_not_held(self.model, optimizer)
         self._optimizer, self._scheduled_before = optimizer, {}
         self._shows_products = False
         if hasattr(optimizer, "register_step_pre_hook"):
