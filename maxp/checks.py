@@ -84,6 +84,22 @@ def check_optimizer(optimizer: Any, optimizer_type: str) -> None:
     )
 
 
+def warn_of_not_held(model: nn.Module, optimizer: Any) -> None:
+    """Warn of trained parameters that no param group of an optimizer holds."""
+    held = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    missing = [
+        plain_name(name)
+        for name, p in model.named_parameters()
+        if p.requires_grad and id(p) not in held
+    ]
+    if missing:
+        logger.warning(
+            "no param group holds %s: they are not trained; build the optimizer on all of "
+            "Parametrization.param_groups, or freeze them (requires_grad=False)",
+            ", ".join(missing[:8]) + (", ..." if len(missing) > 8 else ""),
+        )
+
+
 def check_alignments(overrides: Mapping[str, tuple[float, float, float]]) -> None:
     """Check ``alignment_overrides``.
 

@@ -9,6 +9,7 @@ With m = n / n_base at a site, and D the depth's factor inside blocks (1 without
 ``docs/theory.md``, "Decay and epsilon", derives the last two.
 """
 
+import logging
 import math
 from collections.abc import Container, Iterable, Mapping
 from typing import Any, NamedTuple
@@ -17,7 +18,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from maxp.checks import check_optimizer
+from maxp.checks import check_optimizer, warn_of_not_held
 from maxp.depth import Depth
 from maxp.exponents import AdjustLrFn, bias_exponent, gradient_exponent, gradient_size
 from maxp.graph import SiteNode
@@ -26,12 +27,15 @@ from maxp.module import Site, bias_of, plain_name
 from maxp.schedules import (
     has_scheduler,
     hide_products,
+    one_lr_for_all,
     scheduled_lr,
     show_products,
     unwrapped,
     write_lrs,
 )
 from maxp.site_exponents import SiteExponents
+
+logger = logging.getLogger(__name__)
 
 
 class Factors(NamedTuple):
@@ -62,8 +66,10 @@ class _Group(NamedTuple):
 class ParamGroups(SiteExponents):
     """The param groups of a model, whose constants follow the exponents of its sites."""
 
+    model: nn.Module
     sites: dict[str, Site]
     weights: dict[str, torch.Tensor]
+    _has_warned_of_one_lr = False
 
     def _make_groups(
         self,
@@ -238,6 +244,7 @@ class ParamGroups(SiteExponents):
         if optimizer is self._optimizer:
             return
         check_optimizer(optimizer, "muon" if self._adjust_lr_fns() else self._optimizer_type)
+        warn_of_not_held(self.model, optimizer)
         self._optimizer, self._scheduled_before = optimizer, {}
         self._shows_products = False
         if hasattr(optimizer, "register_step_pre_hook"):
@@ -246,7 +253,17 @@ class ParamGroups(SiteExponents):
 
     def _before_optimizer_step(self, optimizer: Optimizer, *_: Any) -> None:
         if optimizer is self._optimizer:
+            self._warn_of_one_lr(optimizer)
             show_products(optimizer, self._lr_prefactor)
+
+    def _warn_of_one_lr(self, optimizer: Optimizer) -> None:
+        """Warn once of one lr that the loop has assigned to all groups."""
+        if not self._has_warned_of_one_lr and one_lr_for_all(optimizer):
+            self._has_warned_of_one_lr = True
+            logger.warning(
+                "one learning rate for all param groups replaces the factors of the width; instead "
+                "of group['lr'] = lr, set p.lr_prefactor = lr before each step"
+            )
 
     def _after_optimizer_step(self, optimizer: Optimizer, *_: Any) -> None:
         if optimizer is self._optimizer:

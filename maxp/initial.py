@@ -1,4 +1,4 @@
-"""The weights of a model's sites: which of them are drawn, from which seeds, and drawing them."""
+"""The weights of a model's sites: which are drawn, from which seeds, and whether they still are."""
 
 from collections.abc import Mapping
 
@@ -51,3 +51,27 @@ def draw(
         bias = bias_of(site)
         if bias is not None:
             bias.zero_()
+
+
+def some_entries(weight: torch.Tensor) -> torch.Tensor:
+    """A copy of a few entries of this rank's part of a weight, by which it is recognised.
+
+    Drawing the weight again would not do: a model that moves to another device after it was drawn
+    keeps its weights, and other devices draw others.
+    """
+    flat = local(weight.detach()).reshape(-1)
+    return flat[:: max(1, flat.numel() // 256)].clone()
+
+
+def is_as_before(entries: torch.Tensor, weight: torch.Tensor) -> bool:
+    """Whether a weight has the same `some_entries` as before, up to one constant factor."""
+    now = some_entries(weight)
+    if entries.is_meta or now.is_meta:
+        return True
+    rounding = max(torch.finfo(dtype).eps for dtype in (entries.dtype, now.dtype))
+    # On the CPU, as MPS has no float64.
+    old, new = (x.to("cpu", torch.float64) for x in (entries, now))
+    if old.shape != new.shape:
+        return False
+    scaled = old * (old @ new / (old @ old).clamp_min(torch.finfo(torch.float64).tiny))
+    return torch.allclose(new, scaled, rtol=2 * rounding, atol=0.0)

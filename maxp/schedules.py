@@ -80,6 +80,18 @@ def show_products(optimizer: Optimizer, prefactor: float) -> None:
             _show(group)
 
 
+def one_lr_for_all(optimizer: Optimizer) -> bool:
+    """Whether all groups contain one lr, though theirs differ, and no scheduler has written it."""
+    groups = [group for group in optimizer.param_groups if _OURS in group]
+    lrs = {float(group["lr"]) for group in groups}
+    return (
+        len(lrs) == 1
+        and 0.0 not in lrs
+        and len({group[_OURS] for group in groups}) > 1
+        and not any(map(has_scheduler, groups))
+    )
+
+
 def hide_products(optimizer: Optimizer) -> None:
     """Let every group that has a scheduler contain the scheduler's lr."""
     for group in optimizer.param_groups:

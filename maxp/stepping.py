@@ -12,7 +12,7 @@ from maxp.alignment import Measured
 from maxp.checks import check_in_model, check_scales
 from maxp.factors import ParamGroups
 from maxp.fold import fold
-from maxp.initial import site_seeds
+from maxp.initial import is_as_before, site_seeds, some_entries
 from maxp.measurement import Measurement
 from maxp.module import Site
 from maxp.parts import blocks_of
@@ -49,6 +49,7 @@ class Steps(ParamGroups):
         self._folded, self._resample_w0 = False, resample_w0
         self._with_tied = {n: s.weight for n, s in self.sites.items() if s.weight is not None}
         self._measured_weights = {n: w for n, w in self._with_tied.items() if n in measurable}
+        self._drawn = {name: some_entries(w) for name, w in self._measured_weights.items()}
         self._measurement = Measurement(
             self.model,
             measurable,
@@ -82,6 +83,10 @@ class Steps(ParamGroups):
     def capture_initial(self, x: Any = None, *, any_batch: bool = True) -> None:
         """Store the initial weights. Call it before training.
 
+        A warning says if they have changed since `Parametrization` drew them, by more than one
+        constant factor per weight: alignment is then measured against trained weights, or against
+        those that were loaded on purpose.
+
         Args:
             x: a fixed probe: a tensor, or a tuple or dict of the model's arguments, the same on
                 every rank. A copy is kept, and the sites' inputs on it are stored, so that
@@ -100,6 +105,15 @@ class Steps(ParamGroups):
         if x is None and not any_batch:
             raise ValueError("any_batch=False needs a fixed probe: pass x")
         self._measurement.capture(x, any_batch=any_batch)
+        weights = self._measured_weights
+        changed = [n for n, entries in self._drawn.items() if not is_as_before(entries, weights[n])]
+        if changed:
+            logger.warning(
+                "%s: the weights have changed since Parametrization drew them, and are now taken "
+                "for the initial ones; to resume, load p.state_dict() and do not call "
+                "capture_initial",
+                ", ".join(changed[:4]) + (", ..." if len(changed) > 4 else ""),
+            )
 
     def step(self, x: Any, optimizer: Optimizer) -> None:
         """Measure and solve if due, and set the learning rates. Call it after ``optimizer.step()``.
@@ -129,6 +143,7 @@ class Steps(ParamGroups):
                 "the optimizer has stepped with other learning rates than those of param_groups; "
                 "call apply(optimizer) after optimizer.load_state_dict"
             )
+        self._warn_of_one_lr(optimizer)  # its first step came before `apply` received it
         self._see_schedulers(optimizer)
         self.steps += 1
         if self.due(self.steps):

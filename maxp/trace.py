@@ -7,6 +7,7 @@ and an attention-weighted mean all have the smallest r of their inputs (docs/the
 of one storage count as one value.
 """
 
+import logging
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -21,6 +22,8 @@ from torch.utils.weak import WeakIdKeyDictionary
 from maxp.graph import Graph, JoinNode, Node, SiteNode, chain
 from maxp.module import Site, find_sites, is_frozen, weight_owners
 from maxp.sites import ParameterSite
+
+logger = logging.getLogger(__name__)
 
 # In-place operations that do not read the old values.
 _OVERWRITES = frozenset({torch.ops.aten.copy_, torch.ops.aten.fill_, torch.ops.aten.zero_})
@@ -69,6 +72,12 @@ def trace(model: nn.Module, sample_input: Any) -> Graph:
     finally:
         for hook in hooks:
             hook.remove()
+    for name in sorted(tracer.read_outside):
+        logger.warning(
+            "%s: its weight is read outside its module, without the multiplier and the learning "
+            "rate of that role; give what reads it a module, as in head.weight = %s.weight",
+            name, name,
+        )  # fmt: skip
     missed = [name for name in sites if name not in tracer.nodes]
     if missed:
         raise ValueError(
@@ -123,6 +132,11 @@ class _Tracer(TorchDispatchMode):
         self._node_of = WeakIdKeyDictionary(ref_type=weakref.ref)
         # Parameters that are sites by themselves, and views and copies of them.
         self._parameters = WeakIdKeyDictionary(ref_type=weakref.ref)
+        # The sites that are modules, by the storage of their trained weight; and those of which an
+        # operation outside a module with this weight reads it.
+        self._weights = WeakIdKeyDictionary(ref_type=weakref.ref)
+        self.read_outside: set[str] = set()
+        self._running: dict[str, Any] = {}
         self._joins: dict[frozenset[str], str] = {}
         self._pending: dict[str, tuple[tuple[str | None, ...], frozenset[str]]] = {}
 
@@ -131,6 +145,7 @@ class _Tracer(TorchDispatchMode):
     ) -> Any:
         kwargs = kwargs or {}
         leaves = [t for t in tree_leaves((args, kwargs)) if isinstance(t, torch.Tensor)]
+        self._note_readers(leaves)
         if sites := {s[0]: s for t in leaves if (s := self._parameter(t)) is not None}:
             return self._use(sites, leaves, func(*args, **kwargs))
         read = args[1:] if func.overloadpacket in _OVERWRITES and _is_whole(args[0]) else args
@@ -143,6 +158,18 @@ class _Tracer(TorchDispatchMode):
         ]
         self._set(tree_leaves((out, written)), mixed)
         return out
+
+    def _note_readers(self, leaves: list[torch.Tensor]) -> None:
+        """Note the sites whose weight an operation contracts outside a module with this weight."""
+        floats = {id(s): s for t in leaves if t.is_floating_point() for s in [t.untyped_storage()]}
+        running = {id(storage) for storage in self._running.values()}
+        read = {
+            name
+            for key, s in floats.items()
+            if key not in running and (name := self._weights.get(s))
+        }
+        if len(floats) > len(read):  # not a view or a norm of the weight
+            self.read_outside |= read
 
     def _parameter(self, tensor: torch.Tensor) -> tuple[str, Site] | None:
         return self._parameters.get(tensor.untyped_storage())
@@ -189,7 +216,12 @@ class _Tracer(TorchDispatchMode):
                 self._parameters[storage] = name, site
             return []
 
+        if site.weight is not None and not is_frozen(site):
+            self._weights.setdefault(site.weight.untyped_storage(), name)
+
         def before(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            if site.weight is not None:
+                self._running[name] = site.weight.untyped_storage()
             operands = site.site_operands(args, kwargs)
             known = {id(operand) for operand in operands}
             rest = [t for t in tree_leaves((args, kwargs)) if id(t) not in known]
@@ -200,6 +232,7 @@ class _Tracer(TorchDispatchMode):
 
         def after(_: nn.Module, args: tuple[Any, ...], out: Any) -> None:
             operands, rest = self._pending.pop(name)
+            self._running.pop(name, None)
             if site.layer_type == "embedding":
                 operands = (None,) * len(operands)  # a further call changes as the first
             node = self._call(name, site, operands)

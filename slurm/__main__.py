@@ -185,7 +185,7 @@ def _cancel(asked: Cancel) -> int:
                     command.terminate()
         for process in here:
             processes.send(process, processes.STOP)
-    print(f"cancelled {len(ids)} jobs and {len(here)} processes")
+    print(f"cancelled {show.plural(len(ids), 'job')} and {show.plural(len(here), 'process')}")
     if elsewhere:
         print(f"interrupt these on their own machines: {', '.join(elsewhere)}")
         return 1

@@ -37,7 +37,8 @@ class Submit:
     """Folder in which the sweep gets its own folder."""
 
     dry_run: Annotated[bool, _SWITCH] = False
-    """Print each job's script or command and the GPU-hours; check all, but submit nothing."""
+    """Print the batch script of each scale, the command of each run and the GPU-hours; check all,
+    but submit nothing."""
 
 
 @dataclass

@@ -116,7 +116,16 @@ def check_known(values: Iterable[str], known: Iterable[str], key: str) -> None:
     choice = list(known)
     for value in values:
         if value not in choice:
-            raise ValueError(f"{key}: {value!r} is unknown: choose from {', '.join(choice)}")
+            remedy = did_you_mean(value, choice) or f"choose from {', '.join(choice)}"
+            raise ValueError(f"{key}: {value!r} is unknown: {remedy}")
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str | None:
+    """A question that names what ``name`` is a misspelling of, in any case; else None."""
+    by_lower = {other.lower(): other for other in known}
+    # Stricter than difflib's default: "mup" is no misspelling of "mup-no".
+    close = difflib.get_close_matches(name.lower(), by_lower, n=1, cutoff=0.7)
+    return f"did you mean {by_lower[close[0]]}?" if close else None
 
 
 def _explain(error: ErrorDetails, cls: type, table: Mapping[str, Any]) -> str:
@@ -134,8 +143,8 @@ def _explain(error: ErrorDetails, cls: type, table: Mapping[str, Any]) -> str:
     key = ".".join(parts)
     match error["type"]:
         case kind if kind == _UNKNOWN:
-            close = difflib.get_close_matches(parts[-1], _fields(cls), n=1)
-            return f"{key}: unknown key: {f'did you mean {close[0]}?' if close else 'remove it'}"
+            remedy = did_you_mean(parts[-1], _fields(cls)) or "remove it"
+            return f"{key}: unknown key: {remedy}"
         case _ if missing:
             return f"{key}: missing: add it"
         case "value_error":

@@ -95,9 +95,8 @@ def costs(estimates: Sequence[ScaleEstimate], kind: str) -> list[str]:
     Args:
         kind: the kind of devices, "GPU" or "process".
     """
-    plural = {"GPU": "GPUs", "process": "processes"}[kind]
     report = [
-        f"{e.scale}: {e.runs} jobs of {e.devices} {kind if e.devices == 1 else plural}, "
+        f"{e.scale}: {plural(e.runs, 'job')} of {plural(e.devices, kind)}, "
         + (
             "time unknown until a run has been measured"
             if e.hours is None
@@ -107,8 +106,14 @@ def costs(estimates: Sequence[ScaleEstimate], kind: str) -> list[str]:
     ]
     known = [e.device_hours for e in estimates if e.device_hours is not None]
     total = f", {sum(known):.3g} {kind}-hours" if len(known) == len(estimates) else ""
-    report.append(f"in all: {sum(e.runs for e in estimates)} jobs{total}")
+    report.append(f"in all: {plural(sum(e.runs for e in estimates), 'job')}{total}")
     return [*report, *(f"warning: {e.warning}" for e in estimates if e.warning)]
+
+
+def plural(number: int, noun: str) -> str:
+    """``1 job``, ``2 jobs``, ``2 processes``."""
+    end = "" if number == 1 else "es" if noun.endswith("s") else "s"
+    return f"{number} {noun}{end}"
 
 
 def as_record(folder: SweepFolder, standing: Standing) -> dict[str, Any]:

@@ -55,6 +55,7 @@ from train.model.scales import all_scales, base_of, compute_steps, find_scale
 from train.run.identity import identity, run_name
 
 _TABLE = frozenset({"alignment_table", "maxp.alignment_table"})
+_SHIPPED = Path("configs/sweeps")
 _LONGEST_NAME = 200  # files beside a run's folder have longer names
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}")
 
@@ -215,6 +216,9 @@ def load_sweep(path: str | Path, overrides: Overrides | Sequence[str] = ()) -> S
     if not isinstance(overrides, Overrides):
         overrides = tyro.cli(Overrides, args=list(overrides))
     path = Path(path)
+    shipped = _SHIPPED / f"{path.stem}.toml"
+    if not path.exists() and shipped.is_file():
+        raise ConfigError(f"{path}: no such file: did you mean {shipped}?")
     table = {"name": path.stem, **read_toml(path)}
     file = build(_File, table, str(path))  # whole first: an override hides no mistake in it
     given = {k: v for k, v in asdict(overrides).items() if v is not None and k != "settings"}

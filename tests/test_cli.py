@@ -248,6 +248,10 @@ def refused(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
         ("--tokenizer no/such", "no/such: no tokenizer.json there; download LLaMA-3's"),
         ("--scale s1", "assets/hf/Llama-3.1-8B: no tokenizer.json there; download LLaMA-3's"),
         (
+            "--tokenizer data/text/tokenizer",
+            "there; prepare the text with `python -m train.prepare --to data/text`, download",
+        ),
+        (
             "--parallelism.pipeline_parallel_degree 2",
             "--parallelism.pipeline_parallel_degree 2: not supported",
         ),

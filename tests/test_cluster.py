@@ -9,7 +9,7 @@ from slurm import cluster
 from slurm.cluster import Cluster, known_clusters, load_cluster
 from slurm.config_file import ConfigError
 from slurm.resources import Resources
-from slurm.sweep import load_sweep
+from slurm.sweep import expand, load_sweep
 
 ROOT = Path(__file__).parents[1]
 GPU = Cluster(name="gpu", kind="slurm", gpus_per_node=4, max_time="1-00:00:00")
@@ -180,9 +180,17 @@ def test_a_job_at_the_limit_is_allowed() -> None:
     GPU.check(Resources(nodes=9, gpus_per_node=4, time="24:00:00"), "s3")
 
 
-@pytest.mark.parametrize("name", ["s1", "s2", "s3", "s4", "s5", "width"])
+@pytest.mark.parametrize("name", ["s1", "s2", "s3", "s4", "s5", "ladder", "width"])
 def test_the_shipped_sweeps_fit_the_example_cluster(name: str) -> None:
     sweep = load_sweep(ROOT / f"configs/sweeps/{name}.toml")
     example = cluster.load_cluster("example_h100")
     for scale in sweep.scales:
         example.check(sweep.resources[scale], scale)
+
+
+@pytest.mark.parametrize("scale", ["s1", "s2", "s3"])
+def test_the_ladder_gives_a_scale_what_its_own_sweep_gives_it(scale: str) -> None:
+    ladder, own = (load_sweep(ROOT / f"configs/sweeps/{name}.toml") for name in ("ladder", scale))
+    assert ladder.resources[scale] == own.resources[scale]
+    runs = [run for run in expand(ladder) if run.scale == scale]
+    assert [run.identity for run in runs] == [run.identity for run in expand(own)]

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import math
 import re
 from pathlib import Path
 
 import pytest
+from harness import run, tiny
 
 from slurm.cluster import load_cluster
 from slurm.estimate import ScaleEstimate, estimate
 from slurm.sweep import expand, load_sweep
+from train.config import Flags, make_config
+from train.method.methods import METHODS
 from train.model import costs
 from train.model.costs import Probe
 from train.model.scales import SCALES, compute_steps
@@ -17,15 +21,20 @@ from train.model.scales import SCALES, compute_steps
 ROOT = Path(__file__).resolve().parents[1]
 SWEEPS = ("s1", "s2", "s3", "s4", "s5")
 HEAD = (
-    "sweep", "parameters", "tokens per run", "disk", "steps", "GPUs per run", "hours per run",
-    "GPU-hours per run", "jobs", "GPU-hours",
+    "sweep", "non-embedding parameters", "tokens per run", "text on disk", "steps", "GPUs per run",
+    "hours per run", "GPU-hours per run", "jobs", "GPU-hours",
 )  # fmt: skip
 
 
-def priced(name: str) -> ScaleEstimate:
-    """The cost of a sweep of configs/sweeps on the example's H100s, before any run is measured."""
+def prices(name: str) -> list[ScaleEstimate]:
+    """The costs of a sweep of configs/sweeps on the example's H100s, before any run is measured."""
     sweep = load_sweep(ROOT / f"configs/sweeps/{name}.toml")
-    (cost,) = estimate(sweep, expand(sweep), load_cluster("example_h100"), {})
+    return estimate(sweep, expand(sweep), load_cluster("example_h100"), {})
+
+
+def priced(name: str) -> ScaleEstimate:
+    """The cost of a sweep of one scale."""
+    (cost,) = prices(name)
     return cost
 
 
@@ -58,11 +67,66 @@ def table(head: tuple[str, ...], rows: list[list[str]]) -> str:
     return "\n".join([lines[0], "|" + "---|" * len(head), *lines[1:]])
 
 
-def test_the_page_on_sweeps_has_the_costs_that_a_dry_run_prints() -> None:
+def shown_table(name: str) -> str:
+    """The table of this name on the page on sweeps."""
     text = (ROOT / "docs/sweeps.md").read_text(encoding="utf-8")
-    shown = re.search(r"<!-- table: costs -->\n(.*?)\n*<!-- / -->", text, flags=re.DOTALL)
+    shown = re.search(rf"<!-- table: {name} -->\n(.*?)\n*<!-- / -->", text, flags=re.DOTALL)
     assert shown is not None
-    assert shown[1].strip() == table(HEAD, [row(name) for name in SWEEPS])
+    return shown[1].strip()
+
+
+def test_the_page_on_sweeps_has_the_costs_that_a_dry_run_prints() -> None:
+    assert shown_table("costs") == table(HEAD, [row(name) for name in SWEEPS])
+
+
+def test_the_page_on_sweeps_has_the_price_of_the_ladder() -> None:
+    costs = prices("ladder")
+    total = sum(cost.device_hours or math.nan for cost in costs)
+    words = " ".join((ROOT / "docs/sweeps.md").read_text(encoding="utf-8").split())
+    assert f"{sum(cost.runs for cost in costs)} jobs, {hours(total)} GPU-hours" in words
+
+
+def checkpoint_bytes(name: str, method: str) -> int:
+    """Bytes of a checkpoint: weights, AdamW's moments and, where alignment is measured, W0."""
+    held = costs.memory(SCALES[name])
+    return held.parameters + held.optimizer + (held.w0 if METHODS[method].follows else 0)
+
+
+def size(value: float) -> str:
+    unit, end = (1e12, "TB") if value >= 1e12 else (1e9, "GB")
+    return f"{value / unit:.3g} {end}"
+
+
+def checkpoint_row(name: str) -> list[str]:
+    config = make_config(Flags(name))
+    runs = expand(load_sweep(ROOT / f"configs/sweeps/{name}.toml"))
+    saved = math.ceil(runs[0].steps / config.checkpoint.interval)
+    kept = min(saved, config.checkpoint.keep_latest_k)
+    once = sum(checkpoint_bytes(name, run.method) for run in runs)
+    return [
+        f"`{name}`", count(sum(costs.parameters(SCALES[name]))),
+        *(size(checkpoint_bytes(name, method)) for method in ("maxP", "mup-full")),
+        str(kept), size(kept * once), size(2 * once),
+    ]  # fmt: skip
+
+
+def test_the_page_on_sweeps_has_the_sizes_of_checkpoints() -> None:
+    head = (
+        "sweep", "all parameters", "a checkpoint of maxP", "of other methods", "kept per run",
+        "all runs of the sweep", "with `keep_latest_k=2`",
+    )  # fmt: skip
+    assert shown_table("checkpoints") == table(head, [checkpoint_row(name) for name in SWEEPS])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["maxP", "mup-full"])
+def test_a_checkpoint_has_the_size_that_is_computed(tmp_path: Path, method: str) -> None:
+    done = run(tiny(tmp_path, method, "--steps", "4", "--checkpoint.enable"))
+    assert done.code == 0
+    (folder,) = (tmp_path / "checkpoint").iterdir()
+    actual = sum(file.stat().st_size for file in folder.iterdir())
+    # The tokenizer's and the data's state are the same size at every scale.
+    assert 0 < actual - checkpoint_bytes("debug", method) < 1e6
 
 
 @pytest.mark.parametrize("name", SWEEPS)

@@ -9,6 +9,7 @@ import torch
 import torch.distributed.checkpoint as dcp
 import torch.nn.functional as F
 from models import FEATURES, MLP, ViT, batch, linear
+from plain_models import GPT, tokens
 from torch import nn
 from torch.optim import Optimizer
 
@@ -270,3 +271,38 @@ def test_a_state_of_another_model_is_refused() -> None:
     state = Parametrization(MLP(depth=1)).state_dict()
     with pytest.raises(ValueError, match=r"other sites: layers\.1"):
         Parametrization(MLP(depth=2)).load_state_dict(state)
+
+
+def warnings_of_changes(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [m for m in caplog.messages if "since Parametrization drew them" in m]
+
+
+@pytest.mark.parametrize("resumed", ["the model", "all"])
+def test_capturing_trained_weights_as_initial_ones_is_reported(
+    resumed: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    first = Run({}, seed=0)
+    first.p.capture_initial(PROBE)
+    first.train(1, 1)
+    again = Run({}, seed=1)
+    again.p.model.load_state_dict(first.p.model.state_dict())
+    if resumed == "all":
+        again.p.load_state_dict(first.p.state_dict())
+    assert not warnings_of_changes(caplog)
+    again.p.capture_initial(PROBE)
+    (message,) = warnings_of_changes(caplog)
+    assert "to resume, load p.state_dict() and do not call capture_initial" in message
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("factor", [1.0, 0.3, 0.0])
+def test_a_constant_factor_on_the_drawn_weights_is_not_reported(
+    factor: float, dtype: torch.dtype, caplog: pytest.LogCaptureFixture
+) -> None:
+    p = Parametrization(GPT(64, 1, tied=True), base=GPT(16, 1, tied=True), sample_input=tokens())
+    with torch.no_grad():
+        for weight in p.weights.values():
+            weight.mul_(factor)
+    p.model.to(dtype)
+    p.capture_initial()
+    assert not warnings_of_changes(caplog)

@@ -1,6 +1,7 @@
 """`Parametrization.lr_prefactor`: a schedule, and how it reaches the optimizer's groups."""
 
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ import torch.nn.functional as F
 from models import MLP, batch
 from test_stepping import PROBE, build, lrs, updates
 from torch import nn
+from torch.optim import Optimizer
 
 from maxp import Parametrization
 
@@ -100,3 +102,73 @@ def test_a_group_that_the_user_has_added_is_left_alone() -> None:
     p.step(PROBE, optimizer)
     p.lr_prefactor = 1.0
     assert optimizer.param_groups[-1]["lr"] == 7.0
+
+
+# One lr that is assigned to all groups
+
+
+def train_with(p: Parametrization, optimizer: Optimizer, change: Callable[[int], None]) -> None:
+    """Three updates, each after ``change``, as in a loop that has a schedule of its own."""
+    for i in range(3):
+        change(i)
+        F.cross_entropy(p.model(PROBE), batch(99)[1]).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        p.step(PROBE, optimizer)
+
+
+def warnings_of_one_lr(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [m for m in caplog.messages if "one learning rate for all param groups" in m]
+
+
+def test_one_lr_assigned_to_all_groups_is_reported_once(caplog: pytest.LogCaptureFixture) -> None:
+    p, optimizer = build()
+
+    def assign(i: int) -> None:
+        for group in optimizer.param_groups:
+            group["lr"] = 0.05 * (1 - i / 3)
+
+    train_with(p, optimizer, assign)
+    (message,) = warnings_of_one_lr(caplog)
+    assert "set p.lr_prefactor = lr before each step" in message
+
+
+def test_one_lr_is_reported_without_measuring_as_well(caplog: pytest.LogCaptureFixture) -> None:
+    p = Parametrization(MLP(), seed=0)
+    optimizer = torch.optim.Adam(p.param_groups)
+    p.apply(optimizer)
+    for group in optimizer.param_groups:
+        group["lr"] = 0.01
+    F.cross_entropy(p.model(PROBE), batch(99)[1]).backward()
+    optimizer.step()
+    assert len(warnings_of_one_lr(caplog)) == 1
+
+
+@pytest.mark.parametrize(
+    "how", ["lr_prefactor", "multiply", "zero", "at the base", "CosineAnnealingLR", "OneCycleLR"]
+)
+def test_what_keeps_the_factors_of_the_width_is_not_reported(
+    how: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    p, optimizer = build(base=MLP() if how == "at the base" else None)
+    schedulers = {
+        "CosineAnnealingLR": lambda: torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 4),
+        "OneCycleLR": lambda: torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.1, total_steps=4),
+    }
+    scheduler = schedulers[how]() if how in schedulers else None
+
+    def change(i: int) -> None:
+        if how == "lr_prefactor":
+            p.lr_prefactor = 0.05 / (i + 1)
+        elif scheduler is not None and i:
+            scheduler.step()
+        for group in optimizer.param_groups:
+            if how == "multiply":
+                group["lr"] *= 0.5
+            elif how == "zero":
+                group["lr"] = 0.0
+            elif how == "at the base":
+                group["lr"] = 0.05 / (i + 1)
+
+    train_with(p, optimizer, change)
+    assert not warnings_of_one_lr(caplog)

@@ -190,6 +190,29 @@ def test_an_optimizer_without_a_sites_group_is_refused_by_name() -> None:
         p.apply(optimizer)
 
 
+def test_an_optimizer_without_the_rest_is_warned_of_once_by_the_names_of_its_parameters(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    p = Parametrization(GPT(64, 1), base=GPT(16, 1))
+    optimizer = torch.optim.AdamW([g for g in p.param_groups if g["name"] != p.rest])
+    p.apply(optimizer)
+    p.apply(optimizer)
+    (message,) = caplog.messages
+    assert message.startswith("no param group holds blocks.0.norm1.weight, blocks.0.norm1.bias, ")
+
+
+def test_parameters_of_the_rest_may_be_frozen_and_left_out(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    p = Parametrization(GPT(64, 1), base=GPT(16, 1))
+    *groups, rest = p.param_groups
+    for parameter in rest["params"]:
+        parameter.requires_grad_(False)
+    optimizer = torch.optim.AdamW(groups)
+    p.apply(optimizer)
+    assert not caplog.messages
+
+
 @pytest.mark.parametrize("values", [(1.2, 0.5, 1.0), (1.0, -0.1, 1.0), (float("nan"), 0.5, 0.5)])
 def test_an_alignment_out_of_range_is_refused_by_its_key(values: Any) -> None:
     with pytest.raises(

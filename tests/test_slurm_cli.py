@@ -77,6 +77,15 @@ def test_a_dry_run_prints_the_script_and_the_totals_and_touches_nothing(
     assert not case.runs.exists()
 
 
+def test_one_run_is_one_job(
+    case: Case, command: Command, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert command(case.submission("--dry-run", "--methods", "maxP", "--seeds", "1")) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert "debug: 1 job of 1 process, time unknown until a run has been measured" in lines
+    assert lines[-1] == "in all: 1 job"
+
+
 def test_a_dry_run_beside_finished_runs_knows_their_speed_and_still_touches_nothing(
     case: Case, command: Command, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -171,8 +171,9 @@ def test_only_a_method_that_needs_it_is_given_the_table(tmp_path: Path) -> None:
     ("old", "new", "message"),
     [
         ("seeds", "seds", "seds: unknown key: did you mean seeds?"),
-        ('"debug"', '"dbug"', "scales: 'dbug' is unknown: choose from debug, s1, s2"),
-        ('"maxP"', '"maxp"', "methods: 'maxp' is unknown: choose from maxP, mup-full"),
+        ('"debug"', '"other"', "scales: 'other' is unknown: choose from debug, s1, s2"),
+        ('"debug"', '"dbug"', "scales: 'dbug' is unknown: did you mean debug?"),
+        ('"maxP"', '"maxp"', "methods: 'maxp' is unknown: did you mean maxP?"),
         ("[1, 2]", "[]", "seeds: empty: give at least one"),
         ("[1, 2]", "[1, -2]", "seeds: -2: must not be negative"),
         ("[1, 2]", "[1, 1]", "seeds: 1 is there twice"),
@@ -226,11 +227,34 @@ def test_a_mistake_is_named_with_file_key_and_remedy(
     assert "\n" not in line
 
 
+@pytest.mark.parametrize("name", ["s3", "s3.toml", "sweeps/s3.toml"])
+def test_a_shipped_sweep_is_suggested_for_its_name(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shipped = tmp_path / "configs/sweeps/s3.toml"
+    shipped.parent.mkdir(parents=True)
+    shipped.write_text(BASIC)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError) as refused:
+        load_sweep(name)
+    assert str(refused.value) == f"{name}: no such file: did you mean configs/sweeps/s3.toml?"
+
+
+def test_no_sweep_is_suggested_where_none_has_the_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match="s3: cannot be read"):
+        load_sweep("s3")
+
+
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
         (["--lrs", "-1"], "overridden by flags: lrs: -1.0: must be positive"),
         (["--scales", "s99"], "overridden by flags: scales: 's99' is unknown"),
+        (["--scales", "DEBUG"], "scales: 'DEBUG' is unknown: did you mean debug?"),
+        (["--scales", "S3"], "scales: 'S3' is unknown: did you mean s3?"),
         (["--steps", "0"], "overridden by flags: steps: 0"),
         (["--set", "training.seq_len"], "--set training.seq_len: write FLAG=VALUE"),
         (["--set", "seed=3"], "--set.seed: is set by the sweep: use seeds"),

@@ -11,7 +11,7 @@ from models import FEATURES, MLP, linear
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from maxp import Graph, ParametrizedModule, trace
+from maxp import Graph, Parametrization, ParametrizedModule, trace
 
 Sources = dict[str, list[set[str]]]
 DEVICES = ["cpu", "meta"]
@@ -284,3 +284,36 @@ def test_calls_with_the_same_operands_are_one_node() -> None:
 def test_a_model_without_sites_is_refused() -> None:
     with pytest.raises(ValueError, match="no site found"):
         trace(nn.Linear(2, 2), torch.zeros(1, 2))
+
+
+# Weights that are read outside their modules
+
+
+class HeadByCall(nn.Module):
+    """A head that is the embedding's weight, by a function call or by a module of its own."""
+
+    def __init__(self, width: int, *, module: bool = False) -> None:
+        super().__init__()
+        self.embed, self.layer = nn.Embedding(24, width), nn.Linear(width, width)
+        self.head = nn.Linear(width, 24, bias=False) if module else None
+        if self.head is not None:
+            self.head.weight = self.embed.weight
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        x = self.layer(self.embed(tokens))
+        return F.linear(x, self.embed.weight) if self.head is None else self.head(x)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("module", [False, True])
+def test_a_weight_that_is_read_outside_its_module_is_warned_of(
+    module: bool, device: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    with torch.device(device):
+        model, base = (HeadByCall(width, module=module) for width in (64, 16))
+    Parametrization(model, base=base, sample_input=torch.arange(8))
+    messages = [m for m in caplog.messages if "outside its module" in m]
+    assert len(messages) == (0 if module else 1)
+    if not module:
+        assert messages[0].startswith("embed: its weight is read outside its module")
+        assert "head.weight = embed.weight" in messages[0]

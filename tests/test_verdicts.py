@@ -143,6 +143,18 @@ def test_a_fault_is_found_at_its_cause_and_nowhere_else(fault: str, shift: int) 
     assert causes(check(make, points, shift, optimizer=optimizer)) == expected
 
 
+def test_a_bias_that_the_optimizer_does_not_hold_is_warned_of(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def without_rest(width: int) -> Model:
+        model = MLP(width, bias=True)
+        return model, [group for group in groups_of(model) if group["name"] != "rest"]
+
+    check(without_rest, points, seeds=2)
+    (message,) = caplog.messages
+    assert message.startswith("no param group holds layers.0.op.bias, ")
+
+
 def test_a_model_that_ignores_the_width_is_refused() -> None:
     with pytest.raises(ValueError, match=r"make_model: the models of widths 64 and 128 have the s"):
         check(lambda width: correct(64), points)

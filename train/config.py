@@ -18,6 +18,7 @@ from torchtitan.distributed.activation_checkpoint import SelectiveAC
 from train import cpu, torch_compat
 from train.data.corpus import prepare_embedded
 from train.data.loader import TextDataLoader
+from train.data.store import TOKENIZER
 from train.defaults import shared_fields, shared_metrics, shared_validation
 from train.method.optimizers import with_muon
 from train.method.settings import MaxPSettings, OptimizerName
@@ -226,10 +227,16 @@ def _vocabulary(assets: str, *, required: bool = False) -> int:
     file = Path(assets) / "tokenizer.json"
     if not file.is_file():
         if required:
-            raise ValueError(
-                f"--tokenizer {assets}: no tokenizer.json there; download LLaMA-3's with "
-                "scripts/download_hf_assets.py, or pass --dataset embedded, which has its own"
+            remedy = (
+                "download LLaMA-3's with scripts/download_hf_assets.py, or pass --dataset "
+                "embedded, which has its own"
             )
+            if file.parent.name == TOKENIZER:  # as in a folder of prepared text
+                prepared = file.parent.parent
+                remedy = (
+                    f"prepare the text with `python -m train.prepare --to {prepared}`, {remedy}"
+                )
+            raise ValueError(f"--tokenizer {assets}: no tokenizer.json there; {remedy}")
         return LLAMA3_VOCABULARY
     try:
         return int(Tokenizer.from_file(str(file)).get_vocab_size())

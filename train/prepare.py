@@ -35,7 +35,7 @@ class Options:
 
     Run it where there is a network; after a kill, run the same command again to continue:
 
-    python -m train.prepare --dataset fineweb-edu-10bt --tokenizer assets/llama3 --to data/fineweb
+    python -m train.prepare --dataset fineweb-edu-10bt --to data/fineweb
 
     It ends by printing the flags that train from the folder.
     """

@@ -20,6 +20,7 @@ from torch import nn
 from torch.optim import SGD, Adam, Optimizer
 from torch.utils._pytree import tree_leaves
 
+from maxp.checks import warn_of_not_held
 from maxp.diagnose.judge import judge
 from maxp.diagnose.shapes import Shapes
 from maxp.diagnose.slopes import SiteStats
@@ -137,6 +138,7 @@ def diagnose_axis(
             these, built = find_sites(model), build(groups)
             if not runs:
                 sites, graph = these, trace(model, x)
+                warn_of_not_held(model, built)
                 rule: OptimizerType = "sgd" if isinstance(built, SGD) else "adam"
                 muons = {id(w) for g in built.param_groups if is_muons(g) for w in g["params"]}
                 alignments = _alignments(sites, alignment_overrides or {}, muons)
