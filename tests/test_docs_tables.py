@@ -97,16 +97,21 @@ def size(value: float) -> str:
     return f"{value / unit:.3g} {end}"
 
 
+def kept(steps: int, interval: int, latest: int) -> int:
+    """Checkpoints of a finished run; the last one deletes no other."""
+    return min(math.ceil(steps / interval), latest + 1)
+
+
 def checkpoint_row(name: str) -> list[str]:
-    config = make_config(Flags(name))
+    config = make_config(Flags(name)).checkpoint
     runs = expand(load_sweep(ROOT / f"configs/sweeps/{name}.toml"))
-    saved = math.ceil(runs[0].steps / config.checkpoint.interval)
-    kept = min(saved, config.checkpoint.keep_latest_k)
+    steps = runs[0].steps
+    usual, fewest = (kept(steps, config.interval, k) for k in (config.keep_latest_k, 2))
     once = sum(checkpoint_bytes(name, run.method) for run in runs)
     return [
         f"`{name}`", count(sum(costs.parameters(SCALES[name]))),
         *(size(checkpoint_bytes(name, method)) for method in ("maxP", "mup-full")),
-        str(kept), size(kept * once), size(2 * once),
+        str(usual), size(usual * once), size(fewest * once),
     ]  # fmt: skip
 
 
@@ -136,6 +141,15 @@ def test_the_readme_has_the_gpu_hours_of_each_sweep(name: str) -> None:
     cells = [cell.strip() for cell in line.strip("|").split("|")]
     assert cells[1] == count(SCALES[name].non_embedding_params)
     assert cells[-1] == f"{hours(priced(name).device_hours)} ({priced(name).runs} jobs)"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("steps", [3, 7, 8])
+def test_a_finished_run_has_as_many_checkpoints_as_is_computed(tmp_path: Path, steps: int) -> None:
+    flags = ("--steps", str(steps), "--checkpoint.enable", "--checkpoint.interval", "2")
+    done = run(tiny(tmp_path, "mup-full", *flags, "--checkpoint.keep_latest_k", "2"))
+    assert done.code == 0
+    assert len([*(tmp_path / "checkpoint").iterdir()]) == kept(steps, interval=2, latest=2)
 
 
 def predicted(name: str) -> list[str]:
