@@ -19,8 +19,9 @@ def fold(model: nn.Module, sites: Mapping[str, Site]) -> None:
     """Multiply each site's weight and bias by its multiplier, and undo `maxp.sites.mark_module`.
 
     A tied weight whose roles have different multipliers is untied first: the later role gets a
-    copy, and ``model.config.tie_word_embeddings``, if there is one, becomes False. A
-    `ParametrizedModule` stays, with the multiplier 1; one without a weight keeps its multiplier.
+    copy, and ``model.config.tie_word_embeddings``, if there is one, becomes False. Such a state
+    loads into a tied model without an error, and gives wrong outputs. A `ParametrizedModule` stays,
+    with the multiplier 1; one without a weight keeps its multiplier.
 
     Args:
         model: contains the sites.

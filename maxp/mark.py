@@ -52,8 +52,8 @@ def mark(
             those that it lacks.
 
     Raises:
-        ValueError: the models have different parameters; a rule that matches nothing or is
-            unknown; or no shape differs.
+        ValueError: the models have different parameters, or tables of other numbers of rows; a rule
+            that matches nothing or is unknown; or no shape differs.
     """
     rules = dict(rules or {})
     for key, rule in rules.items():
@@ -67,8 +67,8 @@ def mark(
     plan = _Planner(model, shapes, rules).plan()
     if not plan.weights:
         raise ValueError(
-            "mark: no shape of a matrix differs between model and base; pass "
-            "delta=make_model(another_width), to compare the base with"
+            "mark: no shape of a matrix differs between model and base; at the base's own width, "
+            "pass base=mark(model, base, delta=make_model(another_width)) to Parametrization"
         )
     names = [site_name(name) for name in shapes.model]
     classes = {c.__name__ for m in model.modules() for c in type(m).__mro__}
@@ -129,7 +129,8 @@ class _Shapes:
     ) -> None:
         self.model = named_parameters(model)
         self.base = self._matched("base", base, fewer_blocks)
-        self._wide = self.model if delta is None else self._matched("delta", delta, fewer_blocks)
+        wide = self.model if delta is None else self._matched("delta", delta, fewer_blocks)
+        self.compared = wide, self.base
 
     def _matched(self, what: str, other: nn.Module, fewer_blocks: bool) -> dict[str, torch.Tensor]:
         """The parameter of another model for each parameter of this one."""
@@ -147,7 +148,7 @@ class _Shapes:
 
     def growing(self, name: str) -> list[int]:
         """The dimensions of a parameter that differ between the two models."""
-        one, two = self._wide[name].shape, self.base[name].shape
+        one, two = (shapes[name].shape for shapes in self.compared)
         if len(one) != len(two):
             raise ValueError(f"base: {name} has {len(two)} dimensions, and {len(one)} in the model")
         return [i for i, (x, y) in enumerate(zip(one, two, strict=True)) if x != y]
@@ -189,6 +190,12 @@ class _Planner:
             if ruled:
                 raise ValueError(f"mark: {name} has one dimension; only a matrix can be a {rule}")
             return "bias or gain"
+        if not ruled and isinstance(module, nn.Embedding) and 0 in growing:
+            rows, in_base = (len(shapes[name]) for shapes in self._shapes.compared)
+            raise ValueError(
+                f"mark: {site_name(name)} has {rows} rows, and {in_base} in the base; the base "
+                "must differ in width only: give it the same vocabulary and sequence length"
+            )
         fan_out, fan_in = _fans(module, parameter, tensor)
         # Sizes of 1, as in a position embedding (1, positions, width), are no fan.
         grows_out, grows_in = _grows(growing, fan_out, fan_in)

@@ -177,9 +177,13 @@ class Steps(ParamGroups):
     def fold(self) -> None:
         """Write all multipliers into the weights, and turn marked modules into ordinary ones.
 
-        The model's outputs stay the same, and anything that loads such a model can load it. A tied
-        weight whose roles have different multipliers is untied. Call it after training: `step`
-        and `capture_initial` then raise.
+        The model's outputs stay the same, and anything that loads such a model can load it. Call it
+        after training: `step` and `capture_initial` then raise.
+
+        A tied weight whose roles have different multipliers is untied. A plain model that ties it
+        loads the state without an error and gives wrong outputs; untie it before it loads:
+        ``out.weight = nn.Parameter(out.weight.detach().clone())``. Models of transformers that are
+        saved with ``save_pretrained`` are untied when they are loaded.
         """
         fold(self.model, self.sites)
         self._folded = True
@@ -212,8 +216,9 @@ class Steps(ParamGroups):
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from `state_dict`. Load the states of the model and the optimizer separately.
 
-        An optimizer that loads a state after ``lr_prefactor`` has been set keeps the learning rates
-        of that state until `apply` or `step`.
+        It restores ``lr_prefactor`` as well; to continue with another one, set it after loading. An
+        optimizer that loads a state after ``lr_prefactor`` has been set keeps the learning rates of
+        that state until `apply` or `step`.
 
         Raises:
             ValueError: the state is of a model with other sites, or with other multipliers; or of a

@@ -5,6 +5,7 @@ import math
 import subprocess
 import sys
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -574,6 +575,18 @@ def test_the_table_names_the_width_that_would_tell(
     need = f"widths {first} to {last} would, or more seeds"
     assert lines[-2] == f"readout: cannot tell at these widths; {need}"
     assert lines[-1] == "muP: no site is wrong, 4 of 5 are right over widths 128 to 512"
+
+
+def test_the_table_asks_for_seeds_alone_where_the_width_that_would_tell_is_out_of_reach(
+    mup_checked: Checked, capsys: pytest.CaptureFixture[str]
+) -> None:
+    names, wrong, stats = mup_checked
+    noisy = replace(stats["readout"], init=replace(stats["readout"].init, error=0.5))
+    assert noisy.widths is not None
+    assert noisy.widths[1] > 16 * WIDTHS[-1]
+    print_axis("muP", names, wrong, {**stats, "readout": noisy}, WIDTHS)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[-2] == "readout: cannot tell at these widths; raise seeds"
 
 
 def test_statistics_are_json_even_where_nothing_is_finite() -> None:

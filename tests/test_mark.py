@@ -133,11 +133,36 @@ def test_a_residual_branch_that_ends_in_a_weight_without_multiplier_is_refused()
 
 
 def test_models_of_one_width_need_a_third() -> None:
-    with pytest.raises(ValueError, match="pass delta="):
+    with pytest.raises(ValueError, match="delta=make_model"):
         mark(GPT(16, 1), GPT(16, 1))
     plan = mark(GPT(16, 1), GPT(16, 1), delta=on_meta(GPT, 32, 1))
     assert types(plan) == GPT_TYPES
     assert {w.n for w in plan.weights if w.layer_type != "hidden"} == {16}
+
+
+def test_at_the_bases_own_width_parametrization_says_how_to_pass_a_third() -> None:
+    with pytest.raises(
+        ValueError, match=r"base=mark\(model, base, delta=make_model\(another_width\)\)"
+    ):
+        Parametrization(GPT(16, 1), base=GPT(16, 1))
+
+
+class Tables(nn.Module):
+    def __init__(self, width: int, rows: int, fixed: int) -> None:
+        super().__init__()
+        self.embed, self.small = nn.Embedding(rows, width), nn.Embedding(rows, fixed)
+
+
+@pytest.mark.parametrize(
+    ("model", "base"),
+    [(Tables(64, 48, 4), Tables(16, 24, 4)), (Tables(64, 4, 4), Tables(16, 24, 4))],
+)
+def test_a_base_with_other_numbers_of_rows_is_refused_by_name(model: Tables, base: Tables) -> None:
+    rows = f"{model.embed.num_embeddings} rows, and 24 in the base"
+    with pytest.raises(ValueError, match=f"mark: embed has {rows}; the base must differ in width"):
+        mark(model, base)
+    plan = mark(model, base, rules={"embed": "embedding", "small": None})
+    assert types(plan) == {"embed": "embedding"}
 
 
 def test_heads_that_grow_are_warned_of(caplog: pytest.LogCaptureFixture) -> None:

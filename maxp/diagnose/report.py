@@ -13,6 +13,9 @@ from maxp.diagnose.slopes import CANNOT_TELL, RIGHT, WRONG, Array, SiteStats, Sl
 # The largest number of sites that the summary and the legend of a figure name.
 _NAMED = 16
 
+# Widths up to this multiple of the largest one of a check are worth naming.
+_REACH = 16
+
 
 def print_axis(
     name: str,
@@ -72,8 +75,12 @@ def explain(all_ops: Sequence[str], act_stats: Mapping[str, SiteStats]) -> list[
         if stats.verdict == WRONG and not stats.faults:
             others.setdefault(f"wrong only after {_few(stats.after)}", []).append(op)
         if stats.widths is not None:
-            need = "{}; widths {} to {} would, or more seeds".format(CANNOT_TELL, *stats.widths)
-            others.setdefault(need, []).append(op)
+            first, last = stats.widths
+            within_reach = last <= _REACH * stats.change.span[1]
+            need = (
+                f"widths {first} to {last} would, or more seeds" if within_reach else "raise seeds"
+            )
+            others.setdefault(f"{CANNOT_TELL}; {need}", []).append(op)
     return [f"{_few(ops)}: {text}" for text, ops in (*faults.items(), *others.items())]
 
 
