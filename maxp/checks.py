@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from maxp.module import Site, find_sites, plain_name
+from maxp.module import Site, few, find_sites, plain_name
 
 logger = logging.getLogger(__name__)
 
@@ -96,7 +96,7 @@ def warn_of_not_held(model: nn.Module, optimizer: Any) -> None:
         logger.warning(
             "no param group holds %s: they are not trained; build the optimizer on all of "
             "Parametrization.param_groups, or freeze them (requires_grad=False)",
-            ", ".join(missing[:8]) + (", ..." if len(missing) > 8 else ""),
+            few(missing),
         )
 
 

@@ -3,7 +3,7 @@
 Source: abc-parametrization, Everett et al. 2024 (arXiv 2407.05872), section 2.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, get_args
 
 import torch
@@ -188,6 +188,11 @@ def bias_of(site: Site) -> torch.Tensor | None:
 
 
 # Parts that wrappers (activation checkpointing, torch.compile, FSDP) add to a module's name.
+def few(names: Sequence[str], most: int = 8) -> str:
+    """The first names, for a message."""
+    return ", ".join(names[:most]) + (", ..." if len(names) > most else "")
+
+
 _WRAPPERS = frozenset({"_checkpoint_wrapped_module", "_orig_mod", "_fsdp_wrapped_module"})
 
 

@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import TypeVar
 
 from maxp.exponents import PRESETS, Alignment, Exponents
-from maxp.module import LAYER_TYPES, MUP_AB, Site, is_frozen, weight_owners
+from maxp.module import LAYER_TYPES, MUP_AB, Site, few, is_frozen, weight_owners
 
 logger = logging.getLogger(__name__)
 
@@ -62,10 +62,7 @@ def check_used(what: str, overrides: Mapping[str, object], names: Iterable[str])
         if key not in LAYER_TYPES and all(by_name(name, {key: True}) is None for name in names)
     ]
     if unused:
-        raise ValueError(
-            f"{what} for {', '.join(unused)} matches no site; sites are {', '.join(names[:8])}"
-            + (", ..." if len(names) > 8 else "")
-        )
+        raise ValueError(f"{what} for {', '.join(unused)} matches no site; sites are {few(names)}")
 
 
 def resolve(name: str, site: Site, overrides: Mapping[str, T], given: T | None = None) -> T | None:

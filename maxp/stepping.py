@@ -14,7 +14,7 @@ from maxp.factors import ParamGroups
 from maxp.fold import fold
 from maxp.initial import is_as_before, site_seeds, some_entries
 from maxp.measurement import Measurement
-from maxp.module import Site
+from maxp.module import Site, few
 from maxp.parts import blocks_of
 from maxp.schedules import unwrapped
 from maxp.shards import agreed, of_first_rank
@@ -112,7 +112,7 @@ class Steps(ParamGroups):
                 "%s: the weights have changed since Parametrization drew them, and are now taken "
                 "for the initial ones; to resume, load p.state_dict() and do not call "
                 "capture_initial",
-                ", ".join(changed[:4]) + (", ..." if len(changed) > 4 else ""),
+                few(changed, 4),
             )
 
     def step(self, x: Any, optimizer: Optimizer) -> None:

@@ -345,8 +345,10 @@ def test_an_environment_that_is_not_torchruns_is_answered_by_one_line(
         ("--module configs.llama3", "--config is required"),
         ("--module configs.llama3 --config s1_sgd", "Config function 's1_sgd' not found"),
         ("--module configs.mamba --config s1", "--module: Cannot import module 'configs.mamba'"),
-        ("--module llama3 --config llama3_debugmodel", "use configs.llama3, configs.decoders or"),
-        ("--module llama3 --config llama3_debugmodel", "--module: not a configuration of this"),
+        (
+            "--module llama3 --config llama3_debugmodel",
+            "--module: not a configuration of this trainer; use configs.llama3, configs.decoders",
+        ),
     ],
 )
 def test_a_configuration_that_is_not_there_is_answered_by_one_line(

@@ -53,9 +53,13 @@ def losses(arm: str, scale: str = WIDEST, part: str = "width") -> pd.DataFrame:
 
 
 def tuned(arm: str, scale: str = WIDEST, part: str = "width") -> pd.Series:
+    return at_its_best(losses(arm, scale, part))
+
+
+def at_its_best(curve: pd.DataFrame) -> pd.Series:
     """Losses by seed at the lr with the smallest mean over the first three seeds."""
-    first = losses(arm, scale, part).loc[[1, 2, 3]].dropna(axis=1)
-    return losses(arm, scale, part)[first.mean().idxmin()].dropna()
+    first = curve.loc[[1, 2, 3]].dropna(axis=1)
+    return curve[first.mean().idxmin()].dropna()
 
 
 def interval(differences: pd.Series) -> tuple[float, float]:
@@ -243,11 +247,6 @@ def test_no_change_of_the_recipe_makes_the_frozen_table_better() -> None:
     assert said("For the table and for bfloat16, the interval excludes half of the") == []
     assert said("For 2,048 tokens, it does not.") == []
     assert [name for name, low in lowest.items() if low < -half] == ["tokens-x4"]
-
-
-def at_its_best(curve: pd.DataFrame) -> pd.Series:
-    """Losses by seed at the lr with the smallest mean."""
-    return curve[curve.loc[[1, 2, 3]].dropna(axis=1).mean().idxmin()]
 
 
 def test_the_alignment_of_the_head_in_each_table() -> None:

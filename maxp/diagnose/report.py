@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from maxp.diagnose.slopes import CANNOT_TELL, RIGHT, WRONG, Array, SiteStats, Slope
+from maxp.module import few
 
 # The largest number of sites that the summary and the legend of a figure name.
 _NAMED = 16
@@ -48,8 +49,7 @@ def print_axis(
     print("\n".join([*lines, *explain(all_ops, act_stats)]))
     verdicts = [act_stats[op].verdict for op in all_ops]
     if affected:
-        some = ", ".join(f"{op} ({act_stats[op].text})" for op in affected[:_NAMED])
-        some += ", ..." if len(affected) > _NAMED else ""
+        some = few([f"{op} ({act_stats[op].text})" for op in affected], _NAMED)
         print(f"{name}: {len(affected)} of {len(all_ops)} sites are wrong over {over}: {some}")
     elif CANNOT_TELL in verdicts:
         told = verdicts.count(RIGHT)
@@ -73,7 +73,7 @@ def explain(all_ops: Sequence[str], act_stats: Mapping[str, SiteStats]) -> list[
         if op not in all_ops:
             continue
         if stats.verdict == WRONG and not stats.faults:
-            others.setdefault(f"wrong only after {_few(stats.after)}", []).append(op)
+            others.setdefault(f"wrong only after {few(stats.after, _NAMED)}", []).append(op)
         if stats.widths is not None:
             first, last = stats.widths
             within_reach = last <= _REACH * stats.change.span[1]
@@ -81,11 +81,7 @@ def explain(all_ops: Sequence[str], act_stats: Mapping[str, SiteStats]) -> list[
                 f"widths {first} to {last} would, or more seeds" if within_reach else "raise seeds"
             )
             others.setdefault(f"{CANNOT_TELL}; {need}", []).append(op)
-    return [f"{_few(ops)}: {text}" for text, ops in (*faults.items(), *others.items())]
-
-
-def _few(ops: Sequence[str]) -> str:
-    return ", ".join(ops[:_NAMED]) + (", ..." if len(ops) > _NAMED else "")
+    return [f"{few(ops, _NAMED)}: {text}" for text, ops in (*faults.items(), *others.items())]
 
 
 def _columns(slope: Slope) -> tuple[str, str]:

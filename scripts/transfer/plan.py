@@ -8,6 +8,7 @@ import math
 import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
 STEPS = 150
@@ -127,7 +128,7 @@ def planned(losses: Losses, table: str) -> Iterator[Run]:
     yield from _base_grid("base", BASE)
     chosen = choice(losses)
     for factors in _cells(losses):
-        yield from _seeds("base", "mup-full", BASE, factors, SEEDS)
+        yield from seeded("base", "mup-full", BASE, factors, SEEDS)
     if chosen:
         for scale in ("cpu128", "cpu256", "cpu512"):
             for arm in FIRST:
@@ -148,7 +149,7 @@ def choice(losses: Losses) -> Choice | None:
     cells = _cells(losses)
     if not cells:
         return None
-    means = {c: mean(losses, _seeds("base", "mup-full", BASE, c, SEEDS)) for c in cells}
+    means = {c: mean(losses, seeded("base", "mup-full", BASE, c, SEEDS)) for c in cells}
     known = {c: value for c, value in means.items() if value is not None}
     if len(known) < len(cells):
         return None
@@ -158,18 +159,18 @@ def choice(losses: Losses) -> Choice | None:
 
 def table_runs(chosen: Choice) -> list[Run]:
     """The runs whose alignment is the table of maxP-frozen."""
-    return _seeds("base", "mup-full", BASE, chosen, SEEDS)
+    return seeded("base", "mup-full", BASE, chosen, SEEDS)
 
 
 def _cells(losses: Losses) -> list[Choice]:
     """Choices to compare at the base: lr alone, factors at its best, and lr around those."""
-    alone = {lr: mean(losses, _seeds("base", "mup-full", BASE, Choice(lr), SEEDS)) for lr in _START}
+    alone = {lr: mean(losses, seeded("base", "mup-full", BASE, Choice(lr), SEEDS)) for lr in _START}
     cells = [Choice(lr) for lr in _START]
-    if (best := best_of(alone)) is None:
+    if (best := _best(alone)) is None:
         return []
     cells += [Choice(best, e, h) for e, h in itertools.product(FACTORS, FACTORS)]
     cells = list(dict.fromkeys(cells))
-    means = {c: mean(losses, _seeds("base", "mup-full", BASE, c, SEEDS)) for c in cells}
+    means = {c: mean(losses, seeded("base", "mup-full", BASE, c, SEEDS)) for c in cells}
     if any(value is None for value in means.values()):
         return cells
     chosen = min(cells, key=lambda c: means[c] or 0.0)
@@ -186,10 +187,10 @@ def _cells_around(cell: Choice) -> set[Choice]:
 
 def _base_grid(part: str, scale: str) -> Iterator[Run]:
     for seed, lr in itertools.product(SEEDS, _START):
-        yield from _seeds(part, "mup-full", scale, Choice(lr), (seed,))
+        yield from seeded(part, "mup-full", scale, Choice(lr), (seed,))
 
 
-def _seeds(
+def seeded(
     part: str, arm: str, scale: str, chosen: Choice, seeds: tuple[int, ...], *more: str
 ) -> list[Run]:
     flags = " ".join([*EVERY, *chosen.flags(), *more])
@@ -239,7 +240,7 @@ def extended(
     low, high = max(0, middle - reach), min(len(grid) - 1, middle + reach)
     while True:
         means = {lr: mean(losses, at(lr)) for lr in grid[low : high + 1]}
-        best = best_of(means)
+        best = _best(means)
         if best == grid[low] and low > 0:
             low -= 1
         elif best == grid[high] and high < len(grid) - 1:
@@ -248,13 +249,17 @@ def extended(
             return list(grid[low : high + 1])
 
 
+def tuned(losses: Losses, start: float, at: Callable[[float], list[Run]]) -> float | None:
+    """The best of the lrs of `extended`; None while a loss is missing."""
+    return _best({lr: mean(losses, at(lr)) for lr in extended(losses, start, at)})
+
+
 def _more_seeds(losses: Losses, arm: str, chosen: Choice, table: str) -> Iterator[Run]:
     def at(lr: float, seeds: tuple[int, ...] = SEEDS) -> list[Run]:
         moved = Choice(lr, chosen.embedding, chosen.readout)
         return [run_of("width", ARMS, arm, WIDEST, moved, table, seed) for seed in seeds]
 
-    lrs = extended(losses, chosen.lr, at)
-    best = best_of({lr: mean(losses, at(lr)) for lr in lrs})
+    best = tuned(losses, chosen.lr, at)
     for lr in dict.fromkeys([chosen.lr, best or chosen.lr]):
         yield from at(lr, MORE_SEEDS)
 
@@ -266,11 +271,10 @@ def _depth(losses: Losses, chosen: Choice) -> Iterator[Run]:
         moved = Choice(lr, chosen.embedding, chosen.readout)
         return [run_of("depth", DEPTH_ARMS, arm, scale, moved, "", seed) for seed in SEEDS]
 
-    start = chosen.lr
-    lrs = extended(losses, start, lambda lr: at(DEPTH_BASE, "depth-1", lr))
-    for lr in lrs:
-        yield from at(DEPTH_BASE, "depth-1", lr)
-    best = best_of({lr: mean(losses, at(DEPTH_BASE, "depth-1", lr)) for lr in lrs})
+    at_base = partial(at, DEPTH_BASE, "depth-1")
+    for lr in extended(losses, chosen.lr, at_base):
+        yield from at_base(lr)
+    best = tuned(losses, chosen.lr, at_base)
     if best is None:
         return
     for scale in ("cpu64-d4", "cpu64-d8", "cpu64-d16"):
@@ -287,10 +291,10 @@ def _ablations(losses: Losses, chosen: Choice) -> Iterator[Run]:
     def at(scale: str, lr: float) -> list[Run]:
         return [run_of("ablation", arms, "no-base", scale, Choice(lr), "", s) for s in SEEDS]
 
-    tuned = extended(losses, 3e-1, lambda lr: at(BASE, lr))
-    for lr in tuned:
-        yield from at(BASE, lr)
-    best = best_of({lr: mean(losses, at(BASE, lr)) for lr in tuned})
+    start, at_base = 3e-1, partial(at, BASE)
+    for lr in extended(losses, start, at_base):
+        yield from at_base(lr)
+    best = tuned(losses, start, at_base)
     if best is not None:
         for lr in extended(losses, best, lambda lr: at(ABLATED, lr)):
             yield from at(ABLATED, lr)
@@ -304,7 +308,7 @@ def mean(losses: Losses, runs: list[Run]) -> float | None:
     return statistics.fmean(value for value in values if value is not None)
 
 
-def best_of(means: Mapping[float, float | None]) -> float | None:
+def _best(means: Mapping[float, float | None]) -> float | None:
     """The lr with the smallest loss; None while a loss is missing."""
     known = {lr: loss for lr, loss in means.items() if loss is not None}
     if len(known) < len(means):

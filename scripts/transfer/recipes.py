@@ -5,21 +5,21 @@ Each part compares maxP-frozen, with a table that was measured under that part, 
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from scripts.transfer.plan import (
     ABLATED,
     ARMS,
     BASE,
-    EVERY,
     SEEDS,
     Choice,
     Losses,
     Run,
-    best_of,
     extended,
-    mean,
     run_of,
+    seeded,
+    tuned,
 )
 
 PART = "published"
@@ -81,24 +81,16 @@ def recipe_runs(losses: Losses, table: str, chosen: Choice) -> Iterator[Run]:
 
 def table_runs_of(losses: Losses, table: str, chosen: Choice, name: str) -> list[Run]:
     """The runs whose alignment is the table of a recipe; none while they cannot be named."""
-    recipe = RECIPES[name]
-    at, scale, method = chosen, BASE, "mup-full"
-    if recipe.passive:
-        best = _best_of_mup_no(losses, table, chosen)
-        if best is None:
-            return []
-        at, scale, method = replace(chosen, lr=best), WHERE, "mup-no"
-    flags = " ".join([*EVERY, *at.flags(), *recipe.flags])
-    arm = arm_of(name, "table")
-    return [Run(PART, arm, scale, at.lr, seed, method, flags) for seed in SEEDS]
+    recipe, arm = RECIPES[name], arm_of(name, "table")
+    if not recipe.passive:
+        return seeded(PART, arm, BASE, chosen, SEEDS, *recipe.flags)
 
-
-def _best_of_mup_no(losses: Losses, table: str, chosen: Choice) -> float | None:
     def at(lr: float) -> list[Run]:
         moved = replace(chosen, lr=lr)
         return [run_of("width", ARMS, "mup-no", WHERE, moved, table, seed) for seed in SEEDS]
 
-    return best_of({lr: mean(losses, at(lr)) for lr in extended(losses, chosen.lr, at)})
+    best = tuned(losses, chosen.lr, at)
+    return [] if best is None else [run._replace(part=PART, arm=arm) for run in at(best)]
 
 
 def _compared(
@@ -114,5 +106,6 @@ def _compared(
         return [Run(PART, arm, WHERE, lr, seed, method, " ".join(flags)) for seed in SEEDS]
 
     for method in recipe.methods:
-        for lr in extended(losses, chosen.lr, lambda lr, m=method: at(m, lr)):  # type: ignore[misc]
-            yield from at(method, lr)
+        of_method = partial(at, method)
+        for lr in extended(losses, chosen.lr, of_method):
+            yield from of_method(lr)
