@@ -212,12 +212,6 @@ def test_what_the_page_makes_of_the_ablations_whose_interval_leaves_out_0() -> N
     assert {tuned("no-base", s, "ablation").name for s in (plan.BASE, ABLATED)} == {1e-1}
 
 
-def test_the_exception_to_one_problem_per_layer() -> None:
-    (c,) = said("its c rises to # in `maxP-frozen`")
-    assert round(DATA.used("width", "maxP-frozen", WIDEST, CARRIED)["embedding"], 3) == c
-    assert DATA.used("width", "mup-full", WIDEST, CARRIED)["embedding"] == 0.5 < c
-
-
 def test_coupled_decay_changes_the_loss_by_less_than_its_interval() -> None:
     assert said("changes the loss of `maxP` by less than its interval") == []
     low, high = interval(ablated()["coupled-decay"])

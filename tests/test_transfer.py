@@ -13,6 +13,7 @@ import scipy.stats
 from scripts.marked import fill
 from scripts.transfer import plan, report, results, runs
 from scripts.transfer.added import all_runs, seeds_of
+from scripts.transfer.objectives import objective_runs, read_solutions
 from scripts.transfer.plan import ARMS, BASE, Choice, Run, choice
 from train.cli import parse
 
@@ -88,10 +89,12 @@ def test_the_head_of_one_arm_learns_more_slowly_by_the_published_power():
 
 def test_the_trainer_takes_the_arguments_of_every_arm(tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)
-    some = {(run.part, run.arm): run for run in bowl({}) if run.part != "base"}
+    table = str(FOLDER / "alignment.json")
+    planned = [*bowl({}), *objective_runs(table, Choice(1e-2))]
+    some = {(run.part, run.arm): run for run in planned if run.part != "base"}
     for run in some.values():
-        table = f"--alignment-table={FOLDER / 'alignment.json'}"
-        run = run._replace(flags=re.sub(r"--alignment-table=\S+", table, run.flags))
+        given = f"--alignment-table={table}"
+        run = run._replace(flags=re.sub(r"--alignment-table=\S+", given, run.flags))
         config = parse(runs.arguments(run, tmp_path / run.arm.replace("/", "-")))
         assert (config.scale, config.maxp.method) == (run.scale, run.method)
         assert config.maxp.optimizer == ("muon" if run.part == "muon" else "adamw")
@@ -151,7 +154,8 @@ def test_the_predicted_power_is_the_smallest_slack():
 def test_the_page_has_the_numbers_of_the_runs():
     page = (ROOT / "docs" / "results.md").read_text()
     data = results.Data(runs.read(FOLDER / "runs.csv"))
-    assert fill(page, "results", report.texts(data)) == page
+    texts = report.texts(data, read_solutions(str(FOLDER / "alignment.json")))
+    assert fill(page, "results", texts) == page
     readme = (ROOT / "README.md").read_text()
     assert fill(readme, "results", {"headline": report.headline(data)}) == readme
 

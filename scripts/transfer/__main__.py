@@ -18,6 +18,7 @@ from scripts.marked import fill
 from scripts.transfer import runs
 from scripts.transfer.added import all_runs
 from scripts.transfer.figures import all_figures
+from scripts.transfer.objectives import file_of, read_solutions, write_solutions
 from scripts.transfer.plan import Losses, Run, choice, table_runs
 from scripts.transfer.recipes import RECIPES, table_of, table_runs_of
 from scripts.transfer.report import headline, texts
@@ -48,7 +49,8 @@ class Options:
     """Folder for the runs' folders."""
 
     only: tuple[str, ...] = ()
-    """Parts to run: base, width, depth, ablation, horizon, muon, published. By default all."""
+    """Parts to run: base, width, depth, ablation, horizon, muon, published,
+    objective. By default all."""
 
     def __post_init__(self) -> None:
         if self.processes < 0:
@@ -66,6 +68,8 @@ def measure_all(options: Options) -> None:
         for table, measuring in _tables(known).items():
             if not table.exists() and all(run in known for run in measuring):
                 _write_table(table, measuring, options.runs_dir)
+        if TABLE.exists() and not file_of(str(TABLE)).exists():
+            write_solutions(str(TABLE))
         wanted = list(all_runs(known, str(TABLE)))
         bar.total = len(wanted)
         for run in wanted:
@@ -114,7 +118,7 @@ def write_results() -> None:
     data = Data(runs.read(FOLDER / "runs.csv"))
     for name, figure in all_figures(data).items():
         write_whole(FOLDER / f"{name}.png", to_bytes(figure, "png"))
-    pages = {PAGE: texts(data), README: {"headline": headline(data)}}
+    pages = {PAGE: texts(data, read_solutions(str(TABLE))), README: {"headline": headline(data)}}
     for page, marked in pages.items():
         write_whole(page, fill(page.read_text(), "results", marked))
     print(f"{PAGE}, {README} and the figures in {FOLDER} are those of {len(data.frame)} runs")

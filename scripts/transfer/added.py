@@ -1,7 +1,7 @@
 """The parts that were added after the first design: the token horizon, and Muon.
 
 Their learning rates are steps of a factor of 2 from the carried one, `halves`. Their runs do not
-measure alignment. The last part, of the published recipe, is in `recipes`.
+measure alignment. Further parts are in `recipes` and `objectives`.
 """
 
 from collections.abc import Iterator
@@ -9,6 +9,7 @@ from dataclasses import replace
 
 import pandas as pd
 
+from scripts.transfer.objectives import objective_runs
 from scripts.transfer.plan import SEEDS, STEPS, Choice, Losses, Run, choice, extended, planned
 from scripts.transfer.recipes import FOUR_TIMES_THE_TOKENS, recipe_runs
 from scripts.transfer.results import Data, complete
@@ -46,6 +47,7 @@ def all_runs(losses: Losses, table: str) -> Iterator[Run]:
         for seed in SEEDS:
             yield from _muon(losses, LARGE_BATCH, chosen, seed)
         yield from recipe_runs(losses, table, chosen)
+        yield from objective_runs(table, chosen)
 
 
 def _horizon(losses: Losses, chosen: Choice, seed: int, reach: int) -> Iterator[Run]:

@@ -15,6 +15,8 @@ from scripts.transfer.added import (
     muon_curves,
     seeds_of,
 )
+from scripts.transfer.objectives import OBJECTIVES, C
+from scripts.transfer.objectives import PART as OBJECTIVE
 from scripts.transfer.plan import (
     ABLATED,
     ABLATIONS,
@@ -43,8 +45,8 @@ from scripts.transfer.results import (
 from train.results.names import lr_text
 
 
-def texts(data: Data) -> dict[str, str]:
-    """The text of each marked place of the page."""
+def texts(data: Data, solved: dict[str, C]) -> dict[str, str]:
+    """The text of each marked place of the page; ``solved`` is from `read_solutions`."""
     return {
         "base": base(data),
         "factors": factors(data),
@@ -54,6 +56,7 @@ def texts(data: Data) -> dict[str, str]:
         "power": powers(data),
         "depth": ladder(data, "depth", DEPTHS),
         "ablations": ablations(data),
+        "objectives": objectives(data, solved),
         "published": published(data),
         "recipes": recipes(data),
         "horizon": horizon(data),
@@ -255,6 +258,28 @@ def ablations(data: Data) -> str:
                 ["no base, tuned at cpu64", lr_text(lr), _loss(here[lr].mean()), _signed(of)]
             )
     return table(["changed", "lr", "loss", "minus maxP"], rows) if rows else "Not run yet."
+
+
+def objectives(data: Data, solved: dict[str, C]) -> str:
+    """How other objectives of the program change c and the loss of maxP-frozen."""
+    carried = data.choice.lr
+    ours = data.curve("width", "maxP-frozen", ABLATED)
+    rows = []
+    for name in OBJECTIVES:
+        curve = data.curve(OBJECTIVE, name, ABLATED)
+        if carried in complete(curve):
+            of = difference(curve, carried, ours, carried)
+            changes = [c - solved["sum"][site] for site, c in solved[name].items()]
+            cells = [f"{min(changes):+.3f} to {max(changes):+.3f}", f"{sum(changes):+.3f}"]
+            rows.append([name, *cells, _loss(curve[carried].mean()), _signed(of)])
+    heads = [
+        "objective",
+        "c minus that of the sum, by site",
+        "sum of these",
+        "loss",
+        "minus the sum's",
+    ]
+    return table(heads, rows) if rows else "Not run yet."
 
 
 def horizon(data: Data) -> str:

@@ -47,9 +47,12 @@ def arguments(run: Run, folder: Path) -> list[str]:
 
 
 def folder_name(run: Run) -> str:
-    """The name of a run's folder: what `run_name` gives, then part, arm and the factors."""
-    flags = [word for word in shlex.split(run.flags) if "lr_multipliers" in word]
-    factors = "_".join(word.split("=")[1] for word in flags)
+    """The name of a run's folder: what `run_name` gives, then part, arm and the factors.
+
+    Factors by site are left out, since the arm decides them.
+    """
+    flags = [word.split("=") for word in shlex.split(run.flags) if "lr_multipliers" in word]
+    factors = "_".join(value for _, *values in flags for value in values)
     name = run_name(run.scale, run.method, run.lr, run.seed)
     return f"{name}_{run.part}_{run.arm.replace('/', '-')}_{factors}"
 
