@@ -22,6 +22,7 @@ from scripts.transfer.added import (
     muon_curves,
     seeds_of,
 )
+from scripts.transfer.objectives import OBJECTIVES, read_solutions
 from scripts.transfer.plan import ABLATED, ABLATIONS, ARMS, DEPTH_ARMS, DEPTHS, STEPS, WIDEST
 from scripts.transfer.recipes import BATCH, RECIPES, table_of
 from scripts.transfer.results import (
@@ -227,6 +228,25 @@ def test_a_smaller_lr_of_the_head_explains_a_part_only() -> None:
     assert low < 0 < high
     (excess,) = said("published table amounts to `mup-no` with a c of the head that is # larger")
     assert excess == plan.READOUT_EXCESS
+
+
+def test_what_the_other_objectives_show() -> None:
+    assert said("Neither is better or worse than the sum by more than its interval") == []
+    assert said("The solution of *squares* has the smallest sum as well") == []
+    solved = read_solutions(str(DOCS / "results" / "alignment.json"))
+    factors = []
+    for objective in OBJECTIVES:
+        curve = losses(objective, part="objective", scale=ABLATED)
+        low, high = interval(curve[CARRIED] - losses("maxP-frozen", ABLATED)[CARRIED])
+        assert low < 0 < high
+        changes = [abs(c - solved["sum"][site]) for site, c in solved[objective].items()]
+        ratio = get_scale(ABLATED).dim / get_scale("cpu64").dim
+        factors.append(round(ratio ** max(changes), 2))
+    found = said("changes by a factor of at most # with *maximum*, and # with *squares*")
+    assert factors == found
+    sums = [sum(solved[name].values()) for name in ("sum", "squares", "maximum")]
+    assert sums[0] == pytest.approx(sums[1], abs=1e-5)
+    assert sums[0] < sums[2] - 0.2
 
 
 def test_no_change_of_the_recipe_makes_the_frozen_table_better() -> None:

@@ -270,7 +270,10 @@ def objectives(data: Data, solved: dict[str, C]) -> str:
         if carried in complete(curve):
             of = difference(curve, carried, ours, carried)
             changes = [c - solved["sum"][site] for site, c in solved[name].items()]
-            cells = [f"{min(changes):+.3f} to {max(changes):+.3f}", f"{sum(changes):+.3f}"]
+            cells = [
+                f"{min(changes):+.3f} to {max(changes):+.3f}",
+                f"{round(sum(changes), 3) + 0.0:+.3f}",
+            ]
             rows.append([name, *cells, _loss(curve[carried].mean()), _signed(of)])
     heads = [
         "objective",
