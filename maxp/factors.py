@@ -25,8 +25,10 @@ from maxp.graph import SiteNode
 from maxp.groups import group_name, own_biases, set_values, split_group
 from maxp.module import Site, bias_of, plain_name
 from maxp.schedules import (
+    discards_solution,
     has_scheduler,
     hide_products,
+    lrs_without_scheduler,
     one_lr_for_all,
     scheduled_lr,
     show_products,
@@ -69,7 +71,7 @@ class ParamGroups(SiteExponents):
     model: nn.Module
     sites: dict[str, Site]
     weights: dict[str, torch.Tensor]
-    _has_warned_of_one_lr = False
+    _has_warned_of_lrs = False
 
     def _make_groups(
         self,
@@ -129,6 +131,7 @@ class ParamGroups(SiteExponents):
         self.param_groups = split_group(whole, self.own_parameters, self.rest)
         self._optimizer: Optimizer | None = None
         self._shows_products, self._scheduled_before = False, dict[str, float]()
+        self._stepped_with = dict[str, tuple[float, float]]()
         self.apply()
 
     def _parts_of_rest(self, rest: Iterable[str], matrices: Container[str]) -> dict[str, list[str]]:
@@ -245,7 +248,7 @@ class ParamGroups(SiteExponents):
             return
         check_optimizer(optimizer, "muon" if self._adjust_lr_fns() else self._optimizer_type)
         warn_of_not_held(self.model, optimizer)
-        self._optimizer, self._scheduled_before = optimizer, {}
+        self._optimizer, self._scheduled_before, self._stepped_with = optimizer, {}, {}
         self._shows_products = False
         if hasattr(optimizer, "register_step_pre_hook"):
             optimizer.register_step_pre_hook(self._before_optimizer_step)
@@ -253,21 +256,32 @@ class ParamGroups(SiteExponents):
 
     def _before_optimizer_step(self, optimizer: Optimizer, *_: Any) -> None:
         if optimizer is self._optimizer:
-            self._warn_of_one_lr(optimizer)
+            self._warn_of_assigned_lrs(optimizer)
             show_products(optimizer, self._lr_prefactor)
 
-    def _warn_of_one_lr(self, optimizer: Optimizer) -> None:
-        """Warn once of one lr that the loop has assigned to all groups."""
-        if not self._has_warned_of_one_lr and one_lr_for_all(optimizer):
-            self._has_warned_of_one_lr = True
-            logger.warning(
+    def _warn_of_assigned_lrs(self, optimizer: Optimizer) -> None:
+        """Warn once of learning rates that the loop has assigned in place of the solution's."""
+        if self._has_warned_of_lrs:
+            return
+        if one_lr_for_all(optimizer):
+            message = (
                 "one learning rate for all param groups replaces the factors of the width; instead "
-                "of group['lr'] = lr, set p.lr_prefactor = lr before each step"
+                "of group['lr'] = lr"
             )
+        elif discards_solution(self._stepped_with, lrs_without_scheduler(optimizer)):
+            message = (
+                "learning rates of an earlier solution replace those that step has solved for; "
+                "instead of group['lr'] = first_lr * f"
+            )
+        else:
+            return
+        self._has_warned_of_lrs = True
+        logger.warning("%s, set p.lr_prefactor = lr before each step", message)
 
     def _after_optimizer_step(self, optimizer: Optimizer, *_: Any) -> None:
         if optimizer is self._optimizer:
             hide_products(optimizer)
+            self._stepped_with = lrs_without_scheduler(optimizer)
             self._scheduled_before = _scheduled(optimizer)
 
     def _see_schedulers(self, optimizer: Optimizer) -> None:

@@ -92,6 +92,37 @@ def one_lr_for_all(optimizer: Optimizer) -> bool:
     )
 
 
+def lrs_without_scheduler(optimizer: Optimizer) -> dict[str, tuple[float, float]]:
+    """The lr that a group contains, and the one that was last written into it, by group name."""
+    return {
+        group["name"]: (float(group["lr"]), group[_OURS])
+        for group in optimizer.param_groups
+        if _OURS in group and not has_scheduler(group)
+    }
+
+
+def discards_solution(
+    before: Mapping[str, tuple[float, float]], now: Mapping[str, tuple[float, float]]
+) -> bool:
+    """Whether all lrs have changed by one factor though those of the solution have not.
+
+    So do lrs that a loop read once, and assigns before each step times its schedule.
+
+    Args:
+        before: `lrs_without_scheduler` at the optimizer's previous step.
+        now: the same at this step.
+    """
+    values = [value for name in now for value in (*before.get(name, (0.0, 0.0)), *now[name])]
+    if before.keys() != now.keys() or len(now) < 2 or 0.0 in values:
+        return False
+
+    def spread(which: int) -> float:
+        changes = [now[name][which] / before[name][which] for name in now]
+        return max(changes) / min(changes) - 1
+
+    return spread(0) < 1e-9 and spread(1) > 1e-6
+
+
 def hide_products(optimizer: Optimizer) -> None:
     """Let every group that has a scheduler contain the scheduler's lr."""
     for group in optimizer.param_groups:

@@ -107,9 +107,11 @@ def test_a_group_that_the_user_has_added_is_left_alone() -> None:
 # One lr that is assigned to all groups
 
 
-def train_with(p: Parametrization, optimizer: Optimizer, change: Callable[[int], None]) -> None:
-    """Three updates, each after ``change``, as in a loop that has a schedule of its own."""
-    for i in range(3):
+def train_with(
+    p: Parametrization, optimizer: Optimizer, change: Callable[[int], None], updates: int = 3
+) -> None:
+    """Updates, each after ``change``, as in a loop that has a schedule of its own."""
+    for i in range(updates):
         change(i)
         F.cross_entropy(p.model(PROBE), batch(99)[1]).backward()
         optimizer.step()
@@ -144,6 +146,41 @@ def test_one_lr_is_reported_without_measuring_as_well(caplog: pytest.LogCaptureF
     assert len(warnings_of_one_lr(caplog)) == 1
 
 
+# Learning rates of an earlier solution that are assigned again
+
+
+def warnings_of_an_earlier_solution(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [m for m in caplog.messages if "earlier solution" in m]
+
+
+def test_lrs_of_an_earlier_solution_are_reported_once(caplog: pytest.LogCaptureFixture) -> None:
+    p, optimizer = build()
+    first = lrs(optimizer.param_groups)
+
+    def assign(i: int) -> None:
+        for group, lr in zip(optimizer.param_groups, first, strict=True):
+            group["lr"] = lr * (1 - i / 5)
+
+    train_with(p, optimizer, assign, updates=4)
+    (message,) = warnings_of_an_earlier_solution(caplog)
+    assert "set p.lr_prefactor = lr before each step" in message
+    assert not warnings_of_one_lr(caplog)
+
+
+def test_lrs_that_are_assigned_without_a_new_solution_are_not_reported(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    p, optimizer = build(solve_interval=100)
+    first = lrs(optimizer.param_groups)
+
+    def assign(i: int) -> None:
+        for group, lr in zip(optimizer.param_groups, first, strict=True):
+            group["lr"] = lr * (1 - i / 5)
+
+    train_with(p, optimizer, assign, updates=4)
+    assert not warnings_of_an_earlier_solution(caplog)
+
+
 @pytest.mark.parametrize(
     "how", ["lr_prefactor", "multiply", "zero", "at the base", "CosineAnnealingLR", "OneCycleLR"]
 )
@@ -172,3 +209,4 @@ def test_what_keeps_the_factors_of_the_width_is_not_reported(
 
     train_with(p, optimizer, change)
     assert not warnings_of_one_lr(caplog)
+    assert not warnings_of_an_earlier_solution(caplog)
