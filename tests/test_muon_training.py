@@ -164,6 +164,17 @@ def test_with_the_original_scale_the_lr_of_muons_sites_is_one_at_every_width(
     assert {group["initial_lr"] for group in muon.param_groups} == {1e-2}
 
 
+def test_lr_multipliers_hidden_gives_muons_sites_an_lr_of_their_own(tmp_path: Path) -> None:
+    flags = ("--maxp.lr_multipliers.hidden", "20", "--steps", "1")
+    done = run(tiny_muon(tmp_path / "run", "mup-full", *flags))
+    muon, adamw = done.trainer.optimizers
+    assert [g["initial_lr"] for g in muon.param_groups] == pytest.approx([1e-2 * 20 * M**-0.5] * 14)
+    lrs = {g["name"]: g["initial_lr"] for g in adamw.param_groups}
+    assert lrs == pytest.approx(
+        {"tok_embeddings": 1e-2 * M**-0.5, "lm_head": 1e-2 * M**-0.5, "rest": 1e-2}
+    )
+
+
 @pytest.mark.parametrize("scale", ["vit-debug", "mlp-debug"])
 def test_an_image_classifier_trains_with_muon(tmp_path: Path, scale: str) -> None:
     """The patch embedding's weight is no matrix, and no hidden site."""
