@@ -10,6 +10,7 @@ import pytest
 from harness import Run
 from slurm_cluster import Cluster
 from slurm_sweeps import MAXP, same, sweep
+from waiting import wait_until
 
 from train.run.folder import read_status
 
@@ -93,15 +94,17 @@ def test_a_job_of_a_partition_that_comes_first_displaces_it_for_a_while(
 def test_a_job_goes_on_after_its_time_limit(
     idle: Cluster, uninterrupted: Run, tmp_path: Path
 ) -> None:
-    tiny = sweep(idle, tmp_path)
+    tiny = sweep(idle, tmp_path, lead=180)
     tiny.do("submit")
     tiny.wait_step(10)
-    # The limit is near, as seen from the job's lead of a minute. Slurm looks at it every 30 s, and
-    # the trainer stays where it is until then: Slurm continues what it is about to signal.
+    # Two to three minutes before the limit. Slurm looks at it every 30 s: it signals when it next
+    # looks, and not after the limit. The trainer stays where it is until then: Slurm continues what
+    # it is about to signal.
     os.kill(read_status(tiny.folder / MAXP)["pid"], signal.SIGSTOP)
-    minutes = 1 + tiny.minutes()
+    minutes = 3 + tiny.minutes()
     idle.run("scontrol", "update", f"JobId={tiny.job()}", f"TimeLimit={minutes}")
-    tiny.wait_said("preempted")
+    # Before the trainer has saved: Slurm refuses to change a job that is completing.
+    wait_until("the signal", lambda: "Caught signal SIGUSR2" in tiny.logs(), tiny.over)
     idle.run("scontrol", "update", f"JobId={tiny.job()}", "TimeLimit=60")
     tiny.wait_completed()
     assert tiny.restarts() == 1
