@@ -131,7 +131,7 @@ class ParamGroups(SiteExponents):
         self.param_groups = split_group(whole, self.own_parameters, self.rest)
         self._optimizer: Optimizer | None = None
         self._shows_products, self._scheduled_before = False, dict[str, float]()
-        self._stepped_with = dict[str, tuple[float, float]]()
+        self._before_apply = dict[str, tuple[float, float]]()
         self.apply()
 
     def _parts_of_rest(self, rest: Iterable[str], matrices: Container[str]) -> dict[str, list[str]]:
@@ -236,6 +236,8 @@ class ParamGroups(SiteExponents):
                     ".param_groups, or freeze what is not trained before Parametrization"
                 )
             self._follow(optimizer)
+        if self._optimizer is not None:
+            self._warn_of_discarded_solution(self._optimizer)
         groups = [*self.param_groups, *(self._optimizer.param_groups if self._optimizer else [])]
         groups = list({id(group): group for group in groups}.values())
         lrs = {name: constants.pop("lr") for name, constants in values.items()}
@@ -248,7 +250,7 @@ class ParamGroups(SiteExponents):
             return
         check_optimizer(optimizer, "muon" if self._adjust_lr_fns() else self._optimizer_type)
         warn_of_not_held(self.model, optimizer)
-        self._optimizer, self._scheduled_before, self._stepped_with = optimizer, {}, {}
+        self._optimizer, self._scheduled_before, self._before_apply = optimizer, {}, {}
         self._shows_products = False
         if hasattr(optimizer, "register_step_pre_hook"):
             optimizer.register_step_pre_hook(self._before_optimizer_step)
@@ -256,32 +258,35 @@ class ParamGroups(SiteExponents):
 
     def _before_optimizer_step(self, optimizer: Optimizer, *_: Any) -> None:
         if optimizer is self._optimizer:
-            self._warn_of_assigned_lrs(optimizer)
+            self._warn_of_one_lr(optimizer)
             show_products(optimizer, self._lr_prefactor)
 
-    def _warn_of_assigned_lrs(self, optimizer: Optimizer) -> None:
-        """Warn once of learning rates that the loop has assigned in place of the solution's."""
-        if self._has_warned_of_lrs:
-            return
-        if one_lr_for_all(optimizer):
-            message = (
+    def _warn_of_one_lr(self, optimizer: Optimizer) -> None:
+        """Warn once of one lr that the loop has assigned to all groups."""
+        if not self._has_warned_of_lrs and one_lr_for_all(optimizer):
+            self._warn_of_lrs(
                 "one learning rate for all param groups replaces the factors of the width; instead "
                 "of group['lr'] = lr"
             )
-        elif discards_solution(self._stepped_with, lrs_without_scheduler(optimizer)):
-            message = (
+
+    def _warn_of_discarded_solution(self, optimizer: Optimizer) -> None:
+        """Warn once of lrs of an earlier solution that the loop has assigned since `apply`."""
+        if self._has_warned_of_lrs:
+            return
+        before, self._before_apply = self._before_apply, lrs_without_scheduler(optimizer)
+        if discards_solution(before, self._before_apply):
+            self._warn_of_lrs(
                 "learning rates of an earlier solution replace those that step has solved for; "
                 "instead of group['lr'] = first_lr * f"
             )
-        else:
-            return
+
+    def _warn_of_lrs(self, message: str) -> None:
         self._has_warned_of_lrs = True
         logger.warning("%s, set p.lr_prefactor = lr before each step", message)
 
     def _after_optimizer_step(self, optimizer: Optimizer, *_: Any) -> None:
         if optimizer is self._optimizer:
             hide_products(optimizer)
-            self._stepped_with = lrs_without_scheduler(optimizer)
             self._scheduled_before = _scheduled(optimizer)
 
     def _see_schedulers(self, optimizer: Optimizer) -> None:

@@ -109,8 +109,8 @@ def discards_solution(
     So do lrs that a loop read once, and assigns before each step times its schedule.
 
     Args:
-        before: `lrs_without_scheduler` at the optimizer's previous step.
-        now: the same at this step.
+        before: `lrs_without_scheduler` when lrs were last written, just before that.
+        now: the same before they are written again.
     """
     values = [value for name in now for value in (*before.get(name, (0.0, 0.0)), *now[name])]
     if before.keys() != now.keys() or len(now) < 2 or 0.0 in values:

@@ -143,7 +143,7 @@ class Steps(ParamGroups):
                 "the optimizer has stepped with other learning rates than those of param_groups; "
                 "call apply(optimizer) after optimizer.load_state_dict"
             )
-        self._warn_of_assigned_lrs(optimizer)  # its first step came before `apply` received it
+        self._warn_of_one_lr(optimizer)  # its first step came before `apply` received it
         self._see_schedulers(optimizer)
         self.steps += 1
         if self.due(self.steps):

@@ -153,15 +153,19 @@ def warnings_of_an_earlier_solution(caplog: pytest.LogCaptureFixture) -> list[st
     return [m for m in caplog.messages if "earlier solution" in m]
 
 
-def test_lrs_of_an_earlier_solution_are_reported_once(caplog: pytest.LogCaptureFixture) -> None:
-    p, optimizer = build()
+def first_lrs_times_a_schedule(optimizer: Optimizer) -> Callable[[int], None]:
     first = lrs(optimizer.param_groups)
 
     def assign(i: int) -> None:
         for group, lr in zip(optimizer.param_groups, first, strict=True):
             group["lr"] = lr * (1 - i / 5)
 
-    train_with(p, optimizer, assign, updates=4)
+    return assign
+
+
+def test_lrs_of_an_earlier_solution_are_reported_once(caplog: pytest.LogCaptureFixture) -> None:
+    p, optimizer = build()
+    train_with(p, optimizer, first_lrs_times_a_schedule(optimizer), updates=4)
     (message,) = warnings_of_an_earlier_solution(caplog)
     assert "set p.lr_prefactor = lr before each step" in message
     assert not warnings_of_one_lr(caplog)
@@ -171,13 +175,7 @@ def test_lrs_that_are_assigned_without_a_new_solution_are_not_reported(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     p, optimizer = build(solve_interval=100)
-    first = lrs(optimizer.param_groups)
-
-    def assign(i: int) -> None:
-        for group, lr in zip(optimizer.param_groups, first, strict=True):
-            group["lr"] = lr * (1 - i / 5)
-
-    train_with(p, optimizer, assign, updates=4)
+    train_with(p, optimizer, first_lrs_times_a_schedule(optimizer), updates=4)
     assert not warnings_of_an_earlier_solution(caplog)
 
 
