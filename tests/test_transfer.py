@@ -53,6 +53,11 @@ def test_no_run_of_a_larger_scale_is_planned_before_the_base_is_complete():
     assert {run.scale for run in all_runs({}, "t.json")} == {BASE}
 
 
+def test_a_run_that_two_parts_share_is_planned_once():
+    planned = all_runs(bowl({}), "t.json")
+    assert len(planned) == len(set(planned))
+
+
 def test_lengths_and_muon_are_tuned_in_factors_of_2_from_the_carried_lr():
     losses = bowl({"cpu256": 4e-3})
 

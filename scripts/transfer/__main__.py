@@ -61,7 +61,7 @@ def measure_all(options: Options) -> None:
     file = FOLDER / "runs.csv"
     known = runs.losses(runs.read(file))
     started: set[Run] = set()
-    bar = progress(total=len(set(all_runs(known, str(TABLE)))), unit=" runs")
+    bar = progress(total=len(all_runs(known, str(TABLE))), unit=" runs")
     bar.update(len(known))
 
     def next_run() -> Run | None:
@@ -70,7 +70,7 @@ def measure_all(options: Options) -> None:
                 _write_table(table, measuring, options.runs_dir)
         if TABLE.exists() and not file_of(str(TABLE)).exists():
             write_solutions(str(TABLE))
-        wanted = list(dict.fromkeys(all_runs(known, str(TABLE))))  # two parts can share a run
+        wanted = all_runs(known, str(TABLE))
         bar.total = len(wanted)
         for run in wanted:
             if run not in known and run not in started:

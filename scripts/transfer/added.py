@@ -35,8 +35,12 @@ LAW = -0.32
 """The power of the best lr over tokens that Bjorck et al. (arXiv 2409.19913) report."""
 
 
-def all_runs(losses: Losses, table: str) -> Iterator[Run]:
+def all_runs(losses: Losses, table: str) -> list[Run]:
     """The runs of the first design, then the added ones; arguments as of `planned`."""
+    return list(dict.fromkeys(_parts(losses, table)))  # two parts can share a run
+
+
+def _parts(losses: Losses, table: str) -> Iterator[Run]:
     yield from planned(losses, table)
     if chosen := choice(losses):
         for seed in SEEDS:

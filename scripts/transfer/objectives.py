@@ -36,11 +36,12 @@ def solutions(graph: Graph, exponents: Mapping[str, Exponents]) -> dict[str, C]:
     Raises:
         RuntimeError: HiGHS ended without a solution.
     """
-    a = {name: exponents[name].a for name in Model(graph, exponents, "adam").c}
-    solved = {"sum": _solved(Model(graph, exponents, "adam"))}
-    solved["maximum"] = _smallest_maximum(Model(graph, exponents, "adam"), a)
-    solved["squares"] = _smallest_squares(Model(graph, exponents, "adam"), a)
-    return solved
+    a = {site.name: exponents[site.name].a for site in graph.weighted}
+    return {
+        "sum": _solved(Model(graph, exponents, "adam")),
+        "maximum": _smallest_maximum(Model(graph, exponents, "adam"), a),
+        "squares": _smallest_squares(Model(graph, exponents, "adam"), a),
+    }
 
 
 def _solved(model: Model) -> C:
