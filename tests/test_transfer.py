@@ -12,7 +12,7 @@ import scipy.stats
 
 from scripts.marked import fill
 from scripts.transfer import plan, report, results, runs
-from scripts.transfer.added import all_runs, seeds_of
+from scripts.transfer.added import LARGE_BATCH, all_runs, method_arm, seeds_of
 from scripts.transfer.objectives import objective_runs, read_solutions
 from scripts.transfer.plan import ARMS, BASE, Choice, Run, choice
 from train.cli import parse
@@ -22,14 +22,14 @@ FOLDER = ROOT / "docs" / "results"
 
 
 def bowl(best: dict[str, float]) -> dict[Run, float]:
-    """Losses of all runs, with the smallest at the lr that ``best`` gives for the scale."""
+    """Losses of all runs, with the smallest at the lr of the arm or the scale in ``best``."""
     losses: dict[Run, float] = {}
     for _ in count():
         todo = [run for run in all_runs(losses, "t.json") if run not in losses]
         if not todo:
             return losses
         for run in todo:
-            distance = math.log10(run.lr / best.get(run.scale, 1e-2))
+            distance = math.log10(run.lr / best.get(run.arm, best.get(run.scale, 1e-2)))
             factors = 0.0 if "lr_multipliers.readout=3" in run.flags else 0.1
             losses[run] = 5 + distance**2 + factors
     raise AssertionError
@@ -68,6 +68,15 @@ def test_lengths_and_muon_are_tuned_in_factors_of_2_from_the_carried_lr():
     assert lrs("horizon", "x4") == [2.5e-3, 5e-3, 1e-2, 2e-2, 4e-2]
     assert lrs("muon", "cpu64") == [5e-3, 1e-2, 2e-2]
     assert lrs("muon", "cpu256") == [2.5e-3, 5e-3, 1e-2, 2e-2]
+
+
+def test_methods_with_muon_are_tuned_around_the_lr_that_muon_carries():
+    losses = bowl({LARGE_BATCH: 4e-2, "cpu256": 4e-2})
+    some = {run for run in losses if run.arm == method_arm("maxP")}
+    assert {(run.method, run.scale, run.lr) for run in some} == {
+        ("maxP", "cpu256", lr) for lr in (2e-2, 4e-2, 8e-2)
+    }
+    assert all("--optimizer=muon" in run.flags and "batch_size=16" in run.flags for run in some)
 
 
 def test_a_table_is_measured_under_the_recipe_before_its_runs_are_planned():

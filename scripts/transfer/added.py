@@ -1,16 +1,29 @@
 """The parts that were added after the first design: the token horizon, and Muon.
 
-Their learning rates are steps of a factor of 2 from the carried one, `halves`. Their runs do not
+Their learning rates are steps of a factor of 2 from the carried one, `halves`. Only those of `maxP`
 measure alignment. Further parts are in `recipes` and `objectives`.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 import pandas as pd
 
 from scripts.transfer.objectives import objective_runs
-from scripts.transfer.plan import SEEDS, STEPS, Choice, Losses, Run, choice, extended, planned
+from scripts.transfer.plan import (
+    ABLATED,
+    BASE,
+    EVERY,
+    SEEDS,
+    STEPS,
+    Choice,
+    Losses,
+    Run,
+    choice,
+    extended,
+    planned,
+    tuned,
+)
 from scripts.transfer.recipes import FOUR_TIMES_THE_TOKENS, recipe_runs
 from scripts.transfer.results import Data, complete
 
@@ -30,6 +43,9 @@ MUON_ARMS = {
     ),
 }
 """Arm of the part "muon" -> its widths by scale, and the flags of its runs."""
+
+MUON_METHODS = {"maxP": EVERY, "mup-no": (), "sp": ()}
+"""Method that `ABLATED` compares with mup-full under `LARGE_BATCH` -> more flags of its runs."""
 
 LAW = -0.32
 """The power of the best lr over tokens that Bjorck et al. (arXiv 2409.19913) report."""
@@ -52,18 +68,37 @@ def _parts(losses: Losses, table: str) -> Iterator[Run]:
             yield from _muon(losses, LARGE_BATCH, chosen, seed)
         yield from recipe_runs(losses, table, chosen)
         yield from objective_runs(table, chosen)
+        yield from _muon_methods(losses, chosen)
 
 
 def _horizon(losses: Losses, chosen: Choice, seed: int, reach: int) -> Iterator[Run]:
     for arm, steps in LENGTHS.items():
-        flags = f"--steps={steps}"
-        yield from _tuned(losses, "horizon", arm, "cpu64", chosen, seed, reach, flags)
+        at = _seeded("horizon", arm, "cpu64", chosen, seed, f"--steps={steps}")
+        yield from _tuned(losses, chosen.lr, at, reach)
 
 
 def _muon(losses: Losses, arm: str, chosen: Choice, seed: int) -> Iterator[Run]:
     widths, flags = MUON_ARMS[arm]
     for scale in widths:
-        yield from _tuned(losses, "muon", arm, scale, chosen, seed, 1, flags)
+        yield from _tuned(losses, chosen.lr, _seeded("muon", arm, scale, chosen, seed, flags))
+
+
+def _muon_methods(losses: Losses, chosen: Choice) -> Iterator[Run]:
+    """The methods other than mup-full, at the lr that Muon carries from the base."""
+    _, flags = MUON_ARMS[LARGE_BATCH]
+    at_base = _seeded("muon", LARGE_BATCH, BASE, chosen, SEEDS[-1], flags)
+    carried = tuned(losses, chosen.lr, at_base, halves(chosen.lr))
+    if carried is None:
+        return
+    for method, more in MUON_METHODS.items():
+        given = " ".join([flags, *more])
+        at = _seeded("muon", method_arm(method), ABLATED, chosen, SEEDS[-1], given, method)
+        yield from _tuned(losses, carried, at)
+
+
+def method_arm(method: str) -> str:
+    """The arm of one of `MUON_METHODS`."""
+    return f"{LARGE_BATCH}-{method}"
 
 
 def halves(lr: float) -> tuple[float, ...]:
@@ -71,22 +106,24 @@ def halves(lr: float) -> tuple[float, ...]:
     return tuple(lr * 2.0**power for power in range(-8, 9))
 
 
-def _tuned(
-    losses: Losses, part: str, arm: str, scale: str, chosen: Choice, seed: int, reach: int,
-    more: str,
-) -> Iterator[Run]:  # fmt: skip
-    """The carried lr and ``reach`` steps either side; further while the best is at an edge.
-
-    Args:
-        seed: the last one to run.
-    """
+def _seeded(
+    part: str, arm: str, scale: str, chosen: Choice, seed: int, more: str,
+    method: str = "mup-full",
+) -> Callable[[float], list[Run]]:  # fmt: skip
+    """The runs at a lr, one per seed, of which ``seed`` is the last."""
 
     def at(lr: float) -> list[Run]:
         flags = " ".join([*replace(chosen, lr=lr).flags(), more])
-        return [Run(part, arm, scale, lr, n, "mup-full", flags) for n in SEEDS if n <= seed]
+        return [Run(part, arm, scale, lr, n, method, flags) for n in SEEDS if n <= seed]
 
-    grid = halves(chosen.lr)
-    for lr in extended(losses, chosen.lr, at, grid, reach):
+    return at
+
+
+def _tuned(
+    losses: Losses, start: float, at: Callable[[float], list[Run]], reach: int = 1
+) -> Iterator[Run]:
+    """``start`` and ``reach`` steps either side; further while the best is at an edge."""
+    for lr in extended(losses, start, at, halves(start), reach):
         yield from at(lr)
 
 

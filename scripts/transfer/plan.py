@@ -249,9 +249,14 @@ def extended(
             return list(grid[low : high + 1])
 
 
-def tuned(losses: Losses, start: float, at: Callable[[float], list[Run]]) -> float | None:
+def tuned(
+    losses: Losses,
+    start: float,
+    at: Callable[[float], list[Run]],
+    grid: Sequence[float] = GRID,
+) -> float | None:
     """The best of the lrs of `extended`; None while a loss is missing."""
-    return _best({lr: mean(losses, at(lr)) for lr in extended(losses, start, at)})
+    return _best({lr: mean(losses, at(lr)) for lr in extended(losses, start, at, grid)})
 
 
 def _more_seeds(losses: Losses, arm: str, chosen: Choice, table: str) -> Iterator[Run]:

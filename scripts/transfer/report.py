@@ -9,9 +9,11 @@ from scripts.marked import table
 from scripts.transfer.added import (
     LARGE_BATCH,
     LAW,
+    MUON_METHODS,
     MUON_WIDTHS,
     STEP_TOKENS,
     horizon_curves,
+    method_arm,
     muon_curves,
     seeds_of,
 )
@@ -65,6 +67,7 @@ def texts(data: Data, solved: dict[str, C]) -> dict[str, str]:
         "muon power": _power_text(muon_curves(data)),
         "muon tokens-x4": muon(data, LARGE_BATCH),
         "muon tokens-x4 power": _power_text(muon_curves(data, LARGE_BATCH)),
+        "muon methods": muon_methods(data),
         "runs": str(len(data.frame)),
     }
 
@@ -327,6 +330,35 @@ def muon(data: Data, arm: str = "mup-full") -> str:
     heads += [f"loss at {lr_text(tuned)}", f"regret of {lr_text(tuned)}"]
     beside_adamw = ["minus AdamW, each at its best lr"] if arm != LARGE_BATCH else []
     return table([*heads, "seeds", *beside_adamw], rows)
+
+
+def muon_methods(data: Data) -> str:
+    """A row per method at `ABLATED` with Muon, at the lr carried from the base."""
+    carried = best_lr(data.curve("muon", LARGE_BATCH, BASE))
+    ours = data.curve("muon", LARGE_BATCH, ABLATED)
+    rows = []
+    for method in ("mup-full", *MUON_METHODS):
+        curve = muon_method_curve(data, method)
+        if len(complete(curve).columns) < 3:
+            continue
+        best, beside = best_lr(curve), ["", ""]
+        if method != "mup-full":
+            beside = [
+                _signed(difference(curve, carried, ours, carried)),
+                _signed(difference(curve, best, ours, best_lr(ours))),
+            ]
+        losses = [_loss(value) for value in (curve[best].mean(), curve[carried].mean())]
+        cost = _loss(regret(curve, carried).mean)
+        rows.append([f"`{method}`", lr_text(best), *losses, cost, *beside])
+    heads = ["method", "best lr", "loss there", f"loss at {lr_text(carried)}"]
+    heads += [f"regret of {lr_text(carried)}", "minus mup-full, carried lr", "each at its best lr"]
+    return table(heads, rows)
+
+
+def muon_method_curve(data: Data, method: str) -> pd.DataFrame:
+    """Losses of a method with Muon at `ABLATED`, with four times the tokens per step."""
+    arm = LARGE_BATCH if method == "mup-full" else method_arm(method)
+    return data.curve("muon", arm, ABLATED)
 
 
 def _minimum(curve: pd.DataFrame, seeds: int) -> list[str]:
