@@ -25,14 +25,4 @@ def config_functions(scales: Iterable[str]) -> dict[str, Callable[[], MaxPTraine
     return functions
 
 
-_FUNCTIONS = config_functions(SCALES)
-
-
-def __getattr__(name: str) -> Callable[[], MaxPTrainer.Config]:
-    if name in _FUNCTIONS:
-        return _FUNCTIONS[name]
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-
-
-def __dir__() -> list[str]:
-    return sorted(_FUNCTIONS)
+globals().update(config_functions(SCALES))
