@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch.optim import AdamW, Muon, Optimizer
 
+from maxp import avx2
 from maxp.exponents import ADJUST_LR_FNS, OPTIMIZER_TYPES, AdjustLrFn
 from maxp.module import Site, is_frozen, weight_owners
 from maxp.overrides import check_used, resolve
@@ -144,6 +145,7 @@ class MuonAdamW(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        for part in self._parts:
-            part.step()
+        with avx2.fast_products():
+            for part in self._parts:
+                part.step()
         return loss

@@ -1,7 +1,7 @@
 """Muon: the exponents of orthogonalised updates, and hidden matrices under `torch.optim.Muon`."""
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
@@ -293,7 +293,9 @@ CASES: dict[str, Any] = {
 }
 
 
-def hidden_slopes(kind: str, fn: str, *, solved: bool) -> dict[str, float]:
+def hidden_slopes(
+    kind: str, fn: str, *, solved: bool = True, widths: Sequence[int] = WIDTHS
+) -> dict[str, float]:
     """The slopes of the changes of hidden sites; not solved is one lr at every width."""
     make, make_input, arguments, loss = CASES[kind]
 
@@ -310,7 +312,7 @@ def hidden_slopes(kind: str, fn: str, *, solved: bool) -> dict[str, float]:
         return model, p.param_groups
 
     _, _, stats = diagnose_axis(
-        make_model, make_input, WIDTHS, optimizer="muon", loss_fn=loss, seeds=8, progress=False
+        make_model, make_input, widths, optimizer="muon", loss_fn=loss, seeds=8, progress=False
     )
     hidden = [name for name in stats if "layers" in name or "blocks" in name]
     assert hidden
@@ -318,17 +320,24 @@ def hidden_slopes(kind: str, fn: str, *, solved: bool) -> dict[str, float]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("fn", FNS)
-@pytest.mark.parametrize("kind", CASES)
+@pytest.mark.parametrize(
+    ("kind", "fn"),
+    [
+        *(("mlp", fn) for fn in FNS),
+        ("gpt", "match_rms_adamw"),
+        # The two scales differ by a factor per site, so the second one adds little.
+        pytest.param("gpt", "original", marks=pytest.mark.exhaustive),
+    ],
+)
 def test_hidden_changes_do_not_depend_on_the_width(kind: str, fn: str) -> None:
-    slopes = hidden_slopes(kind, fn, solved=True)
+    slopes = hidden_slopes(kind, fn)
     assert all(abs(slope) < 0.05 for slope in slopes.values()), slopes
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", CASES)
 def test_torchs_own_rule_alone_lets_changes_grow_with_the_width(kind: str) -> None:
-    slopes = hidden_slopes(kind, "match_rms_adamw", solved=False)
+    slopes = hidden_slopes(kind, "match_rms_adamw", solved=False, widths=WIDTHS[:3])
     assert all(slope > 0.3 for slope in slopes.values()), slopes
 
 

@@ -21,7 +21,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from torchtitan.components.optimizer import default_adamw
 from torchtitan.distributed.flex_shard import dist_muon as dist_muon_module
 
-from maxp import Graph, SiteNode
+from maxp import Graph, SiteNode, avx2
 from maxp.factors import Factors
 from maxp.shards import local
 from slurm.sweep import expand
@@ -162,6 +162,16 @@ def test_with_the_original_scale_the_lr_of_muons_sites_is_one_at_every_width(
     muon, _ = done.trainer.optimizers
     assert {group["adjust_lr_fn"] for group in muon.param_groups} == {"original"}
     assert {group["initial_lr"] for group in muon.param_groups} == {1e-2}
+
+
+def test_muon_in_a_run_multiplies_in_float32_where_bfloat16_is_slow(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+    monkeypatch.setattr(avx2, "is_slow", lambda: True)
+    monkeypatch.setattr(avx2, "_is_bfloat16_on_cpu", lambda x: not asked.append(x))
+    assert run(tiny_muon(tmp_path / "run", "mup-full", "--steps", "1")).code == 0
+    assert {x.dtype for x in asked} == {torch.bfloat16}
 
 
 def test_lr_multipliers_hidden_gives_muons_sites_an_lr_of_their_own(tmp_path: Path) -> None:

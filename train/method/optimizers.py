@@ -17,7 +17,7 @@ from torchtitan.components.optimizer import OptimizersContainer, ParamGroupConfi
 from torchtitan.distributed.flex_shard import BucketConfig, ComputeLayout, Owned
 from torchtitan.distributed.flex_shard.dist_muon import DistMuon
 
-from maxp import Graph, Parametrization
+from maxp import Graph, Parametrization, avx2
 from maxp.exponents import AdjustLrFn
 from maxp.factors import Factors
 from maxp.muon import is_muons
@@ -91,6 +91,10 @@ class MuonOptimizers(OptimizersContainer[Optimizer]):
         return (
             build_muon if name == "Muon" else OptimizersContainer._resolve_optimizer_factory(name)
         )
+
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:
+        with avx2.fast_products():
+            return super().step(closure)
 
 
 def with_muon(
