@@ -23,7 +23,7 @@ from slurm import __main__ as slurm
 from train.run.folder import RunFolderError, read_status
 
 MAXP = "debug_maxP_lr1e-02_seed1"
-STEPS = 80
+STEPS = 40
 
 # As harness.TINY, in a sweep's words; the batch is 4 sequences.
 FLAGS = {
@@ -36,7 +36,7 @@ FLAGS = {
     "maxp.measure_from": 1,
     "maxp.solve_interval": 3,
     "maxp.probe_tokens": 32,
-    "checkpoint.interval": 5,
+    "checkpoint.interval": 10,
 }
 
 

@@ -22,7 +22,7 @@ def test_a_job_signalled_by_scancel_saves_and_is_queued_again(
 ) -> None:
     tiny = sweep(idle, tmp_path)
     tiny.do("submit")
-    for target in (10, 40):  # as often as the cluster likes
+    for target in (10, 25):  # as often as the cluster likes
         tiny.wait_step(target)
         with tiny.held():
             idle.run("scancel", "--signal=USR2", tiny.job())
@@ -81,6 +81,8 @@ def test_a_job_of_a_partition_that_comes_first_displaces_it_for_a_while(
     tiny = sweep(idle, tmp_path, sbatch="exclusive = true")
     tiny.do("submit")
     tiny.wait_step(10)
+    # It stays where it is until Slurm continues what it is about to signal.
+    os.kill(read_status(tiny.folder / MAXP)["pid"], signal.SIGSTOP)
     urgent = tmp_path / "urgent.sh"
     urgent.write_text("#!/bin/bash\n")
     other = idle.sbatch(urgent, "--partition=urgent", "--nodes=2", "--exclusive")
@@ -120,7 +122,8 @@ def test_a_job_that_loses_a_node_goes_on_when_there_is_one(
     tiny = sweep(idle, tmp_path, nodes=nodes, sbatch=only)
     tiny.do("submit")
     tiny.wait_step(10)
-    idle.control("kill-node", "n2")
+    with tiny.held():
+        idle.control("kill-node", "n2")
     try:
         idle.wait_state(tiny.job(), "PENDING")
         assert tiny.states() == {MAXP: "queued"}

@@ -29,9 +29,11 @@ def test_runs_killed_behind_the_sweeps_back_have_vanished_and_go_on(
 ) -> None:
     tiny = sweep(idle, tmp_path, methods=BOTH)
     tiny.do("submit")
-    tiny.wait_step(10, MAXP)
-    os.kill(read_status(tiny.folder / MAXP)["pid"], signal.SIGKILL)
-    idle.run("scancel", tiny.job(MUP))
+    tiny.wait_step(1, MUP)
+    with tiny.held(MUP):
+        tiny.wait_step(10, MAXP)
+        os.kill(read_status(tiny.folder / MAXP)["pid"], signal.SIGKILL)
+        idle.run("scancel", tiny.job(MUP))
     idle.wait_no_job()
     assert tiny.said(MAXP) == "running"  # it could not say anything else
     assert tiny.states() == {MAXP: "vanished", MUP: "vanished"}
@@ -48,7 +50,8 @@ def test_a_cancelled_run_stays_cancelled_until_it_is_resumed(
     tiny = sweep(idle, tmp_path)
     tiny.do("submit")
     tiny.wait_step(10)
-    assert "1 job" in tiny.do("cancel")
+    with tiny.held():
+        assert "1 job" in tiny.do("cancel")
     idle.wait_no_job()
     assert idle.state(tiny.job()) == "CANCELLED"  # one that was queued again would be PENDING
     assert tiny.states() == {MAXP: "cancelled"}
