@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from fake_runs import write_run
-from test_results_report import rows
+from report_pages import rows
 
 from train.results import curves, plots, style
 from train.results.analysis import Results, loss_table
