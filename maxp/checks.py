@@ -2,12 +2,14 @@
 
 import logging
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+import torch
 from torch import nn
 
 from maxp.module import Site, few, find_sites, plain_name
+from maxp.shards import reshard
 
 logger = logging.getLogger(__name__)
 
@@ -126,6 +128,32 @@ def check_in_model(sites: Mapping[str, Site], model: nn.Module) -> None:
             f"{', '.join(replaced[:8])}: replaced since Parametrization, with its multiplier; "
             "change the model before, for example with resize_token_embeddings"
         )
+
+
+def check_parameters(model: nn.Module, held: Iterable[tuple[str, torch.Tensor]]) -> None:
+    """Check that a model still has the parameters that a `maxp.Parametrization` holds.
+
+    Args:
+        model: may have gathered weights of FSDP2.
+        held: (name of a site or param group, parameter).
+
+    Raises:
+        ValueError: some have been replaced, as ``load_state_dict(assign=True)`` does.
+    """
+    held = list(held)
+
+    def replaced() -> list[str]:
+        present = {id(parameter) for parameter in model.parameters()}
+        return list(dict.fromkeys(name for name, p in held if id(p) not in present))
+
+    if replaced():
+        reshard(model)  # a gathered weight is another tensor
+        if names := replaced():
+            raise ValueError(
+                f"{few(names)}: the model's parameters are not those that Parametrization found; "
+                "load its state without assign=True, and call to_empty and fully_shard before "
+                "Parametrization"
+            )
 
 
 def check_scales(sites: Mapping[str, Site], scales: Mapping[str, float]) -> None:

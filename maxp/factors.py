@@ -18,7 +18,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from maxp.checks import check_optimizer, warn_of_not_held
+from maxp.checks import check_optimizer, check_parameters, warn_of_not_held
 from maxp.depth import Depth
 from maxp.exponents import AdjustLrFn, bias_exponent, gradient_exponent, gradient_size
 from maxp.graph import SiteNode
@@ -128,7 +128,7 @@ class ParamGroups(SiteExponents):
             },
         }
         whole = {"params": [*single.values(), *rest.values()]}
-        self.param_groups = split_group(whole, self.own_parameters, self.rest)
+        self._param_groups = split_group(whole, self.own_parameters, self.rest)
         self._optimizer: Optimizer | None = None
         self._shows_products, self._scheduled_before = False, dict[str, float]()
         self._before_apply = dict[str, tuple[float, float]]()
@@ -155,6 +155,17 @@ class ParamGroups(SiteExponents):
             group = self.rest if part == "rest" else group_name(part, self.sites)
             parts.setdefault(group, []).append(name)
         return parts
+
+    @property
+    def param_groups(self) -> list[dict[str, Any]]:
+        """The groups to build an optimizer on, with their constants.
+
+        Raises:
+            ValueError: the model has other parameters by now.
+        """
+        groups = self._param_groups
+        check_parameters(self.model, ((g["name"], p) for g in groups for p in g["params"]))
+        return groups
 
     def factors(self) -> dict[str, Factors]:
         """The factors on lr, weight decay and eps, by param group name.
@@ -238,7 +249,7 @@ class ParamGroups(SiteExponents):
             self._follow(optimizer)
         if self._optimizer is not None:
             self._warn_of_discarded_solution(self._optimizer)
-        groups = [*self.param_groups, *(self._optimizer.param_groups if self._optimizer else [])]
+        groups = [*self._param_groups, *(self._optimizer.param_groups if self._optimizer else [])]
         groups = list({id(group): group for group in groups}.values())
         lrs = {name: constants.pop("lr") for name, constants in values.items()}
         write_lrs(groups, lrs, self._lr_prefactor, show=self._shows_products)
@@ -315,7 +326,7 @@ class ParamGroups(SiteExponents):
         return values
 
     def _stepped_otherwise(self, optimizer: Optimizer) -> bool:
-        lrs = {group["name"]: group["lr"] for group in self.param_groups}
+        lrs = {group["name"]: group["lr"] for group in self._param_groups}
         return any(
             g["lr"] != lrs.get(g.get("name"), g["lr"])
             for g in optimizer.param_groups

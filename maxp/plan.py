@@ -106,7 +106,7 @@ class Plan:
         heads += [] if p is None else ["c", "lr", "std"]
         lines = _columns([[*heads, ""], *rows])
         if self.others:
-            lrs = {} if p is None else _lrs(self.model, p.param_groups)
+            lrs = {} if p is None else _lrs(self.model, p._param_groups)
             others = [[name, why, lrs.get(name, "")] for name, why in self.others.items()]
             lines += ["", *_columns([["no site", "", "" if p is None else "lr"], *others])]
         return "\n".join(lines)

@@ -9,7 +9,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from maxp.alignment import Measured
-from maxp.checks import check_in_model, check_scales
+from maxp.checks import check_in_model, check_parameters, check_scales
 from maxp.factors import ParamGroups
 from maxp.fold import fold
 from maxp.initial import is_as_before, site_seeds, some_entries
@@ -97,11 +97,13 @@ class Steps(ParamGroups):
 
         Raises:
             ValueError: with ``resample_w0``, if the weights have changed since they were drawn; if
-                a site has been replaced by another module; if ``x`` is empty, contains NaN, or does
-                not reach every site; or if it is None and ``any_batch`` is False.
+                a site has been replaced by another module, or its weight by another parameter; if
+                ``x`` is empty, contains NaN, or does not reach every site; or if it is None and
+                ``any_batch`` is False.
         """
         self._check_not_folded()
         check_in_model(self.sites, self.model)
+        check_parameters(self.model, self._measured_weights.items())
         if x is None and not any_batch:
             raise ValueError("any_batch=False needs a fixed probe: pass x")
         self._measurement.capture(x, any_batch=any_batch)
@@ -133,7 +135,7 @@ class Steps(ParamGroups):
                 measured with; or with ``use_training_activations``, training has not run the model
                 since the last measurement.
             ValueError: no alignment can be measured on ``x``: it is empty, contains NaN, or does
-                not reach every site.
+                not reach every site; or a site's weight has been replaced by another parameter.
         """
         self._check_not_folded()
         optimizer = unwrapped(optimizer)
@@ -171,6 +173,7 @@ class Steps(ParamGroups):
         Raises:
             RuntimeError, ValueError: as `step`.
         """
+        check_parameters(self.model, self._measured_weights.items())
         self.set_measured(self._measurement.exponents(x), self._measurement.missed)
         return self.measured
 

@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import get_args
 
 import psutil
 import tyro
@@ -41,6 +42,7 @@ from train.run.files import write_whole
 from train.run.folder import RunFolderError
 from train.run.provenance import git_commit
 
+PROG = "python -m slurm"
 DESCRIPTION = """Begin with a sweep on this machine:
 
 python -m slurm submit configs/sweeps/debug.toml
@@ -54,13 +56,7 @@ RETRIES = frozenset({State.FAILED})
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    command: Command = tyro.cli(
-        Command,
-        args=arguments,
-        prog="python -m slurm",
-        config=(tyro.conf.FlagCreatePairsOff,),
-        description=DESCRIPTION,
-    )
+    command = _parse(list(sys.argv[1:] if arguments is None else arguments))
     try:
         match command:
             case Submit():
@@ -91,6 +87,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return INTERRUPTED
     return 0
+
+
+def _parse(given: list[str]) -> Command:
+    """The command that a command line names, with its flags.
+
+    Each is a command line of its own: of a subcommand, tyro's messages name another program.
+    """
+    commands: dict[str, type[Command]] = {kind.__name__.lower(): kind for kind in get_args(Command)}
+    name = given[0] if given else ""
+    config = (tyro.conf.FlagCreatePairsOff,)
+    if name in commands:
+        return tyro.cli(commands[name], args=given[1:], prog=f"{PROG} {name}", config=config)
+    return tyro.cli(Command, args=given, prog=PROG, config=config, description=DESCRIPTION)
 
 
 def _submit(asked: Submit) -> int:

@@ -89,6 +89,8 @@ def test_the_plugin_lists_each_run_of_a_sweep_once_by_its_folder(tmp_path: Path)
     experiment = context.experiment_from_metadata(
         request, "", True, context.hparams_metadata(request, ""), []
     )
+    columns = {"scale", "method", "optimizer", "lr", "seed", "state"}
+    assert {info.name for info in experiment.hparam_infos} == columns
     groups = list_session_groups.Handler(
         request,
         context,

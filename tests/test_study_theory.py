@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from scripts.study.derived import RATIOS, TOTAL, Layer, derive, derive_chain
-from scripts.study.fits import finite_slope, slope, slope_of_mean_squares, t_quantile
+from scripts.study.fits import finite_slope, slope, slope_of_mean_squares
 
 MUP_ADAM = (
     Layer("embedding", -0.5, 0.5, 0.5),
@@ -55,11 +55,6 @@ def test_a_power_law_has_its_exponent_as_slope_and_seeds_its_interval() -> None:
     fit = slope(widths, values)
     assert fit.slope == pytest.approx(-0.6)
     assert fit.half == pytest.approx(12.706 * 0.1, rel=1e-3)  # t of 1 degree; error 0.2/sqrt(2)^2
-
-
-@pytest.mark.parametrize(("degrees", "value"), [(1, 12.706), (4, 2.776), (9, 2.262), (30, 2.042)])
-def test_quantiles_are_those_of_the_tables(degrees: int, value: float) -> None:
-    assert t_quantile(degrees) == pytest.approx(value, abs=2e-3)
 
 
 def test_without_a_fixed_dimension_or_fluctuations_a_derived_slope_stays() -> None:

@@ -3,11 +3,12 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
+
+from train.results.transfer import half_interval
 
 Array = npt.NDArray[np.float64]
 
@@ -37,10 +38,8 @@ def slope(widths: Array, values: Array) -> Fit:
 
 def over_seeds(values: Array) -> Fit:
     """Mean over seeds, and half of its 95% interval (Student's t); NaN with one seed."""
-    if len(values) < 2:
-        return Fit(float(values.mean()), math.nan)
-    error = values.std(ddof=1) / math.sqrt(len(values))
-    return Fit(float(values.mean()), float(t_quantile(len(values) - 1) * error))
+    half = half_interval(values) if len(values) > 1 else math.nan
+    return Fit(float(values.mean()), half)
 
 
 def slope_of_mean_squares(widths: Array, values: Array) -> Fit:
@@ -58,24 +57,14 @@ def slope_of_mean_squares(widths: Array, values: Array) -> Fit:
     if seeds < 2:
         return Fit(whole, math.nan)
     without = (squares.sum(0) - squares) / (seeds - 1)
-    error = (0.5 * np.log(without) @ _weights(widths)).std() * math.sqrt(seeds - 1)
-    return Fit(whole, float(t_quantile(seeds - 1) * error))
+    # The slopes without one seed spread seeds - 1 times less than those of one seed.
+    return Fit(whole, (seeds - 1) * half_interval(0.5 * np.log(without) @ _weights(widths)))
 
 
 def _weights(widths: Array) -> Array:
     """The slope of ``y`` against log width is ``y @ weights``."""
     x = np.log(widths) - np.log(widths).mean()
     return x / (x @ x)
-
-
-@cache
-def t_quantile(degrees: int, probability: float = 0.975) -> float:
-    """Quantile of Student's t, by numerical integration of its density; error about 1e-4."""
-    angle = np.linspace(0, math.pi / 2, 200_001)[:-1]
-    # With t = sqrt(degrees) tan(angle) the density is proportional to cos(angle)^(degrees - 1).
-    integral = np.cumsum(np.cos(angle) ** (degrees - 1))
-    integral = 0.5 + 0.5 * integral / integral[-1]
-    return float(math.sqrt(degrees) * np.tan(angle[np.searchsorted(integral, probability)]))
 
 
 def finite_slope(

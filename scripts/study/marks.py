@@ -7,9 +7,8 @@ in that format; ``<!-- study: table slopes -->...<!-- / -->`` holds a table of `
 import re
 from typing import Any
 
+from scripts import marked
 from scripts.study.tables import TABLES
-
-_MARK = re.compile(r"(<!-- study: (\S+) (\S+) -->)(.*?)(<!-- / -->)", re.DOTALL)
 
 
 def look_up(numbers: dict[str, Any], path: str) -> Any:
@@ -27,24 +26,21 @@ def look_up(numbers: dict[str, Any], path: str) -> Any:
     return value
 
 
-def fill(text: str, numbers: dict[str, Any]) -> str:
-    """The text with every marked place rewritten from the numbers.
+def fill(page: str, numbers: dict[str, Any]) -> str:
+    """The page with every marked place rewritten from the numbers.
 
     Raises:
         KeyError: a mark names a number or a table that does not exist.
     """
-
-    def rewrite(match: re.Match[str]) -> str:
-        opening, path, how, _, closing = match.groups()
-        if path == "table":
-            if how not in TABLES:
-                raise KeyError(f"table {how}: choose one of {', '.join(TABLES)}")
-            return f"{opening}\n\n{TABLES[how](numbers)}\n\n{closing}"
-        return f"{opening}{format(look_up(numbers, path), how)}{closing}"
-
-    return _MARK.sub(rewrite, text)
+    names = re.findall("<!-- study: ([^>]+) -->", page)
+    return marked.fill(page, "study", {name: _text(name, numbers) for name in names})
 
 
-def places(text: str) -> int:
-    """How many marked places a text has."""
-    return len(_MARK.findall(text))
+def _text(name: str, numbers: dict[str, Any]) -> str:
+    """The number or the table that a mark names."""
+    path, _, how = name.partition(" ")
+    if path != "table":
+        return format(look_up(numbers, path), how)
+    if how not in TABLES:
+        raise KeyError(f"table {how}: choose one of {', '.join(TABLES)}")
+    return TABLES[how](numbers)

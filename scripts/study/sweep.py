@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
+from scripts.parabola import minimum
 from scripts.study.fits import Fit, over_seeds, slope
 from scripts.study.mlp import build
 from scripts.study.plan import Sweep
@@ -96,19 +97,17 @@ def best(rows: pd.DataFrame, over: str = "width") -> pd.DataFrame:
         curve = curve.sort_values("log2_lr")
         lrs, losses = curve.log2_lr.to_numpy(), curve.loss.to_numpy()
         i = int(np.argmin(losses))
-        edge = i in (0, len(lrs) - 1)
-        between = float(lrs[i]) if edge else _vertex(lrs[i - 1 : i + 2], losses[i - 1 : i + 2])
-        about = {"method": method, over: size, "best": int(lrs[i]), "between": between}
-        bests.append({**about, "loss": float(losses[i]), "at_edge": edge})
+        bests.append(
+            {
+                "method": method,
+                over: size,
+                "best": int(lrs[i]),
+                "between": minimum(lrs, np.log(losses)),
+                "loss": float(losses[i]),
+                "at_edge": i in (0, len(lrs) - 1),
+            }
+        )
     return pd.DataFrame(bests)
-
-
-def _vertex(lrs: Any, losses: Any) -> float:
-    if not np.isfinite(losses).all():
-        return float(lrs[1])
-    low, middle, high = np.log(losses)
-    bend = low - 2 * middle + high
-    return float(lrs[1] + 0.5 * (low - high) / bend * (lrs[2] - lrs[1])) if bend > 0 else lrs[1]
 
 
 def movement(rows: pd.DataFrame, method: str, over: str = "width") -> Fit:

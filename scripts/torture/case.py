@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-import signal
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,8 +10,6 @@ from subprocess import CompletedProcess
 
 from scripts.torture.ranks import Ranks
 from scripts.torture.runs import LIMIT, STEPS, Tiny
-
-SIGNALS = (signal.SIGUSR2, signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
 
 
 class TortureError(Exception):

@@ -10,10 +10,11 @@ import time
 
 import psutil
 
-from scripts.torture.case import SIGNALS, Case, TortureError, ended, started, wait_for_step
+from scripts.torture.case import Case, TortureError, ended, started, wait_for_step
 from scripts.torture.runs import LIMIT, STEPS, Tiny
 from train.checkpoint_files import METADATA, PREFIX
 from train.integrity import MANIFEST
+from train.preemption import SIGNALS
 from train.run.exit_status import BAD_INPUT, INTERRUPTED, PREEMPTED
 
 

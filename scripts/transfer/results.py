@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
+from scripts.parabola import minimum
 from scripts.transfer.plan import BASE, DEPTH_BASE, Choice, Run, choice
 from scripts.transfer.runs import TERMS, TYPES, losses
 from train.results.transfer import half_interval
@@ -111,17 +112,8 @@ def difference(one: pd.DataFrame, lr: float, other: pd.DataFrame, other_lr: floa
 
 
 def optimum(lrs: Sequence[float], values: Sequence[float]) -> float:
-    """The lr at the minimum of a parabola in log lr through three losses around the smallest.
-
-    At an end of the grid, or next to a run that diverged, it is the lr of the smallest loss.
-    """
-    at = int(np.argmin(values))
-    around = range(at - 1, at + 2)
-    if at in (0, len(lrs) - 1) or not all(math.isfinite(values[i]) for i in around):
-        return float(lrs[at])
-    x = np.log([lrs[i] for i in around])
-    second, first, _ = np.polyfit(x - x[1], [values[i] for i in around], 2)
-    return float(math.exp(x[1] - first / (2 * second)))
+    """The lr at the minimum of a parabola in log lr through three losses (`parabola.minimum`)."""
+    return math.exp(minimum(np.log(lrs), np.array(values)))
 
 
 def power(curves: Mapping[int, pd.DataFrame], seeds: int = 3) -> Interval:
