@@ -13,7 +13,9 @@ from transformers import AutoModelForCausalLM
 
 from maxp.module import find_sites
 from maxp.shards import local
+from scripts.torture.ranks import run_ranks
 from train import export
+from train.alignment_table import ALIGNMENTS
 from train.model.decoders import fused_blocks, model_config
 from train.model.scales import get_scale
 
@@ -134,3 +136,22 @@ def test_a_model_that_cannot_fuse_is_refused(
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 1
     assert lines[0].startswith(f"error: --fuse-qkv: {reason}")
+
+
+@pytest.mark.slow
+def test_two_tensor_parallel_processes_are_one(corpus_cache: Path, tmp_path: Path) -> None:
+    flags, scale = (*FEW, FUSED), "qwen3-debug"
+    one = run(tiny(tmp_path / "one", "maxP", *flags, scale=scale))
+    parallel = ("--parallelism.tensor_parallel_degree", "2")
+    done = run_ranks(
+        "train.__main__", *tiny(tmp_path / "two", "maxP", *flags, *parallel, scale=scale)
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    two = Run(tmp_path / "two")
+    assert two.losses == pytest.approx(one.losses, rel=1e-5)
+    assert len(two.losses) == 5
+    first, last = one.steps[1]["sites"], one.steps[5]["sites"]
+    assert any(first[site]["c"] != last[site]["c"] for site in last)  # it was measured and solved
+    for site, values in two.steps[5]["sites"].items():
+        for name in {*ALIGNMENTS, "c"} & values.keys():
+            assert values[name] == pytest.approx(last[site][name], abs=1e-4)
