@@ -69,7 +69,8 @@ def test_a_fused_run_has_the_losses_of_the_run_that_is_not(
     assert len(fused.losses) == 5
     last = weights(fused.trainer)
     for name, weight in weights(one.trainer).items():
-        torch.testing.assert_close(last[name], weight, rtol=1e-4, atol=2e-5)
+        # Not by entry: where a gradient is nothing but rounding, Adam makes a whole step of it.
+        assert (last[name] - weight).norm() < 1e-5 * weight.norm()
 
 
 def test_a_fused_weight_has_the_rows_of_q_k_and_v_of_each_key_head() -> None:

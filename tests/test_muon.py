@@ -12,7 +12,7 @@ from plain_models import GPT, ConvNet, tokens
 from torch import nn
 from torch.optim import AdamW, Muon
 
-from maxp import Exponents, MuonAdamW, Parametrization, diagnose_axis, mark, solve
+from maxp import Exponents, MuonAdamW, Parametrization, avx2, diagnose_axis, mark, solve
 from maxp.exponents import PRESETS
 from maxp.graph import chain
 
@@ -40,7 +40,8 @@ def first_update(tokens: int, rows: int, columns: int, fn: str) -> tuple[torch.T
     z, gradient = torch.randn(tokens, columns), torch.randn(tokens, rows)
     weight = nn.Parameter(torch.zeros(rows, columns))
     weight.grad = gradient.T @ z
-    Muon([weight], lr=1.0, weight_decay=0.0, adjust_lr_fn=fn).step()
+    with avx2.fast_products():
+        Muon([weight], lr=1.0, weight_decay=0.0, adjust_lr_fn=fn).step()
     return weight.detach(), z
 
 
