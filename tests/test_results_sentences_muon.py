@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 from sentences import DATA, said, tuned, with_half
 
-from scripts.transfer.added import LARGE_BATCH, muon_curves, seeds_of
+from scripts.transfer.added import LARGE_BATCH, method_arm, muon_curves, seeds_of
 from scripts.transfer.recipes import BATCH
+from scripts.transfer.report import muon_method_curve
 from scripts.transfer.results import best_lr, power
 
 
@@ -50,6 +51,26 @@ def test_what_muon_shows_with_four_times_the_tokens_per_step() -> None:
     assert said("by about half of the power above is not excluded") == []
     assert of.low < 0.5 * other.mean
     assert seeds_of(curves) == 3
+
+
+def test_what_maxp_shows_with_muon() -> None:
+    ours, theirs = (muon_method_curve(DATA, method) for method in ("maxP", "mup-full"))
+    assert said("the learning rate carries for `maxP` too") == []
+    assert said("The best one of its grid at `cpu256` is the carried one, 2e-2.") == []
+    carried = best_lr(muon_curves(DATA, LARGE_BATCH)[64])
+    assert best_lr(ours) == carried == 0.02
+    assert ours.columns[0] < carried < ours.columns[-1]
+    assert said("Three seeds cannot tell `maxP` from `mup-full` there.") == []
+    beside = with_half(ours[carried] - theirs[carried])
+    assert beside == tuple(said("At 2e-2, `maxP` minus `mup-full` is # ± #."))
+    assert abs(beside[0]) < beside[1]
+    (hidden,) = said("measuring left `c` of all hidden layers at #.")
+    start, low, high = said("It lowered `c` of the head from # to between # and #.")
+    runs = DATA.frame[DATA.frame["arm"] == method_arm("maxP")]
+    assert set(runs["hidden_c"].astype(float)) == {hidden} == {start}
+    heads = runs["readout_c"].astype(float)
+    assert low < heads.min() < low + 0.01
+    assert high - 0.01 < heads.max() < high
 
 
 def flags_of(arm: str) -> list[str]:
