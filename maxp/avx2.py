@@ -1,7 +1,7 @@
 """Products of bfloat16 matrices on x86 CPUs without AVX-512, where torch's own are slow.
 
 `torch.optim.Muon` multiplies in bfloat16 on every device. With torch 2.13 on a CPU with AVX2, this
-takes 57 times as long as in float32 at width 512. Delete this module once torch is fast there.
+takes tens of times as long as in float32 at width 512. Delete this module once torch is fast there.
 """
 
 from collections.abc import Callable

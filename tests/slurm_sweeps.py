@@ -135,11 +135,20 @@ class Sweep:
     def wait_step(self, step: int, run: str = MAXP) -> None:
         wait_until(f"{run} at step {step}", lambda: self.step(run) >= step, lambda: self.over(run))
 
+    def stop(self, run: str = MAXP) -> int:
+        """Stop the first rank where it is. Slurm continues a process before it signals it.
+
+        Returns:
+            Its process id.
+        """
+        pid = int(read_status(self.folder / run)["pid"])
+        os.kill(pid, signal.SIGSTOP)
+        return pid
+
     @contextmanager
     def held(self, run: str = MAXP) -> Iterator[None]:
-        """Stop the first rank where it is meanwhile, so that the run does not end."""
-        pid = read_status(self.folder / run)["pid"]
-        os.kill(pid, signal.SIGSTOP)
+        """Stop the first rank meanwhile, so that the run does not end."""
+        pid = self.stop(run)
         yield
         with suppress(ProcessLookupError):
             os.kill(pid, signal.SIGCONT)

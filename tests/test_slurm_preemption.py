@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import signal
 from pathlib import Path
 
 import pytest
@@ -11,8 +9,6 @@ from harness import Run
 from slurm_cluster import Cluster
 from slurm_sweeps import MAXP, same, sweep
 from waiting import wait_until
-
-from train.run.folder import read_status
 
 pytestmark = pytest.mark.slurm
 
@@ -81,8 +77,7 @@ def test_a_job_of_a_partition_that_comes_first_displaces_it_for_a_while(
     tiny = sweep(idle, tmp_path, sbatch="exclusive = true")
     tiny.do("submit")
     tiny.wait_step(10)
-    # It stays where it is until Slurm continues what it is about to signal.
-    os.kill(read_status(tiny.folder / MAXP)["pid"], signal.SIGSTOP)
+    tiny.stop()
     urgent = tmp_path / "urgent.sh"
     urgent.write_text("#!/bin/bash\n")
     other = idle.sbatch(urgent, "--partition=urgent", "--nodes=2", "--exclusive")
@@ -100,9 +95,8 @@ def test_a_job_goes_on_after_its_time_limit(
     tiny.do("submit")
     tiny.wait_step(10)
     # Two to three minutes before the limit. Slurm looks at it every 30 s: it signals when it next
-    # looks, and not after the limit. The trainer stays where it is until then: Slurm continues what
-    # it is about to signal.
-    os.kill(read_status(tiny.folder / MAXP)["pid"], signal.SIGSTOP)
+    # looks, and not after the limit. The trainer stays where it is until then.
+    tiny.stop()
     minutes = 3 + tiny.minutes()
     idle.run("scontrol", "update", f"JobId={tiny.job()}", f"TimeLimit={minutes}")
     # Before the trainer has saved: Slurm refuses to change a job that is completing.

@@ -335,7 +335,7 @@ def muon(data: Data, arm: str = "mup-full") -> str:
 def muon_methods(data: Data) -> str:
     """A row per method at `ABLATED` with Muon, at the lr carried from the base."""
     carried = best_lr(data.curve("muon", LARGE_BATCH, BASE))
-    ours = data.curve("muon", LARGE_BATCH, ABLATED)
+    ours = muon_method_curve(data, "mup-full")
     rows = []
     for method in ("mup-full", *MUON_METHODS):
         curve = muon_method_curve(data, method)
