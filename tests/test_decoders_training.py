@@ -12,8 +12,9 @@ import pytest
 import torch
 from harness import STEPS, Run, run, stop_at, tiny
 
+from maxp import bounded
 from scripts.torture.ranks import run_ranks
-from train.alignment_table import ALIGNMENTS
+from train.alignment_table import ALIGNMENTS, export, kind, read_table
 from train.method.methods import METHODS
 
 DEBUG = ("qwen3-debug", "qwen3-moe-debug", "deepseek-debug", "gptoss-debug")
@@ -62,6 +63,21 @@ def test_every_method_trains(corpus_cache: Path, tmp_path: Path, scale: str, met
     done = run(tiny(tmp_path / "run", method, "--steps", "20", scale=scale))
     assert done.code == 0
     assert done.losses[-1] < done.losses[0] - 0.5
+
+
+@pytest.mark.slow
+def test_a_frozen_table_of_a_model_trains_it(trained: Run, tmp_path: Path) -> None:
+    table = tmp_path / "table.json"
+    export((trained.folder,), table, first_step=STEPS // 2)
+    flags = ("--alignment-table", str(table), "--steps", "20")
+    scale = trained.record.config["scale"]
+    done = run(tiny(tmp_path / "run", "maxP-frozen", *flags, scale=scale))
+    assert done.code == 0
+    assert done.losses[-1] < done.losses[0] - 0.5
+    assert all(c == done.c[0] for c in done.c)
+    given, rows = done.trainer.parametrization.alignment, read_table(str(table))
+    for name in trained.trainer.parametrization.measured.keys() & done.c[0].keys():
+        assert tuple(given[name]) == bounded(rows[kind(name)])
 
 
 @pytest.mark.parametrize("scale", DEBUG)
