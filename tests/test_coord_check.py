@@ -367,3 +367,18 @@ def test_under_mup_no_changes_grow_less_than_under_sp(wide: Any) -> None:
     assert len(slopes) == LAYERS * len(HIDDEN_KINDS)
     assert min(slopes.values()) > 0.3
     assert max(slopes.values()) < 0.55
+
+
+@pytest.mark.exhaustive
+def test_under_muon_changes_of_hidden_sites_are_flat(wide: Any) -> None:
+    slopes = wide("mup-full", "--optimizer", "muon", "--seeds", "20").changes(HIDDEN_KINDS)
+    assert len(slopes) == LAYERS * len(HIDDEN_KINDS)
+    assert max(map(abs, slopes.values())) < 0.05
+
+
+@pytest.mark.exhaustive
+def test_under_torchs_own_rule_for_muon_they_grow(wide: Any) -> None:
+    flags = ["--optimizer", "muon", "--seeds", "4", "--widths", "64", "128", "256"]
+    slopes = wide("sp", *flags).changes(HIDDEN_KINDS)
+    assert len(slopes) == LAYERS * len(HIDDEN_KINDS)
+    assert min(slopes.values()) > 0.2
