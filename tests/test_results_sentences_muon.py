@@ -73,6 +73,20 @@ def test_what_maxp_shows_with_muon() -> None:
     assert high - 0.01 < heads.max() < high
 
 
+def test_what_the_other_methods_show_with_muon() -> None:
+    theirs, no, sp = (muon_method_curve(DATA, m) for m in ("mup-full", "mup-no", "sp"))
+    carried = best_lr(muon_curves(DATA, LARGE_BATCH)[64])
+    beside = with_half(no[carried] - theirs[carried])
+    assert beside == tuple(said("`mup-no` cannot be told from `mup-full` either: # ± # at 2e-2."))
+    assert abs(beside[0]) < beside[1]
+    assert said("Its best learning rate is one step below.") == []
+    assert best_lr(no) == pytest.approx(carried / 2)
+    assert with_half(sp[carried] - theirs[carried]) == tuple(said("by # ± # at 2e-2. Where each"))
+    tuned_both = with_half(sp[best_lr(sp)] - theirs[best_lr(theirs)])
+    assert tuned_both == tuple(said("it is still worse by # ± #."))
+    assert tuned_both[0] > tuned_both[1]
+
+
 def flags_of(arm: str) -> list[str]:
     """The flags of the runs of an arm."""
     return list(DATA.frame.query("arm == @arm")["flags"])

@@ -21,6 +21,7 @@ from scripts.transfer.results import (
     regret,
 )
 from scripts.transfer.runs import PARTS, TERMS
+from train.method.methods import METHODS
 from train.results import style
 from train.results.names import lr_text
 
@@ -191,7 +192,9 @@ def minima(curves: dict[int, pd.DataFrame], unit: str, law: float | None = None)
 
 def all_figures(data: Data) -> dict[str, Figure]:
     """File name -> figure, of the parts that have runs."""
+    methods = {name: arm for name, arm in ARMS.items() if name in METHODS}
     made = {
+        "methods": loss(data, "width", methods, WIDTHS),
         "loss": loss(data, "width", ARMS, WIDTHS),
         "transfer": best(data, "width", ARMS, WIDTHS),
         "alignment": alignment(data),
