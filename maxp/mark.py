@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from maxp.base import without_numbers
+from maxp.base import counterparts
 from maxp.layout import CONVOLUTIONS, groups_of, is_transposed
 from maxp.module import LAYER_TYPES, LayerType, find_sites, plain_name, site_name
 from maxp.overrides import matching_key
@@ -135,16 +135,15 @@ class _Shapes:
     def _matched(self, what: str, other: nn.Module, fewer_blocks: bool) -> dict[str, torch.Tensor]:
         """The parameter of another model for each parameter of this one."""
         own = named_parameters(other)
-        last = {without_numbers(name): p for name, p in own.items()} if fewer_blocks else {}
-        matched = {n: own.get(n, last.get(without_numbers(n))) for n in self.model}
-        missing = {name for name, parameter in matched.items() if parameter is None}
+        matched = counterparts(self.model, own, fewer_blocks=fewer_blocks)
+        missing = self.model.keys() - matched.keys()
         if different := sorted(missing | own.keys() - self.model.keys()):
             raise ValueError(
                 f"{what}: other parameters than the model's: {', '.join(different[:4])}"
                 f"{', ...' if len(different) > 4 else ''}; it must differ in width only, or with "
                 "the argument depth have fewer blocks"
             )
-        return {name: parameter for name, parameter in matched.items() if parameter is not None}
+        return {name: own[other] for name, other in matched.items()}
 
     def growing(self, name: str) -> list[int]:
         """The dimensions of a parameter that differ between the two models."""
