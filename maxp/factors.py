@@ -30,7 +30,7 @@ from maxp.schedules import (
     hide_products,
     lrs_without_scheduler,
     one_lr_for_all,
-    scheduled_lr,
+    scheduled_lrs,
     show_products,
     unwrapped,
     write_lrs,
@@ -336,4 +336,4 @@ class ParamGroups(SiteExponents):
 
 def _scheduled(optimizer: Optimizer) -> dict[str, float]:
     """The schedulers' lr by group name."""
-    return {g["name"]: scheduled_lr(g) for g in optimizer.param_groups if has_scheduler(g)}
+    return {group["name"]: lr for group, lr in scheduled_lrs(optimizer.param_groups)}
