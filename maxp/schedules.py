@@ -87,17 +87,17 @@ def scheduled_lrs(groups: Iterable[Group]) -> list[tuple[Group, float]]:
     return [(group, of(group)) for group in groups]
 
 
-def show_products(optimizer: Optimizer, prefactor: float) -> None:
+def show_products(groups: Iterable[Group], prefactor: float) -> None:
     """Let every group that has a scheduler contain the product."""
-    groups = [group for group in optimizer.param_groups if _OURS in group]
+    groups = [group for group in groups if _OURS in group]
     _refer(groups, prefactor)
     for group, scheduled in scheduled_lrs(groups):
         _show(group, scheduled)
 
 
-def one_lr_for_all(optimizer: Optimizer) -> bool:
+def one_lr_for_all(groups: Iterable[Group]) -> bool:
     """Whether all groups contain one lr, though theirs differ, and no scheduler has written it."""
-    groups = [group for group in optimizer.param_groups if _OURS in group]
+    groups = [group for group in groups if _OURS in group]
     lrs = {float(group["lr"]) for group in groups}
     return (
         len(lrs) == 1
@@ -107,11 +107,11 @@ def one_lr_for_all(optimizer: Optimizer) -> bool:
     )
 
 
-def lrs_without_scheduler(optimizer: Optimizer) -> dict[str, tuple[float, float]]:
+def lrs_without_scheduler(groups: Iterable[Group]) -> dict[str, tuple[float, float]]:
     """The lr that a group contains, and the one that was last written into it, by group name."""
     return {
         group["name"]: (float(group["lr"]), group[_OURS])
-        for group in optimizer.param_groups
+        for group in groups
         if _OURS in group and not has_scheduler(group)
     }
 
@@ -138,9 +138,9 @@ def discards_solution(
     return spread(0) < 1e-9 and spread(1) > 1e-6
 
 
-def hide_products(optimizer: Optimizer) -> None:
+def hide_products(groups: Iterable[Group]) -> None:
     """Let every group that has a scheduler contain the scheduler's lr."""
-    for group in optimizer.param_groups:
+    for group in groups:
         if _SCHEDULED in group:
             group["lr"] = group.pop(_SCHEDULED)
 
