@@ -23,7 +23,7 @@ from maxp.layout import CONVOLUTIONS, groups_of, is_transposed
 from maxp.module import LAYER_TYPES, LayerType, find_sites, plain_name, site_name
 from maxp.overrides import matching_key
 from maxp.plan import MarkedWeight, Plan, named_parameters
-from maxp.shards import rms
+from maxp.shards import rms, whole
 
 logger = logging.getLogger(__name__)
 
@@ -207,9 +207,12 @@ class _Planner:
             layer_type = "embedding"
         else:
             return f"{'x'.join(map(str, shape))} in both models"
+        base = self._shapes.base[name]
+        bare = not ruled and not _is_called(None, module, parameter)
+        if bare and len(growing) == 1 and _is_gain(base, tensor):
+            return "gain: its entries have one sign"
         dim = fan_out if layer_type == "embedding" else fan_in
         dim = max(growing, default=len(shape) - 1) if dim is None else dim
-        base = self._shapes.base[name]
         is_called = _is_called(self._parent(prefix), module, parameter)
         # A depthwise convolution contracts nothing that grows.
         is_called &= groups_of(module) == 1 or layer_type != "embedding"
@@ -249,6 +252,21 @@ def _is_called(parent: nn.Module | None, module: nn.Module, parameter: str) -> b
     """Whether a module contracts its input with this weight when it is called, and only that."""
     known = isinstance(module, (nn.Linear, nn.Embedding, *CONVOLUTIONS)) or is_transposed(module)
     return known and parameter == "weight" and not isinstance(parent, nn.MultiheadAttention)
+
+
+def _is_gain(*weights: torch.Tensor) -> bool:
+    """Whether the entries have one sign, as those of gains, logarithms and temperatures have.
+
+    Entries that are drawn at random, from a distribution around 0, would not stand for them.
+
+    Args:
+        weights: the first that has values tells.
+    """
+    values = next((whole(weight.detach()) for weight in weights if not weight.is_meta), None)
+    if values is None or values.numel() == 0:
+        return False
+    low, high = float(values.min()), float(values.max())
+    return low * high >= 0 and (low != 0 or high != 0)
 
 
 def _fans(module: nn.Module, parameter: str, tensor: torch.Tensor) -> tuple[int | None, int | None]:
