@@ -212,7 +212,9 @@ class _Planner:
         if bare and len(growing) == 1 and _is_gain(base, tensor):
             return "gain: its entries have one sign"
         dim = fan_out if layer_type == "embedding" else fan_in
-        dim = max(growing, default=len(shape) - 1) if dim is None else dim
+        # A rule may be for a weight that is stored the other way round.
+        if dim is None or (layer_type != "hidden" and growing and dim not in growing):
+            dim = max(growing, default=len(shape) - 1)
         is_called = _is_called(self._parent(prefix), module, parameter)
         # A depthwise convolution contracts nothing that grows.
         is_called &= groups_of(module) == 1 or layer_type != "embedding"
@@ -273,7 +275,10 @@ def _fans(module: nn.Module, parameter: str, tensor: torch.Tensor) -> tuple[int 
     """The dimensions (fan_out, fan_in) of a weight; None for both if only shapes can tell."""
     if isinstance(module, nn.Embedding):
         return 1, 0
-    if is_transposed(module) or isinstance(module, nn.modules.conv._ConvTransposeNd):
+    if isinstance(module, nn.modules.conv._ConvTransposeNd):
+        # Each channel of a depthwise one is an output by itself.
+        return (0, 1) if 1 < module.groups == module.in_channels else (1, 0)
+    if is_transposed(module):
         return 1, 0
     if isinstance(module, (nn.Linear, *CONVOLUTIONS)):
         return 0, 1

@@ -432,3 +432,33 @@ def test_gains_of_several_dimensions_keep_their_values(device: str) -> None:
 def test_a_rule_makes_a_gain_a_site() -> None:
     plan = mark(Gains(64), Gains(32), rules={"log_a": "embedding"})
     assert plan.widths["log_a"] == 32
+
+
+class Transposed(nn.Module):
+    """Weights that are stored as (fan_in, fan_out)."""
+
+    class Dense(nn.Module):
+        def __init__(self, inputs: int, outputs: int) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.randn(inputs, outputs) / inputs**0.5)
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.embed, self.head = self.Dense(8, width), self.Dense(width, 3)
+        self.up = nn.ConvTranspose1d(width, width, 2)
+        self.depthwise = nn.ConvTranspose1d(width, width, 2, groups=width)
+        self.out = nn.ConvTranspose1d(width, 3, 2)
+
+
+def test_a_rule_for_a_transposed_weight_takes_the_width_that_grows() -> None:
+    plan = mark(Transposed(64), Transposed(16), rules={"embed": "embedding", "head": "readout"})
+    assert plan.widths["embed"] == plan.widths["head"] == 16
+    assert {w.n for w in plan.weights} == {64}
+
+
+def test_a_transposed_convolution_of_depth_1_contracts_nothing_that_grows() -> None:
+    plan = mark(Transposed(64), Transposed(16))
+    assert types(plan)["up"] == "hidden"
+    assert types(plan)["depthwise"] == "embedding"
+    assert types(plan)["out"] == "readout"
+    assert plan.widths["depthwise"] == 16
