@@ -34,6 +34,17 @@ def test_a_tied_weight_has_two_multipliers_one_std_and_one_learning_rate() -> No
     assert groups == ["embed"]
 
 
+def test_the_bias_of_a_tied_head_starts_at_zero() -> None:
+    def make(width: int) -> nn.Module:
+        model = nn.ModuleDict({"embed": nn.Embedding(32, width), "head": nn.Linear(width, 32)})
+        model["head"].weight = model["embed"].weight
+        return model
+
+    model = make(64)
+    Parametrization(model, base=make(16))
+    assert not model.get_parameter("head.bias").any()
+
+
 @pytest.mark.parametrize("ab", PARAMETRIZATIONS)
 def test_the_roles_of_a_tied_weight_keep_their_own_sums_of_a_and_b(ab: str) -> None:
     model, base = tied(64), tied(16)
@@ -234,6 +245,17 @@ def test_a_state_with_other_multipliers_is_refused_by_name() -> None:
         other.load_state_dict(p.state_dict())
     state = {key: value for key, value in p.state_dict().items() if key != "scales"}
     other.load_state_dict(state)  # of an earlier version
+
+
+@pytest.mark.parametrize("kinds", [("adam", "sgd"), ("sgd", "adam")])
+def test_a_state_of_another_type_of_optimizer_is_refused(kinds: tuple[str, str]) -> None:
+    one, other = (
+        Parametrization(GPT(64, 1), base=GPT(16, 1), optimizer_type=kind)  # type: ignore[arg-type]
+        for kind in kinds
+    )
+    with pytest.raises(ValueError, match="a run with another optimizer_type"):
+        other.load_state_dict(one.state_dict())
+    one.load_state_dict(one.state_dict())
 
 
 def test_a_model_without_sites_and_without_a_base_is_refused() -> None:
