@@ -12,7 +12,7 @@ With m = n / n_base at a site, and D the depth's factor inside blocks (1 without
 import logging
 import math
 from collections import Counter
-from collections.abc import Container, Iterable, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -110,11 +110,8 @@ class ParamGroups(SiteExponents):
         # The biases of experts have two dimensions, (experts, out).
         all_biases = {id(bias_of(site)) for site in self.sites.values()}
         matrices = {n for n, p in rest.items() if p.ndim >= 2 and id(p) not in all_biases}
-        parts = self._parts_of_rest(rest, matrices)
-
-        def inside(name: str) -> bool:
-            return depth is not None and depth.contains(name)
-
+        inside = (lambda _: False) if depth is None else depth.blocks(self.sites)
+        parts = self._parts_of_rest(rest, matrices, inside)
         self._groups = {n: _Group(n, False, gammas[n], True, inside(n)) for n in self.weights}
         for group, (site, _) in biases.items():
             self._groups[group] = _Group(site, True, gammas["rest"], False, inside(site))
@@ -135,7 +132,9 @@ class ParamGroups(SiteExponents):
         self._before_apply = dict[str, tuple[float, float]]()
         self.apply()
 
-    def _parts_of_rest(self, rest: Iterable[str], matrices: Container[str]) -> dict[str, list[str]]:
+    def _parts_of_rest(
+        self, rest: Iterable[str], matrices: Container[str], inside: Callable[[str], bool]
+    ) -> dict[str, list[str]]:
         """The names of the parameters in each group of those that are not a site's.
 
         What is inside blocks has a group of its own with a `Depth`. So have parameters without
@@ -144,12 +143,13 @@ class ParamGroups(SiteExponents):
         Args:
             rest: the names of these parameters.
             matrices: the names of those that decay.
+            inside: whether a block contains the parameter of a name.
         """
         mixed = len({name in matrices for name in rest}) == 2
         parts: dict[str, list[str]] = {self.rest: []}
         for name in rest:
             part = "rest"
-            if self._depth and self._depth.contains(name):
+            if inside(name):
                 part += ".inside"
             if mixed and "weight_decay" in self._constants and name not in matrices:
                 part += ".no_decay"

@@ -251,3 +251,32 @@ def test_a_block_that_the_base_lacks_is_compared_layer_by_layer_in_its_stage() -
     wide = {f"stages.{s}.{b}.{i}" for s, n in ((0, 3), (1, 6)) for b in range(n) for i in (0, 2)}
     assert {w.name for w in p.plan.weights} == wide
     assert {(w.layer_type, w.n / w.n_base) for w in p.plan.weights} == {("hidden", 4.0)}
+
+
+def test_layers_with_numbers_outside_the_blocks_keep_their_learning_rates() -> None:
+    def make(width: int, depth: int) -> nn.Module:
+        def block() -> nn.Module:
+            return nn.Sequential(nn.LayerNorm(width), nn.Linear(width, width))
+
+        embed = nn.Sequential(nn.Linear(8, width), nn.LayerNorm(width))
+        head = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, 3))
+        blocks = nn.ModuleList(block() for _ in range(depth))
+        return nn.ModuleDict({"embed": embed, "blocks": blocks, "head": head})
+
+    branches = [f"blocks.{i}.1" for i in range(4)]
+    scaled, plain = (
+        Parametrization(
+            make(64, 4),
+            base=make(32, 2),
+            lr_prefactor=1.0,
+            depth=Depth(ratio, 0.5, branches),
+        )
+        for ratio in (4.0, 1.0)
+    )
+
+    def lr_of(p: Parametrization) -> dict[str, float]:
+        names = {id(q): name for name, q in p.model.named_parameters()}
+        return {names[id(q)]: g["lr"] for g in p.param_groups for q in g["params"]}
+
+    wanted = {n: lr * (0.5 if n.startswith("blocks") else 1.0) for n, lr in lr_of(plain).items()}
+    assert lr_of(scaled) == pytest.approx(wanted)
