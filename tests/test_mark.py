@@ -204,6 +204,17 @@ def test_marking_keeps_modules_names_and_classes() -> None:
     assert list(find_sites(model)) == list(GPT_TYPES)
 
 
+def test_a_head_may_be_called_by_keyword() -> None:
+    class Head(nn.Module):
+        def __init__(self, width: int) -> None:
+            super().__init__()
+            self.head = nn.Linear(width, 300, bias=False)
+
+    model, x = Head(64), torch.randn(2, 64)
+    Parametrization(model, base=Head(16))
+    assert torch.allclose(model.head(input=x), model.head(x), atol=1e-6)
+
+
 def test_the_base_is_left_as_it_is() -> None:
     base = GPT(16, 1)
     before, out = copy.deepcopy(base.state_dict()), base(tokens())

@@ -149,6 +149,37 @@ def test_a_frozen_site_keeps_its_weight_and_has_no_c_and_no_learning_rate() -> N
     assert "frozen" in str(p.plan)
 
 
+def test_a_weight_that_is_frozen_or_not_any_more_after_a_resume_has_its_own_c() -> None:
+    def trained(frozen: str | None, state: Any = None) -> tuple[nn.Module, Parametrization, Any]:
+        model = nn.Sequential(nn.Linear(8, 64), nn.Linear(64, 64), nn.Linear(64, 4))
+        base = nn.Sequential(nn.Linear(8, 16), nn.Linear(16, 16), nn.Linear(16, 4))
+        if frozen is not None:
+            model.get_submodule(frozen).requires_grad_(False)
+        p = Parametrization(model, base=base)
+        optimizer = torch.optim.AdamW(p.param_groups)
+        if state is None:
+            p.capture_initial()
+        else:
+            model.load_state_dict(state["model"])
+            p.load_state_dict(state["maxp"])
+            p.apply(optimizer)
+        x = torch.randn(16, 8)
+        for _ in range(2):
+            optimizer.zero_grad()
+            model(x).square().mean().backward()
+            optimizer.step()
+            p.step(x, optimizer)
+        return model, p, {"model": model.state_dict(), "maxp": p.state_dict()}
+
+    _, p, state = trained("1")
+    assert p.c.keys() == {"0", "2"}
+    _, p, state = trained(None, state)
+    assert p.c.keys() == p.measured.keys() | {"0"} == {"0", "1", "2"}
+    assert p.c["1"] != 1.0
+    _, p, _ = trained("1", state)
+    assert p.c.keys() == {"0", "2"}
+
+
 @pytest.mark.parametrize("wrapped", [False, True])
 def test_the_row_for_padding_stays_zero(wrapped: bool) -> None:
     class Padded(GPT):
