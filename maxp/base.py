@@ -11,7 +11,8 @@ and sigma_base = std_prefactor. Source: Yang et al. 2022 (arXiv 2203.03466), app
 
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -116,8 +117,7 @@ def positive(
 def _sites_of(base: nn.Module, sites: Mapping[str, Site], fewer_blocks: bool) -> dict[str, Site]:
     """The site of the base for each site of the model."""
     own = find_sites(base)
-    last = {without_numbers(name): site for name, site in own.items()} if fewer_blocks else {}
-    of_base = {n: s for n in sites if (s := own.get(n, last.get(without_numbers(n))))}
+    of_base = {n: own[o] for n, o in counterparts(sites, own, fewer_blocks=fewer_blocks).items()}
     missing = sites.keys() - of_base.keys()
     if different := sorted(missing | own.keys() - sites.keys()):
         raise ValueError(
@@ -129,6 +129,33 @@ def _sites_of(base: nn.Module, sites: Mapping[str, Site], fewer_blocks: bool) ->
         if theirs != site.layer_type:
             raise ValueError(f"base: {name} is {theirs}, but {site.layer_type} in the model")
     return of_base
+
+
+def counterparts(
+    names: Collection[str], others: Collection[str], *, fewer_blocks: bool
+) -> dict[str, str]:
+    """For each name of a model, the same one in the base, if there is one.
+
+    Args:
+        names: of the model.
+        others: of the base.
+        fewer_blocks: a block that the base lacks has the names of the base's last block. Only
+            numbers may differ, as few as possible: ``blocks.5.mlp.0`` is ``blocks.1.mlp.0``, and
+            not ``blocks.1.mlp.2``.
+    """
+    found = {name: name for name in others}
+    alike: dict[str, list[str]] = {}
+    for other in others if fewer_blocks else ():
+        alike.setdefault(without_numbers(other), []).append(other)
+
+    def likeness(name: str, other: str) -> tuple[int, list[bool], list[int]]:
+        equal = [a == b for a, b in zip(name.split("."), other.split("."), strict=True)]
+        return sum(equal), equal, [int(part) for part in other.split(".") if part.isdigit()]
+
+    for name in names:
+        if name not in found and (those := alike.get(without_numbers(name))):
+            found[name] = max(those, key=partial(likeness, name))
+    return {name: found[name] for name in names if name in found}
 
 
 def without_numbers(name: str) -> str:

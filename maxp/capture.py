@@ -26,9 +26,10 @@ _POSITIONS_SEED = 0x6D617850
 def token_positions(tokens: int, sample_size: int) -> torch.Tensor:
     """At most ``sample_size`` of ``tokens`` positions, sorted; the same ones in every call."""
     if tokens <= sample_size:
-        return torch.arange(tokens)
+        return torch.arange(tokens, device="cpu")
     generator = torch.Generator().manual_seed(_POSITIONS_SEED)
-    return torch.randperm(tokens, generator=generator)[:sample_size].sort().values
+    chosen = torch.randperm(tokens, generator=generator, device="cpu")
+    return chosen[:sample_size].sort().values
 
 
 def call_name(site: str, call: int) -> str:

@@ -11,7 +11,7 @@ inside the blocks, and nothing changes outside. Sources: Dey et al. 2025 (arXiv 
 """
 
 import math
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 
 from maxp.exponents import OptimizerType
@@ -28,7 +28,8 @@ class Depth:
             1 (CompleteP), 1/2 (Depth-muP), or another number that is not negative.
         branches: the sites that end a residual branch, by name or suffix of the name.
         inside: prefixes of the names of modules that are inside blocks, such as ``"layers"``. None:
-            every module whose name has a number as a part, such as ``"layers.0.norm"``.
+            the numbered modules beside those that contain a branch: with a branch
+            ``"layers.0.out"``, all of ``"layers.1"`` too, and nothing of ``"head.0"``.
 
     Raises:
         ValueError: a ratio that is not positive and finite, an exponent that is negative or not
@@ -64,11 +65,18 @@ class Depth:
         ends_branch = matching_key(name, self.branches) is not None
         return self.ratio**-self.exponent if ends_branch else 1.0
 
-    def contains(self, name: str) -> bool:
-        """Whether the module or parameter of this name is inside a block."""
-        if self.inside is None:
-            return any(part.isdigit() for part in name.split("."))
-        return any(name == prefix or name.startswith(f"{prefix}.") for prefix in self.inside)
+    def blocks(self, sites: Iterable[str]) -> Callable[[str], bool]:
+        """A function that tells whether the module or parameter of a name is inside a block.
+
+        Args:
+            sites: the names of a model's sites.
+        """
+        if self.inside is not None:
+            prefixes = tuple(f"{prefix}." for prefix in self.inside)
+            return lambda name: f"{name}.".startswith(prefixes)
+        ends = [name for name in sites if matching_key(name, self.branches) is not None]
+        stacks = {_stack(name) for name in ends} - {None}
+        return lambda name: _stack(name) in stacks
 
     def lr_factor(self, optimizer_type: OptimizerType) -> float:
         """The factor on learning rates inside blocks."""
@@ -78,3 +86,10 @@ class Depth:
     def eps_factor(self) -> float:
         """The factor on Adam's eps inside blocks: the size of gradients there."""
         return float(self.ratio**-self.exponent)
+
+
+def _stack(name: str) -> tuple[str, ...] | None:
+    """The parts of a name before its first number; None if it has no number."""
+    parts = name.split(".")
+    first = next((i for i, part in enumerate(parts) if part.isdigit()), None)
+    return None if first is None else tuple(parts[:first])

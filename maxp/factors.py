@@ -11,7 +11,8 @@ With m = n / n_base at a site, and D the depth's factor inside blocks (1 without
 
 import logging
 import math
-from collections.abc import Container, Iterable, Mapping
+from collections import Counter
+from collections.abc import Callable, Container, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -30,7 +31,7 @@ from maxp.schedules import (
     hide_products,
     lrs_without_scheduler,
     one_lr_for_all,
-    scheduled_lr,
+    scheduled_lrs,
     show_products,
     unwrapped,
     write_lrs,
@@ -109,11 +110,8 @@ class ParamGroups(SiteExponents):
         # The biases of experts have two dimensions, (experts, out).
         all_biases = {id(bias_of(site)) for site in self.sites.values()}
         matrices = {n for n, p in rest.items() if p.ndim >= 2 and id(p) not in all_biases}
-        parts = self._parts_of_rest(rest, matrices)
-
-        def inside(name: str) -> bool:
-            return depth is not None and depth.contains(name)
-
+        inside = (lambda _: False) if depth is None else depth.blocks(self.sites)
+        parts = self._parts_of_rest(rest, matrices, inside)
         self._groups = {n: _Group(n, False, gammas[n], True, inside(n)) for n in self.weights}
         for group, (site, _) in biases.items():
             self._groups[group] = _Group(site, True, gammas["rest"], False, inside(site))
@@ -134,7 +132,9 @@ class ParamGroups(SiteExponents):
         self._before_apply = dict[str, tuple[float, float]]()
         self.apply()
 
-    def _parts_of_rest(self, rest: Iterable[str], matrices: Container[str]) -> dict[str, list[str]]:
+    def _parts_of_rest(
+        self, rest: Iterable[str], matrices: Container[str], inside: Callable[[str], bool]
+    ) -> dict[str, list[str]]:
         """The names of the parameters in each group of those that are not a site's.
 
         What is inside blocks has a group of its own with a `Depth`. So have parameters without
@@ -143,12 +143,13 @@ class ParamGroups(SiteExponents):
         Args:
             rest: the names of these parameters.
             matrices: the names of those that decay.
+            inside: whether a block contains the parameter of a name.
         """
         mixed = len({name in matrices for name in rest}) == 2
         parts: dict[str, list[str]] = {self.rest: []}
         for name in rest:
             part = "rest"
-            if self._depth and self._depth.contains(name):
+            if inside(name):
                 part += ".inside"
             if mixed and "weight_decay" in self._constants and name not in matrices:
                 part += ".no_decay"
@@ -248,12 +249,27 @@ class ParamGroups(SiteExponents):
                 )
             self._follow(optimizer)
         if self._optimizer is not None:
-            self._warn_of_discarded_solution(self._optimizer)
-        groups = [*self._param_groups, *(self._optimizer.param_groups if self._optimizer else [])]
+            self._warn_of_discarded_solution(self._groups_in(self._optimizer))
+        groups = [*self._param_groups, *self._groups_in(self._optimizer)]
         groups = list({id(group): group for group in groups}.values())
         lrs = {name: constants.pop("lr") for name, constants in values.items()}
         write_lrs(groups, lrs, self._lr_prefactor, show=self._shows_products)
         set_values(groups, values)
+
+    def _groups_in(self, optimizer: Optimizer | None) -> list[dict[str, Any]]:
+        """The groups of an optimizer that are those of this Parametrization, by name.
+
+        Another Parametrization may have groups of the same names; their parameters tell.
+        """
+        groups = [] if optimizer is None else optimizer.param_groups
+        groups = [group for group in groups if group.get("name") in self._groups]
+        names = Counter(group["name"] for group in groups)
+        own = {id(p) for group in self._param_groups for p in group["params"]}
+        return [
+            group
+            for group in groups
+            if names[group["name"]] == 1 or any(id(p) in own for p in group["params"])
+        ]
 
     def _follow(self, optimizer: Optimizer) -> None:
         """Let the groups of an optimizer contain the product of all factors while it steps."""
@@ -270,21 +286,21 @@ class ParamGroups(SiteExponents):
     def _before_optimizer_step(self, optimizer: Optimizer, *_: Any) -> None:
         if optimizer is self._optimizer:
             self._warn_of_one_lr(optimizer)
-            show_products(optimizer, self._lr_prefactor)
+            show_products(self._groups_in(optimizer), self._lr_prefactor)
 
     def _warn_of_one_lr(self, optimizer: Optimizer) -> None:
         """Warn once of one lr that the loop has assigned to all groups."""
-        if not self._has_warned_of_lrs and one_lr_for_all(optimizer):
+        if not self._has_warned_of_lrs and one_lr_for_all(self._groups_in(optimizer)):
             self._warn_of_lrs(
                 "one learning rate for all param groups replaces the factors of the width; instead "
                 "of group['lr'] = lr"
             )
 
-    def _warn_of_discarded_solution(self, optimizer: Optimizer) -> None:
+    def _warn_of_discarded_solution(self, groups: list[dict[str, Any]]) -> None:
         """Warn once of lrs of an earlier solution that the loop has assigned since `apply`."""
         if self._has_warned_of_lrs:
             return
-        before, self._before_apply = self._before_apply, lrs_without_scheduler(optimizer)
+        before, self._before_apply = self._before_apply, lrs_without_scheduler(groups)
         if discards_solution(before, self._before_apply):
             self._warn_of_lrs(
                 "learning rates of an earlier solution replace those that step has solved for; "
@@ -297,8 +313,9 @@ class ParamGroups(SiteExponents):
 
     def _after_optimizer_step(self, optimizer: Optimizer, *_: Any) -> None:
         if optimizer is self._optimizer:
-            hide_products(optimizer)
-            self._scheduled_before = _scheduled(optimizer)
+            groups = self._groups_in(optimizer)
+            hide_products(groups)
+            self._scheduled_before = _scheduled(groups)
 
     def _see_schedulers(self, optimizer: Optimizer) -> None:
         """Note whether a scheduler has stepped since the optimizer's step.
@@ -306,7 +323,8 @@ class ParamGroups(SiteExponents):
         If so, it comes before `Parametrization.step`, and the groups can show the product.
         """
         if optimizer is self._optimizer and self._scheduled_before:
-            self._shows_products |= _scheduled(optimizer) != self._scheduled_before
+            scheduled = _scheduled(self._groups_in(optimizer))
+            self._shows_products |= scheduled != self._scheduled_before
 
     def _adjust_lr_fns(self) -> dict[str, AdjustLrFn]:
         """``adjust_lr_fn`` by site, of those that Muon trains."""
@@ -328,12 +346,12 @@ class ParamGroups(SiteExponents):
     def _stepped_otherwise(self, optimizer: Optimizer) -> bool:
         lrs = {group["name"]: group["lr"] for group in self._param_groups}
         return any(
-            g["lr"] != lrs.get(g.get("name"), g["lr"])
-            for g in optimizer.param_groups
+            g["lr"] != lrs.get(g["name"], g["lr"])
+            for g in self._groups_in(optimizer)
             if not has_scheduler(g)
         )
 
 
-def _scheduled(optimizer: Optimizer) -> dict[str, float]:
+def _scheduled(groups: Iterable[dict[str, Any]]) -> dict[str, float]:
     """The schedulers' lr by group name."""
-    return {g["name"]: scheduled_lr(g) for g in optimizer.param_groups if has_scheduler(g)}
+    return {group["name"]: lr for group, lr in scheduled_lrs(groups)}

@@ -35,7 +35,7 @@ def draw(
     seeds: Mapping[str, int],
     stds: Mapping[str, float],
 ) -> None:
-    """Draw every weight that is not on the meta device, and zero its site's bias.
+    """Draw every weight that is not on the meta device, and zero the biases of its sites.
 
     The row of an embedding that stands for padding is zero as well.
     """
@@ -48,7 +48,8 @@ def draw(
         rows = region(weight)[0]
         if padding is not None and rows.start <= padding < rows.stop:
             local(weight)[padding - rows.start].zero_()
-        bias = bias_of(site)
+    for name in seeds:
+        bias = bias_of(sites[name])
         if bias is not None:
             bias.zero_()
 

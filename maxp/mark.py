@@ -18,12 +18,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from maxp.base import without_numbers
+from maxp.base import counterparts
 from maxp.layout import CONVOLUTIONS, groups_of, is_transposed
 from maxp.module import LAYER_TYPES, LayerType, find_sites, plain_name, site_name
 from maxp.overrides import matching_key
 from maxp.plan import MarkedWeight, Plan, named_parameters
-from maxp.shards import rms
+from maxp.shards import rms, whole
 
 logger = logging.getLogger(__name__)
 
@@ -135,16 +135,15 @@ class _Shapes:
     def _matched(self, what: str, other: nn.Module, fewer_blocks: bool) -> dict[str, torch.Tensor]:
         """The parameter of another model for each parameter of this one."""
         own = named_parameters(other)
-        last = {without_numbers(name): p for name, p in own.items()} if fewer_blocks else {}
-        matched = {n: own.get(n, last.get(without_numbers(n))) for n in self.model}
-        missing = {name for name, parameter in matched.items() if parameter is None}
+        matched = counterparts(self.model, own, fewer_blocks=fewer_blocks)
+        missing = self.model.keys() - matched.keys()
         if different := sorted(missing | own.keys() - self.model.keys()):
             raise ValueError(
                 f"{what}: other parameters than the model's: {', '.join(different[:4])}"
                 f"{', ...' if len(different) > 4 else ''}; it must differ in width only, or with "
                 "the argument depth have fewer blocks"
             )
-        return {name: parameter for name, parameter in matched.items() if parameter is not None}
+        return {name: own[other] for name, other in matched.items()}
 
     def growing(self, name: str) -> list[int]:
         """The dimensions of a parameter that differ between the two models."""
@@ -208,9 +207,14 @@ class _Planner:
             layer_type = "embedding"
         else:
             return f"{'x'.join(map(str, shape))} in both models"
-        dim = fan_out if layer_type == "embedding" else fan_in
-        dim = max(growing, default=len(shape) - 1) if dim is None else dim
         base = self._shapes.base[name]
+        bare = not ruled and not _is_called(None, module, parameter)
+        if bare and len(growing) == 1 and _is_gain(base, tensor):
+            return "gain: its entries have one sign"
+        dim = fan_out if layer_type == "embedding" else fan_in
+        # A rule may be for a weight that is stored the other way round.
+        if dim is None or (layer_type != "hidden" and growing and dim not in growing):
+            dim = max(growing, default=len(shape) - 1)
         is_called = _is_called(self._parent(prefix), module, parameter)
         # A depthwise convolution contracts nothing that grows.
         is_called &= groups_of(module) == 1 or layer_type != "embedding"
@@ -252,11 +256,29 @@ def _is_called(parent: nn.Module | None, module: nn.Module, parameter: str) -> b
     return known and parameter == "weight" and not isinstance(parent, nn.MultiheadAttention)
 
 
+def _is_gain(*weights: torch.Tensor) -> bool:
+    """Whether the entries have one sign, as those of gains, logarithms and temperatures have.
+
+    Entries that are drawn at random, from a distribution around 0, would not stand for them.
+
+    Args:
+        weights: the first that has values tells.
+    """
+    values = next((whole(weight.detach()) for weight in weights if not weight.is_meta), None)
+    if values is None or values.numel() == 0:
+        return False
+    low, high = float(values.min()), float(values.max())
+    return low * high >= 0 and (low != 0 or high != 0)
+
+
 def _fans(module: nn.Module, parameter: str, tensor: torch.Tensor) -> tuple[int | None, int | None]:
     """The dimensions (fan_out, fan_in) of a weight; None for both if only shapes can tell."""
     if isinstance(module, nn.Embedding):
         return 1, 0
-    if is_transposed(module) or isinstance(module, nn.modules.conv._ConvTransposeNd):
+    if isinstance(module, nn.modules.conv._ConvTransposeNd):
+        # Each channel of a depthwise one is an output by itself.
+        return (0, 1) if 1 < module.groups == module.in_channels else (1, 0)
+    if is_transposed(module):
         return 1, 0
     if isinstance(module, (nn.Linear, *CONVOLUTIONS)):
         return 0, 1

@@ -90,6 +90,8 @@ class Measurement:
             ValueError: W0 is drawn again when needed, and a weight has changed since it was drawn;
                 or no alignment can be measured on ``x``.
         """
+        if isinstance(x, Mapping):
+            x = dict(x)  # what a tokenizer of transformers returns would be copied as one object
         reshard(self._model)
         w0 = self._make_initial_weights()
         w0.check_redrawn()

@@ -5,13 +5,13 @@ which n^-c has changed since. Schedulers of `torch.optim.lr_scheduler` either co
 previous value or overwrite it, so they must find the lr that they wrote. Therefore, once there is
 one, a group contains the scheduler's lr, and the product while ``optimizer.step()`` runs. If
 `Parametrization.step` is called after the scheduler's step, the group contains the product from
-there on, until the optimizer has stepped.
+there on, until the optimizer has stepped; a factor that multiplies it meanwhile is the schedule's.
 
 Without such a scheduler, a group contains the product, and whatever multiplied it since it was last
 written is kept: by hand, or by `ReduceLROnPlateau`.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from torch.optim import Optimizer
@@ -49,40 +49,55 @@ def write_lrs(
     """
     groups = [group for group in groups if group.get("name") in lrs]
     _refer(groups, prefactor)
+    for group, scheduled in scheduled_lrs(groups):
+        group.pop(_SCHEDULED, None)
+        group["lr"], group[_OURS] = scheduled, lrs[group["name"]]
+        if show:
+            _show(group, scheduled)
     for group in groups:
-        ours = lrs[group["name"]]
-        if has_scheduler(group):
-            scheduled = scheduled_lr(group)
-            group.pop(_SCHEDULED, None)
-            group["lr"], group[_OURS] = scheduled, ours
-            if show:
-                _show(group)
-        else:
-            written = group.get(_OURS)
+        if not has_scheduler(group):
+            ours, written = lrs[group["name"]], group.get(_OURS)
             unchanged = not written or group["lr"] == written
             group["lr"] = ours if unchanged else ours * (group["lr"] / written)
             group[_OURS] = ours
 
 
-def scheduled_lr(group: Group) -> float:
-    """The scheduler's lr of a group."""
-    if _SCHEDULED in group and group["lr"] == group[_SCHEDULED] * _ratio(group):
-        return group[_SCHEDULED]
-    return group["lr"]
+def scheduled_lrs(groups: Iterable[Group]) -> list[tuple[Group, float]]:
+    """The groups that have a scheduler, each with the scheduler's lr.
+
+    If groups contain products and one factor has multiplied them since, it counts for the schedule:
+    by hand, or by a scheduler that multiplies what it finds, such as `StepLR`. Other new values are
+    a scheduler's own.
+    """
+    groups = [group for group in groups if has_scheduler(group)]
+    shown = [group for group in groups if _SCHEDULED in group]
+    changed = [group for group in shown if group["lr"] != _product(group)]
+    multiplied = (
+        all(map(_product, changed))
+        and _is_constant([group["lr"] / _product(group) for group in changed])
+        and not _is_constant([group["lr"] / (group[_SCHEDULED] or 1.0) for group in shown])
+    )
+
+    def of(group: Group) -> float:
+        if _SCHEDULED in group and group["lr"] == _product(group):
+            return group[_SCHEDULED]
+        is_product = _SCHEDULED in group and multiplied
+        return group["lr"] / _ratio(group) if is_product else group["lr"]
+
+    return [(group, of(group)) for group in groups]
 
 
-def show_products(optimizer: Optimizer, prefactor: float) -> None:
+def show_products(groups: Iterable[Group], prefactor: float) -> None:
     """Let every group that has a scheduler contain the product."""
-    groups = [group for group in optimizer.param_groups if _OURS in group]
+    groups = [group for group in groups if _OURS in group]
     _refer(groups, prefactor)
-    for group in groups:
-        if has_scheduler(group):
-            _show(group)
+    for group, scheduled in scheduled_lrs(groups):
+        _show(group, scheduled)
 
 
-def one_lr_for_all(optimizer: Optimizer) -> bool:
+def one_lr_for_all(groups: Iterable[Group]) -> bool:
     """Whether all groups contain one lr, though theirs differ, and no scheduler has written it."""
-    groups = [group for group in optimizer.param_groups if _OURS in group]
+    groups = [group for group in groups if _OURS in group]
     lrs = {float(group["lr"]) for group in groups}
     return (
         len(lrs) == 1
@@ -92,11 +107,11 @@ def one_lr_for_all(optimizer: Optimizer) -> bool:
     )
 
 
-def lrs_without_scheduler(optimizer: Optimizer) -> dict[str, tuple[float, float]]:
+def lrs_without_scheduler(groups: Iterable[Group]) -> dict[str, tuple[float, float]]:
     """The lr that a group contains, and the one that was last written into it, by group name."""
     return {
         group["name"]: (float(group["lr"]), group[_OURS])
-        for group in optimizer.param_groups
+        for group in groups
         if _OURS in group and not has_scheduler(group)
     }
 
@@ -123,16 +138,24 @@ def discards_solution(
     return spread(0) < 1e-9 and spread(1) > 1e-6
 
 
-def hide_products(optimizer: Optimizer) -> None:
+def hide_products(groups: Iterable[Group]) -> None:
     """Let every group that has a scheduler contain the scheduler's lr."""
-    for group in optimizer.param_groups:
+    for group in groups:
         if _SCHEDULED in group:
             group["lr"] = group.pop(_SCHEDULED)
 
 
-def _show(group: Group) -> None:
-    scheduled = scheduled_lr(group)
+def _show(group: Group, scheduled: float) -> None:
     group["lr"], group[_SCHEDULED] = scheduled * _ratio(group), scheduled
+
+
+def _product(group: Group) -> float:
+    """What a group contained when it was last made to show the product."""
+    return group[_SCHEDULED] * _ratio(group)
+
+
+def _is_constant(values: Sequence[float]) -> bool:
+    return not values or max(values) - min(values) <= 1e-9 * abs(max(values))
 
 
 def _ratio(group: Group) -> float:

@@ -179,7 +179,9 @@ class SiteExponents:
             raise ValueError(
                 f"the state is of a model with other sites: {', '.join(different[:8])}"
             )
-        self.c, self.targets = dict(state["c"]), dict(state["targets"])
+        # A weight may have been frozen in the earlier run, or be frozen here.
+        self.c = {name: state["c"].get(name, c) for name, c in self.c.items()}
+        self.targets = {name: state["targets"].get(name, c) for name, c in self.targets.items()}
         self._raw = {name: Alignment(*state["alignment"][name]) for name in self._exponents}
         self.measured = {name: tuple(values) for name, values in state["measured"].items()}
         self._averaged = {(name, i) for name, i in state["averaged"]}

@@ -30,7 +30,7 @@ class MarkedSite(ScaleInState, Site):
         forward = super().forward  # type: ignore[misc]
         if self.scale == 1.0:
             return forward(*args, **kwargs)
-        if self._scales_input():
+        if args and self._scales_input():
             # The logits have many more entries than the head's input.
             return forward(args[0] * self.scale, *args[1:], **kwargs)
         return forward(*args, **kwargs) * self.scale

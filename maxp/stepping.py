@@ -213,8 +213,14 @@ class Steps(ParamGroups):
             "lr_prefactor": self._lr_prefactor,
             "scales": {name: site.scale for name, site in self.sites.items()},
             "measurement": self._measurement.state_dict() if measuring else None,
-            **({"adjust_lr_fns": fns} if (fns := self._adjust_lr_fns()) else {}),
+            **self._optimizer_state(),
         }
+
+    def _optimizer_state(self) -> dict[str, Any]:
+        """What the c in a state are for, if it is not Adam alone."""
+        fns = self._adjust_lr_fns()
+        sgd = {"optimizer_type": "sgd"} if self._optimizer_type == "sgd" else {}
+        return {**sgd, **({"adjust_lr_fns": fns} if fns else {})}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from `state_dict`. Load the states of the model and the optimizer separately.
@@ -225,9 +231,10 @@ class Steps(ParamGroups):
 
         Raises:
             ValueError: the state is of a model with other sites, or with other multipliers; or of a
-                run in which Muon trains other sites, or with another adjust_lr_fn.
+                run with another optimizer_type or adjust_lr_fn.
         """
-        if state.get("adjust_lr_fns", {}) != self._adjust_lr_fns():
+        own = self._optimizer_state()
+        if any(state.get(key) != own.get(key) for key in ("optimizer_type", "adjust_lr_fns")):
             raise ValueError(
                 "the state is of a run with another optimizer_type or adjust_lr_fn, whose learning "
                 "rates differ; give the same ones"

@@ -30,8 +30,8 @@ _OVERWRITES = frozenset({torch.ops.aten.copy_, torch.ops.aten.fill_, torch.ops.a
 
 
 def call_model(model: Callable[..., Any], x: Any) -> Any:
-    """``model(x)``, or ``model(*x)`` for a tuple or list, or ``model(**x)`` for a dict."""
-    if isinstance(x, dict):
+    """``model(x)``, or ``model(*x)`` for a tuple or list, or ``model(**x)`` for a mapping."""
+    if isinstance(x, Mapping):
         return model(**x)
     return model(*x) if isinstance(x, (tuple, list)) else model(x)
 
@@ -64,6 +64,8 @@ def trace(model: nn.Module, sample_input: Any) -> Graph:
         raise ValueError("no site found: wrap layers in ParametrizedModule")
     tracer = _Tracer(weight_owners(sites))
     hooks = [hook for name, site in sites.items() for hook in tracer.watch(name, site)]
+    if isinstance(sample_input, Mapping):
+        sample_input = dict(sample_input)
     if any(parameter.is_meta for parameter in model.parameters()):
         sample_input = tree_map_only(torch.Tensor, lambda t: t.to("meta"), sample_input)
     try:

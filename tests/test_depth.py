@@ -228,3 +228,55 @@ def test_gradients_inside_blocks_fall_as_eps_does(exponent: float) -> None:
 def test_a_wrong_depth_is_named(arguments: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Parametrization(Residual(2), depth=Depth(*arguments))
+
+
+class Sequential(nn.Module):
+    """Stages of blocks whose MLP is an `nn.Sequential`, so that its layers have numbers too."""
+
+    def __init__(self, width: int, *depths: int) -> None:
+        super().__init__()
+        self.stages = nn.ModuleList(
+            nn.ModuleList(
+                nn.Sequential(nn.Linear(n, 4 * n), nn.GELU(), nn.Linear(4 * n, n))
+                for _ in range(depth)
+            )
+            for n, depth in zip((width, 2 * width), depths, strict=True)
+        )
+
+
+def test_a_block_that_the_base_lacks_is_compared_layer_by_layer_in_its_stage() -> None:
+    depth = Depth(2.0, 1.0, ["2"])
+    p = Parametrization(Sequential(64, 3, 6), base=Sequential(16, 1, 3), depth=depth)
+    assert p.plan is not None
+    wide = {f"stages.{s}.{b}.{i}" for s, n in ((0, 3), (1, 6)) for b in range(n) for i in (0, 2)}
+    assert {w.name for w in p.plan.weights} == wide
+    assert {(w.layer_type, w.n / w.n_base) for w in p.plan.weights} == {("hidden", 4.0)}
+
+
+def test_layers_with_numbers_outside_the_blocks_keep_their_learning_rates() -> None:
+    def make(width: int, depth: int) -> nn.Module:
+        def block() -> nn.Module:
+            return nn.Sequential(nn.LayerNorm(width), nn.Linear(width, width))
+
+        embed = nn.Sequential(nn.Linear(8, width), nn.LayerNorm(width))
+        head = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, 3))
+        blocks = nn.ModuleList(block() for _ in range(depth))
+        return nn.ModuleDict({"embed": embed, "blocks": blocks, "head": head})
+
+    branches = [f"blocks.{i}.1" for i in range(4)]
+    scaled, plain = (
+        Parametrization(
+            make(64, 4),
+            base=make(32, 2),
+            lr_prefactor=1.0,
+            depth=Depth(ratio, 0.5, branches),
+        )
+        for ratio in (4.0, 1.0)
+    )
+
+    def lr_of(p: Parametrization) -> dict[str, float]:
+        names = {id(q): name for name, q in p.model.named_parameters()}
+        return {names[id(q)]: g["lr"] for g in p.param_groups for q in g["params"]}
+
+    wanted = {n: lr * (0.5 if n.startswith("blocks") else 1.0) for n, lr in lr_of(plain).items()}
+    assert lr_of(scaled) == pytest.approx(wanted)

@@ -204,6 +204,17 @@ def test_marking_keeps_modules_names_and_classes() -> None:
     assert list(find_sites(model)) == list(GPT_TYPES)
 
 
+def test_a_head_may_be_called_by_keyword() -> None:
+    class Head(nn.Module):
+        def __init__(self, width: int) -> None:
+            super().__init__()
+            self.head = nn.Linear(width, 300, bias=False)
+
+    model, x = Head(64), torch.randn(2, 64)
+    Parametrization(model, base=Head(16))
+    assert torch.allclose(model.head(input=x), model.head(x), atol=1e-6)
+
+
 def test_the_base_is_left_as_it_is() -> None:
     base = GPT(16, 1)
     before, out = copy.deepcopy(base.state_dict()), base(tokens())
@@ -388,3 +399,77 @@ def test_a_marked_model_compiles_in_one_graph() -> None:
     Parametrization(model, base=GPT(16, 1))
     compiled = torch.compile(model, backend="eager", fullgraph=True)
     torch.testing.assert_close(compiled(tokens()), model(tokens()))
+
+
+class Gains(nn.Module):
+    """Parameters with a shape that grows and initial values that are no random weight's."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.embed = nn.Linear(8, width)
+        self.token = nn.Parameter(0.02 * torch.randn(1, 1, width))
+        self.layer_scale = nn.Parameter(torch.full((width, 1, 1), -1e-6))  # torchvision's ConvNeXt
+        self.logit_scale = nn.Parameter(torch.full((width // 16, 1, 1), 10.0).log())  # its SwinV2
+        self.log_a = nn.Parameter(torch.arange(1, 9.0).log().repeat(width, 1))  # Mamba
+        self.normed = nn.utils.parametrizations.weight_norm(nn.Linear(width, width))
+        self.matrix = nn.Parameter(torch.rand(width, width))  # no gain: it mixes the channels
+
+
+GAINS = ["layer_scale", "logit_scale", "log_a", "normed.parametrizations.weight.original0"]
+
+
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+def test_gains_of_several_dimensions_keep_their_values(device: str) -> None:
+    with torch.device(device):
+        base = Gains(32)
+    model = Gains(64)
+    before = {name: model.get_parameter(name).detach().clone() for name in GAINS}
+    p = Parametrization(model, base=base, lr_prefactor=0.3)
+    assert p.plan is not None
+    assert {w.name for w in p.plan.weights} == {
+        "embed",
+        "token",
+        "matrix",
+        "normed.parametrizations.weight.original1",
+    }
+    for name in GAINS:
+        assert p.plan.others[name] == "gain: its entries have one sign"
+        assert torch.equal(model.get_parameter(name), before[name])
+    held = {id(q) for q in p.param_groups[-1]["params"]}
+    assert p.param_groups[-1]["lr"] == 0.3
+    assert {id(model.get_parameter(name)) for name in GAINS} <= held
+
+
+def test_a_rule_makes_a_gain_a_site() -> None:
+    plan = mark(Gains(64), Gains(32), rules={"log_a": "embedding"})
+    assert plan.widths["log_a"] == 32
+
+
+class Transposed(nn.Module):
+    """Weights that are stored as (fan_in, fan_out)."""
+
+    class Dense(nn.Module):
+        def __init__(self, inputs: int, outputs: int) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.randn(inputs, outputs) / inputs**0.5)
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.embed, self.head = self.Dense(8, width), self.Dense(width, 3)
+        self.up = nn.ConvTranspose1d(width, width, 2)
+        self.depthwise = nn.ConvTranspose1d(width, width, 2, groups=width)
+        self.out = nn.ConvTranspose1d(width, 3, 2)
+
+
+def test_a_rule_for_a_transposed_weight_takes_the_width_that_grows() -> None:
+    plan = mark(Transposed(64), Transposed(16), rules={"embed": "embedding", "head": "readout"})
+    assert plan.widths["embed"] == plan.widths["head"] == 16
+    assert {w.n for w in plan.weights} == {64}
+
+
+def test_a_transposed_convolution_of_depth_1_contracts_nothing_that_grows() -> None:
+    plan = mark(Transposed(64), Transposed(16))
+    assert types(plan)["up"] == "hidden"
+    assert types(plan)["depthwise"] == "embedding"
+    assert types(plan)["out"] == "readout"
+    assert plan.widths["depthwise"] == 16

@@ -1,5 +1,7 @@
 """What is captured of a probe, and what is measured on it."""
 
+import io
+from collections import UserDict
 from typing import Any
 
 import pytest
@@ -32,6 +34,8 @@ def test_positions_are_the_same_at_every_call_and_spread() -> None:
     chosen = token_positions(4096, 64)
     torch.rand(3)
     assert torch.equal(token_positions(4096, 64), chosen)
+    with torch.device("meta"):  # as torch.set_default_device, which a loop may have called
+        assert torch.equal(token_positions(4096, 64), chosen)
     assert chosen[0] < 1024
     assert chosen[-1] > 3072
 
@@ -185,7 +189,7 @@ def test_the_probe_may_be_passed_again_as_another_equal_tensor() -> None:
     assert p.steps == 1
 
 
-@pytest.mark.parametrize("kind", [tuple, dict])
+@pytest.mark.parametrize("kind", [tuple, dict, UserDict])
 def test_a_probe_may_hold_several_arguments(kind: type) -> None:
     class Two(nn.Module):
         def __init__(self) -> None:
@@ -196,14 +200,18 @@ def test_a_probe_may_hold_several_arguments(kind: type) -> None:
             return self.a(x + shift)
 
     x, _ = batch(0)
-    probe: Any = (x, x) if kind is tuple else {"shift": x, "x": x}
-    p = Parametrization(Two(), seed=0)
+    probe: Any = (x, x) if kind is tuple else kind({"shift": x, "x": x})
+    p = Parametrization(Two(), sample_input=probe, seed=0)
     p.capture_initial(probe)
     w0 = p.weights["a"].detach().clone()
     with torch.no_grad():
         p.weights["a"].add_(1.0)
     expected = by_definition(2 * x, w0, 2 * x, w0 + 1, FEATURES)
     assert p.measure()["a"] == pytest.approx(expected, abs=1e-5)
+    assert p.measure(kind(probe))["a"] == pytest.approx(expected, abs=1e-5)
+    torch.save(p.state_dict(), file := io.BytesIO())
+    file.seek(0)
+    assert isinstance(torch.load(file)["measurement"]["probe"], tuple if kind is tuple else dict)
 
 
 def test_measuring_leaves_modes_gradients_and_the_random_stream_alone() -> None:

@@ -165,3 +165,43 @@ def test_a_pickled_optimizer_keeps_its_schedule() -> None:
     run.step("maxp", 1.0)
     groups = pickle.loads(pickle.dumps(run.optimizer)).param_groups
     assert [g["lr"] for g in groups] == [g["lr"] for g in run.optimizer.param_groups]
+
+
+def halved_by_hand(optimizer: Optimizer) -> Callable[[], None]:
+    def halve() -> None:
+        for group in optimizer.param_groups:
+            group["lr"] *= 0.5
+
+    return halve
+
+
+def halved_on_plateau(optimizer: Optimizer) -> Callable[[], None]:
+    scheduler = lr_scheduler.ReduceLROnPlateau(optimizer, factor=0.5, patience=0)
+    scheduler.step(0.0)
+    return lambda: scheduler.step(1.0)
+
+
+HALVED: dict[str, Callable[[Optimizer], Callable[[], None]]] = {
+    "by hand": halved_by_hand,
+    "on a plateau": halved_on_plateau,
+    "by a scheduler that multiplies": lambda o: lr_scheduler.StepLR(o, 1, 0.5).step,
+    "by one that computes": lambda o: lr_scheduler.LambdaLR(o, lambda epoch: 0.5**epoch).step,
+}
+
+
+@pytest.mark.parametrize("how", HALVED)
+def test_a_schedule_of_epochs_goes_on_from_a_warm_up_of_batches(how: str) -> None:
+    """It finds the product, which the warm-up has made `Parametrization.step` show."""
+    run = Run(lambda o: lr_scheduler.LinearLR(o, 0.5, total_iters=4))
+    run.p.apply(run.optimizer)
+    used: list[dict[str, float]] = []
+    run.optimizer.register_step_pre_hook(
+        lambda o, *_: used.append({g["name"]: float(g["lr"]) for g in o.param_groups})
+    )
+    for factor in (0.5, 0.625, 0.75, 0.875):
+        run.step("scheduler", factor)
+    halve, run.scheduler.step = HALVED[how](run.optimizer), lambda: None
+    for epoch in range(4):
+        run.step("scheduler", 0.5**epoch)
+        assert used[-1] == pytest.approx(run.wanted[-1], rel=1e-9), epoch
+        halve()

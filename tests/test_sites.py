@@ -34,6 +34,17 @@ def test_a_tied_weight_has_two_multipliers_one_std_and_one_learning_rate() -> No
     assert groups == ["embed"]
 
 
+def test_the_bias_of_a_tied_head_starts_at_zero() -> None:
+    def make(width: int) -> nn.Module:
+        model = nn.ModuleDict({"embed": nn.Embedding(32, width), "head": nn.Linear(width, 32)})
+        model["head"].weight = model["embed"].weight
+        return model
+
+    model = make(64)
+    Parametrization(model, base=make(16))
+    assert not model.get_parameter("head.bias").any()
+
+
 @pytest.mark.parametrize("ab", PARAMETRIZATIONS)
 def test_the_roles_of_a_tied_weight_keep_their_own_sums_of_a_and_b(ab: str) -> None:
     model, base = tied(64), tied(16)
@@ -138,6 +149,37 @@ def test_a_frozen_site_keeps_its_weight_and_has_no_c_and_no_learning_rate() -> N
     assert "frozen" in str(p.plan)
 
 
+def test_a_weight_that_is_frozen_or_not_any_more_after_a_resume_has_its_own_c() -> None:
+    def trained(frozen: str | None, state: Any = None) -> tuple[nn.Module, Parametrization, Any]:
+        model = nn.Sequential(nn.Linear(8, 64), nn.Linear(64, 64), nn.Linear(64, 4))
+        base = nn.Sequential(nn.Linear(8, 16), nn.Linear(16, 16), nn.Linear(16, 4))
+        if frozen is not None:
+            model.get_submodule(frozen).requires_grad_(False)
+        p = Parametrization(model, base=base)
+        optimizer = torch.optim.AdamW(p.param_groups)
+        if state is None:
+            p.capture_initial()
+        else:
+            model.load_state_dict(state["model"])
+            p.load_state_dict(state["maxp"])
+            p.apply(optimizer)
+        x = torch.randn(16, 8)
+        for _ in range(2):
+            optimizer.zero_grad()
+            model(x).square().mean().backward()
+            optimizer.step()
+            p.step(x, optimizer)
+        return model, p, {"model": model.state_dict(), "maxp": p.state_dict()}
+
+    _, p, state = trained("1")
+    assert p.c.keys() == {"0", "2"}
+    _, p, state = trained(None, state)
+    assert p.c.keys() == p.measured.keys() | {"0"} == {"0", "1", "2"}
+    assert p.c["1"] != 1.0
+    _, p, _ = trained("1", state)
+    assert p.c.keys() == {"0", "2"}
+
+
 @pytest.mark.parametrize("wrapped", [False, True])
 def test_the_row_for_padding_stays_zero(wrapped: bool) -> None:
     class Padded(GPT):
@@ -234,6 +276,17 @@ def test_a_state_with_other_multipliers_is_refused_by_name() -> None:
         other.load_state_dict(p.state_dict())
     state = {key: value for key, value in p.state_dict().items() if key != "scales"}
     other.load_state_dict(state)  # of an earlier version
+
+
+@pytest.mark.parametrize("kinds", [("adam", "sgd"), ("sgd", "adam")])
+def test_a_state_of_another_type_of_optimizer_is_refused(kinds: tuple[str, str]) -> None:
+    one, other = (
+        Parametrization(GPT(64, 1), base=GPT(16, 1), optimizer_type=kind)  # type: ignore[arg-type]
+        for kind in kinds
+    )
+    with pytest.raises(ValueError, match="a run with another optimizer_type"):
+        other.load_state_dict(one.state_dict())
+    one.load_state_dict(one.state_dict())
 
 
 def test_a_model_without_sites_and_without_a_base_is_refused() -> None:
