@@ -83,10 +83,29 @@ def test_what_does_not_define_an_experiment_is_no_axis(
 
 def test_what_a_scale_a_method_or_the_steps_bring_with_them_is_no_axis(tmp_path: Path) -> None:
     for scale, method, steps in (("s1", "maxP", 1), ("s2", "maxP", 2), ("s1", "sp", 3)):
-        brought = {"model": {"dim": scale}, "table": method, "warmup": steps}
+        brought = {"model": {"dim": scale}, "maxp": {"probe": method, "measure_from": steps}}
+        brought |= {"lr_scheduler": {"warmup_steps": steps}, "validator": {"freq": steps}}
         run: dict[str, Any] = {"scale": scale, "method": method, "steps": steps}
         write_run(tmp_path, **run, validation=3.0, settings=brought)
     assert analysed(tmp_path).axes == {}
+
+
+def test_methods_that_differ_in_another_setting_are_not_on_one_line(tmp_path: Path) -> None:
+    """As two sweeps in one folder: each method has only one value."""
+    for method, batch in (("maxP", 8), ("mup-full", 4)):
+        settings = {"training": {"global_batch_size": batch}}
+        write_run(tmp_path, method=method, validation=3.0, settings=settings)
+    assert analysed(tmp_path).axes == {"training.global_batch_size": "global_batch_size"}
+
+
+def test_runs_of_other_lengths_that_differ_in_another_setting_are_not_averaged(
+    tmp_path: Path,
+) -> None:
+    """As many tokens, in fewer and larger steps."""
+    for seed, steps, batch in ((1, 100, 8), (2, 200, 4)):
+        settings = {"training": {"global_batch_size": batch}}
+        write_run(tmp_path, seed=seed, steps=steps, validation=3.0 + seed, settings=settings)
+    assert analysed(tmp_path).cells["mean"].tolist() == [5.0, 4.0]
 
 
 def test_a_setting_that_follows_from_another_is_no_second_axis(tmp_path: Path) -> None:
