@@ -18,6 +18,7 @@ from train.results.analysis import Results, loss_table
 from train.results.collect import collect
 from train.results.formats import render
 from train.results.report import report
+from train.run.identity import TABLE_DIGEST
 
 GAMMAS = (0.3, 1, 3)
 
@@ -85,6 +86,7 @@ def test_what_a_scale_a_method_or_the_steps_bring_with_them_is_no_axis(tmp_path:
     for scale, method, steps in (("s1", "maxP", 1), ("s2", "maxP", 2), ("s1", "sp", 3)):
         brought = {"model": {"dim": scale}, "maxp": {"probe": method, "measure_from": steps}}
         brought |= {"lr_scheduler": {"warmup_steps": steps}, "validator": {"freq": steps}}
+        brought |= {TABLE_DIGEST: method}
         run: dict[str, Any] = {"scale": scale, "method": method, "steps": steps}
         write_run(tmp_path, **run, validation=3.0, settings=brought)
     assert analysed(tmp_path).axes == {}

@@ -11,7 +11,7 @@ from torchtitan.config import ConfigManager
 
 from train.checks import check, global_batch_size
 from train.config import Flags, complete, make_config
-from train.run.identity import ADAMW, ADJUST_LR_FN
+from train.run.identity import ADAMW, ADJUST_LR_FN, TABLE_DIGEST
 from train.run.provenance import git_commit, versions
 from train.trainer import MaxPTrainer
 
@@ -107,6 +107,7 @@ def record(config: MaxPTrainer.Config) -> dict[str, Any]:
         "seed": config.debug.seed,
         "steps": config.training.steps,
         **_tokenizer(config.hf_assets_path),
+        **_table(config.maxp.alignment_table),
         **settings,
         "versions": versions(),
         "git_commit": git_commit(),
@@ -116,6 +117,11 @@ def record(config: MaxPTrainer.Config) -> dict[str, Any]:
 def _tokenizer(assets: str) -> dict[str, str]:
     """The digest of a run's tokenizer, if it has one: a run on images has none."""
     return {"tokenizer_sha256": _digest(Path(assets) / "tokenizer.json")} if assets else {}
+
+
+def _table(path: str | None) -> dict[str, str]:
+    """The digest of a run's alignment table, if it has one: the file may be written again."""
+    return {} if path is None else {TABLE_DIGEST: _digest(Path(path))}
 
 
 def _digest(file: Path) -> str:

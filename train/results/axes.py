@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 from train.results.names import short_names, value_text
-from train.run.identity import ADAMW, ADJUST_LR_FN, NO_BASE, NOT_IDENTITY
+from train.run.identity import ADAMW, ADJUST_LR_FN, NO_BASE, NOT_IDENTITY, TABLE_DIGEST
 
 Path = tuple[str, ...]
 
@@ -31,7 +31,7 @@ _OF_METHOD = frozenset(
         *("c_ema", "alignment_ema", "resample_w0", "measure_bilinear", "warm_start", "bounded"),
         "alignment_table",
     )
-)
+) | {(TABLE_DIGEST,)}
 """Settings of alignment, which other methods do not use: they are compared within a method."""
 _OF_STEPS: frozenset[Path] = frozenset(
     {("lr_scheduler", "warmup_steps"), ("maxp", "measure_from"), ("validator", "freq")}
