@@ -121,6 +121,22 @@ def test_an_alignment_table_that_was_written_again_makes_it_another(tmp_path: Pa
     assert differences(first, second) == []
 
 
+def test_other_held_out_sequences_make_it_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    """--validator.steps counts batches, --validator.sequences does not."""
+    command = ["--scale", "debug", "--steps", "7"]
+    small = ["--training.local_batch_size", "1"]
+    by_steps = [*command, "--validator.steps", "2"]
+    assert identity(record(parse([*command, *small]))) == identity(record(parse(command)))
+    four, one = record(parse(by_steps)), record(parse([*by_steps, *small]))
+    assert identity(four) != identity(one)
+    expected = "validator.held_out_sequences: 8 there, 2 here"
+    assert differences(four, one) == [expected]
+    del four["validator"]["held_out_sequences"]  # as in an earlier version
+    assert differences(four, one) == []
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    assert identity(record(parse([*by_steps, *small]))) != identity(one)
+
+
 def test_without_a_global_batch_the_number_of_processes_makes_it_another(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
