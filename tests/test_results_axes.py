@@ -379,3 +379,13 @@ def test_one_seed_has_a_regret_and_no_interval(tmp_path: Path) -> None:
     (row,) = analysed(tmp_path).transfer.to_dict("records")
     assert (row["regret"], row["seeds"]) == (0.5, 1)
     assert math.isnan(row["low"])
+
+
+def test_a_regret_between_other_seeds_says_so(tmp_path: Path) -> None:
+    base = {"maxp": {"base_scale": "s0"}}
+    runs = [("s0", 0.01, 1, 3.0), ("s0", 0.1, 1, 3.5), ("s1", 0.01, 1, 3.0), ("s1", 0.1, 2, 2.75)]
+    for scale, lr, seed, loss in runs:
+        place: dict[str, Any] = {"scale": scale, "lr": lr, "seed": seed}
+        write_run(tmp_path, **place, validation=loss, settings=base)
+    last = render(collect(tmp_path), "validation").splitlines()[-1]
+    assert last.endswith("regret 0.2500 (no seed in common)")
