@@ -11,7 +11,7 @@ from slurm.ledger import SweepFolder
 from slurm.states import ACTIVE, RESULTS, Standing, State, last_error
 from train.model.image_scales import is_image_scale
 from train.run import tail
-from train.run.folder import METRICS
+from train.run.folder import METRICS, ended_at
 from train.run.summary import SummaryError, read_summary
 from train.run.tail import Tail
 
@@ -147,7 +147,7 @@ def progress(folder: SweepFolder, standing: Standing) -> tuple[Tail, float | Non
         if standing.state is State.RUNNING:
             return _latest(path / METRICS, standing.run.steps)
         if standing.state in RESULTS:
-            return _finished(path, standing.state), None
+            return _finished(path, standing), None
     return Tail(), None
 
 
@@ -219,11 +219,11 @@ def _latest(file: Path, steps: int) -> tuple[Tail, float | None]:
     return now, left
 
 
-def _finished(folder: Path, state: State) -> Tail:
+def _finished(folder: Path, standing: Standing) -> Tail:
     with contextlib.suppress(SummaryError):
-        if summary := read_summary(folder, str(state)):
+        if summary := read_summary(folder, str(standing.state)):
             return summary[0]
-    return tail.final(folder / METRICS)
+    return tail.final(folder / METRICS, ended_at(standing.status))
 
 
 def _cut(text: str, width: int | None) -> str:

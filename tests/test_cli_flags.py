@@ -12,7 +12,7 @@ from train.cli import parse, record
 from train.config import Flags, make_config
 from train.method.methods import METHODS
 from train.model.scales import SCALES
-from train.run.identity import identity, run_name
+from train.run.identity import TABLE_DIGEST, differences, identity, run_name
 from train.trainer import MaxPTrainer
 
 pytestmark = pytest.mark.usefixtures("corpus_cache")
@@ -102,6 +102,39 @@ def test_how_a_run_is_spread_and_written_down_does_not_make_it_another(
 def test_what_a_run_computes_makes_it_another(flags: str) -> None:
     command = ["--scale", "debug", "--steps", "7"]
     assert identity(record(parse([*command, *flags.split()]))) != identity(record(parse(command)))
+
+
+def test_an_alignment_table_that_was_written_again_makes_it_another(tmp_path: Path) -> None:
+    """Else seeds that ran with one table would be averaged with seeds of the next."""
+    table = tmp_path / "table.json"
+    command = ["--scale", "debug", "--steps", "7", "--method", "maxP-frozen"]
+    command += ["--alignment-table", str(table)]
+    configs = []
+    for value in (0.5, 0.6):
+        table.write_text(f'{{"alignment": {{"lm_head": [{value}, 0.5, 0.5]}}}}')
+        configs.append(record(parse(command)))
+    first, second = configs
+    assert identity(first) != identity(second)
+    (difference,) = differences(first, second)
+    assert difference.startswith(f"{TABLE_DIGEST}: ")
+    del first[TABLE_DIGEST]  # as in an earlier version: the run can be resumed
+    assert differences(first, second) == []
+
+
+def test_other_held_out_sequences_make_it_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    """--validator.steps counts batches, --validator.sequences does not."""
+    command = ["--scale", "debug", "--steps", "7"]
+    small = ["--training.local_batch_size", "1"]
+    by_steps = [*command, "--validator.steps", "2"]
+    assert identity(record(parse([*command, *small]))) == identity(record(parse(command)))
+    four, one = record(parse(by_steps)), record(parse([*by_steps, *small]))
+    assert identity(four) != identity(one)
+    expected = "validator.held_out_sequences: 8 there, 2 here"
+    assert differences(four, one) == [expected]
+    del four["validator"]["held_out_sequences"]  # as in an earlier version
+    assert differences(four, one) == []
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    assert identity(record(parse([*by_steps, *small]))) != identity(one)
 
 
 def test_without_a_global_batch_the_number_of_processes_makes_it_another(

@@ -18,6 +18,7 @@ from train.results.analysis import Results, loss_table
 from train.results.collect import collect
 from train.results.formats import render
 from train.results.report import report
+from train.run.identity import TABLE_DIGEST
 
 GAMMAS = (0.3, 1, 3)
 
@@ -83,10 +84,30 @@ def test_what_does_not_define_an_experiment_is_no_axis(
 
 def test_what_a_scale_a_method_or_the_steps_bring_with_them_is_no_axis(tmp_path: Path) -> None:
     for scale, method, steps in (("s1", "maxP", 1), ("s2", "maxP", 2), ("s1", "sp", 3)):
-        brought = {"model": {"dim": scale}, "table": method, "warmup": steps}
+        brought = {"model": {"dim": scale}, "maxp": {"probe": method, "measure_from": steps}}
+        brought |= {"lr_scheduler": {"warmup_steps": steps}, "validator": {"freq": steps}}
+        brought |= {TABLE_DIGEST: method}
         run: dict[str, Any] = {"scale": scale, "method": method, "steps": steps}
         write_run(tmp_path, **run, validation=3.0, settings=brought)
     assert analysed(tmp_path).axes == {}
+
+
+def test_methods_that_differ_in_another_setting_are_not_on_one_line(tmp_path: Path) -> None:
+    """As two sweeps in one folder: each method has only one value."""
+    for method, batch in (("maxP", 8), ("mup-full", 4)):
+        settings = {"training": {"global_batch_size": batch}}
+        write_run(tmp_path, method=method, validation=3.0, settings=settings)
+    assert analysed(tmp_path).axes == {"training.global_batch_size": "global_batch_size"}
+
+
+def test_runs_of_other_lengths_that_differ_in_another_setting_are_not_averaged(
+    tmp_path: Path,
+) -> None:
+    """As many tokens, in fewer and larger steps."""
+    for seed, steps, batch in ((1, 100, 8), (2, 200, 4)):
+        settings = {"training": {"global_batch_size": batch}}
+        write_run(tmp_path, seed=seed, steps=steps, validation=3.0 + seed, settings=settings)
+    assert analysed(tmp_path).cells["mean"].tolist() == [5.0, 4.0]
 
 
 def test_a_setting_that_follows_from_another_is_no_second_axis(tmp_path: Path) -> None:
@@ -358,3 +379,13 @@ def test_one_seed_has_a_regret_and_no_interval(tmp_path: Path) -> None:
     (row,) = analysed(tmp_path).transfer.to_dict("records")
     assert (row["regret"], row["seeds"]) == (0.5, 1)
     assert math.isnan(row["low"])
+
+
+def test_a_regret_between_other_seeds_says_so(tmp_path: Path) -> None:
+    base = {"maxp": {"base_scale": "s0"}}
+    runs = [("s0", 0.01, 1, 3.0), ("s0", 0.1, 1, 3.5), ("s1", 0.01, 1, 3.0), ("s1", 0.1, 2, 2.75)]
+    for scale, lr, seed, loss in runs:
+        place: dict[str, Any] = {"scale": scale, "lr": lr, "seed": seed}
+        write_run(tmp_path, **place, validation=loss, settings=base)
+    last = render(collect(tmp_path), "validation").splitlines()[-1]
+    assert last.endswith("regret 0.2500 (no seed in common)")

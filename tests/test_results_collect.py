@@ -131,6 +131,16 @@ def test_a_corrupt_status_makes_one_run_unreadable_and_harms_no_other(tmp_path: 
 # collect
 
 
+def test_a_run_that_was_moved_counts_where_a_link_to_it_is(tmp_path: Path) -> None:
+    """As on a cluster, where a run goes to another disk when the first is full."""
+    here, there = tmp_path / "here", tmp_path / "there"
+    write_run(here, seed=1, validation=3.0)
+    moved = write_run(there, seed=2, validation=4.0)
+    (here / moved.name).symlink_to(moved)
+    (here / "again").symlink_to(here)  # a circle
+    assert sorted(collect(here)["validation"]) == [3.0, 4.0]
+
+
 def test_reading_writes_nothing(tmp_path: Path) -> None:
     write_run(tmp_path, validation=3.0)
     before = sorted(tmp_path.rglob("*"))

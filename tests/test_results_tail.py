@@ -10,7 +10,9 @@ import pytest
 from fake_runs import write_run
 
 from train.results.collect import collect
+from train.results.formats import render
 from train.run import tail
+from train.run.summary import write_summary
 
 
 def test_the_validation_metric_is_the_last_record_that_has_one(tmp_path: Path) -> None:
@@ -21,6 +23,26 @@ def test_the_validation_metric_is_the_last_record_that_has_one(tmp_path: Path) -
     ]
     write_run(tmp_path, records=records)
     assert collect(tmp_path)["validation"].tolist() == [3.5]
+
+
+@pytest.mark.parametrize("kept", [1, 2, 3])
+def test_metrics_that_were_cut_give_no_numbers_of_an_earlier_step(
+    tmp_path: Path, kept: int
+) -> None:
+    """As in a copy of a folder that was made while its run wrote the end of its metrics."""
+    records: list[dict[str, Any]] = [
+        {"step": 200, "loss": 5.0},
+        {"step": 200, "validation_loss": 4.0},
+        {"step": 400, "loss": 3.25},
+    ]
+    folder = write_run(tmp_path, records=records, validation=3.5)
+    write_summary(folder)
+    lines = (folder / "metrics.jsonl").read_text().splitlines(keepends=True)
+    (folder / "metrics.jsonl").write_text("".join(lines[:kept]))
+    runs = collect(tmp_path)
+    assert math.isnan(runs["validation"].item())
+    assert runs["train"].fillna(0).tolist() == [3.25 if kept == 3 else 0]
+    assert "completed without a validation loss: 1" in render(runs, "validation")
 
 
 def test_the_train_metric_is_the_mean_over_the_last_tenth_of_the_steps(tmp_path: Path) -> None:
@@ -67,7 +89,7 @@ def test_metrics_are_the_same_however_the_file_is_cut_into_blocks(
 ) -> None:
     monkeypatch.setattr(tail, "_BLOCK", block)
     records: list[dict[str, Any]] = [{"step": s, "loss": s / 8} for s in range(1, 401)]
-    records.insert(0, {"step": 0, "validation_loss": 5.5})
+    records.insert(0, {"step": 400, "validation_loss": 5.5})
     write_run(tmp_path, records=records)
     (row,) = collect(tmp_path).to_dict("records")
     assert row["validation"] == 5.5

@@ -192,7 +192,7 @@ def test_runs_that_have_not_finished_are_counted_by_state(tmp_path: Path) -> Non
 
 
 def test_a_completed_run_without_the_metric_is_named(tmp_path: Path) -> None:
-    folder = write_run(tmp_path, records=[{"step": 1, "loss": 3.0}])
+    folder = write_run(tmp_path, steps=1, records=[{"step": 1, "loss": 3.0}])
     runs = collect(tmp_path)
     note = f"completed without a validation loss: 1 ({folder})"
     assert render(runs, "validation").splitlines()[-1] == note

@@ -9,9 +9,9 @@ from typing import Any
 import tyro
 from torchtitan.config import ConfigManager
 
-from train.checks import check, global_batch_size
+from train.checks import check, data_parallel_ranks, global_batch_size
 from train.config import Flags, complete, make_config
-from train.run.identity import ADAMW, ADJUST_LR_FN
+from train.run.identity import ADAMW, ADJUST_LR_FN, HELD_OUT, TABLE_DIGEST
 from train.run.provenance import git_commit, versions
 from train.trainer import MaxPTrainer
 
@@ -91,6 +91,9 @@ def record(config: MaxPTrainer.Config) -> dict[str, Any]:
     settings = _plain(config.to_dict())
     # With the same sequences per step, a run is the same experiment on any number of processes.
     settings["training"]["global_batch_size"] = global_batch_size(config)
+    if config.validator.enable and config.validator.steps > 0:  # else --validator.sequences
+        step = config.training.local_batch_size * data_parallel_ranks(config)
+        settings["validator"][HELD_OUT] = config.validator.steps * step
     if config.maxp.probe == "fixed" or not config.maxp.measures:
         del settings["maxp"]["probe"]  # as in runs from before the flag existed
     if config.maxp.adjust_lr_fn == ADJUST_LR_FN:
@@ -107,6 +110,7 @@ def record(config: MaxPTrainer.Config) -> dict[str, Any]:
         "seed": config.debug.seed,
         "steps": config.training.steps,
         **_tokenizer(config.hf_assets_path),
+        **_table(config.maxp.alignment_table),
         **settings,
         "versions": versions(),
         "git_commit": git_commit(),
@@ -116,6 +120,11 @@ def record(config: MaxPTrainer.Config) -> dict[str, Any]:
 def _tokenizer(assets: str) -> dict[str, str]:
     """The digest of a run's tokenizer, if it has one: a run on images has none."""
     return {"tokenizer_sha256": _digest(Path(assets) / "tokenizer.json")} if assets else {}
+
+
+def _table(path: str | None) -> dict[str, str]:
+    """The digest of a run's alignment table, if it has one: the file may be written again."""
+    return {} if path is None else {TABLE_DIGEST: _digest(Path(path))}
 
 
 def _digest(file: Path) -> str:

@@ -1,19 +1,19 @@
 """The settings in which runs differ beyond scale, method, lr, seed and steps.
 
-Runs of one scale, method and lr are seeds of one experiment only if all their other defining
-settings are equal. A setting that differs is an axis of the tables: each combination of values has
-its own cells.
+Runs of one scale are seeds of one experiment, or methods to compare, only if all their other
+defining settings are equal. A setting that differs is an axis of the tables: each combination of
+values has its own cells.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import pandas as pd
 
 from train.results.names import short_names, value_text
-from train.run.identity import ADAMW, ADJUST_LR_FN, NO_BASE, NOT_IDENTITY
+from train.run.identity import ADAMW, ADJUST_LR_FN, NO_BASE, NOT_IDENTITY, TABLE_DIGEST
 
 Path = tuple[str, ...]
 
@@ -24,6 +24,19 @@ _UNWRITTEN: dict[Path, str] = {
     ("maxp", "adjust_lr_fn"): ADJUST_LR_FN,
 }
 """Path -> value of a setting that a configuration lacks."""
+_OF_METHOD = frozenset(
+    ("maxp", name)
+    for name in (
+        *("probe", "probe_sequences", "probe_tokens", "measure", "measure_from", "solve_interval"),
+        *("c_ema", "alignment_ema", "resample_w0", "measure_bilinear", "warm_start", "bounded"),
+        "alignment_table",
+    )
+) | {(TABLE_DIGEST,)}
+"""Settings of alignment, which other methods do not use: they are compared within a method."""
+_OF_STEPS: frozenset[Path] = frozenset(
+    {("lr_scheduler", "warmup_steps"), ("maxp", "measure_from"), ("validator", "freq")}
+)
+"""Settings whose defaults follow from the steps: compared between runs of the same length."""
 _PLACED = NOT_IDENTITY | {"scale", "method", "lr", "seed", "steps"}
 
 
@@ -32,40 +45,57 @@ def base_scale(config: Mapping[str, Any]) -> str:
     return str(_value(config, _BASE))
 
 
+class _Place(NamedTuple):
+    scale: str
+    method: str
+    steps: str
+
+
 class Varying:
     """Finds the settings in which the configurations of many runs differ.
 
-    It keeps one configuration per scale, method and steps, and of the others only what differs.
+    It keeps one configuration per scale, and of the others only what differs.
     """
 
     def __init__(self) -> None:
-        self._first: dict[Path, Mapping[str, Any]] = {}
-        self._runs: list[tuple[Path, dict[Path, Any]]] = []
+        self._first: dict[str, Mapping[str, Any]] = {}
+        self._runs: list[tuple[_Place, dict[Path, Any]]] = []
 
     def add(self, config: Mapping[str, Any]) -> None:
-        group = tuple(str(config[key]) for key in ("scale", "method", "steps"))
-        first = self._first.setdefault(group, config)
-        self._runs.append((group, dict(_changes(first, config))))
+        place = _Place(*(str(config[key]) for key in _Place._fields))
+        first = self._first.setdefault(place.scale, config)
+        self._runs.append((place, dict(_changes(first, config))))
 
     def points(self) -> list[dict[str, Any]]:
         """The axes and their values for each configuration, in the order of `add`.
 
-        An axis is a setting that differs between runs of the same scale, method and steps. A
-        setting that follows from the axes before it is left out; those of ``maxp`` come first.
+        An axis is a setting that differs between runs of the same scale; see `_OF_METHOD` and
+        `_OF_STEPS` for those that are compared between fewer. A setting that follows from the axes
+        before it is left out; those of ``maxp`` come first.
         """
         paths = {path for _, changes in self._runs for path in changes}
         points: list[dict[str, Any]] = [{} for _ in self._runs]
-        keys: list[tuple[str, ...]] = [group for group, _ in self._runs]
+        above: list[tuple[str, ...]] = [() for _ in self._runs]  # the values of the axes so far
         for path in sorted(paths, key=lambda path: (path[0] != "maxp", path)):
-            default = {group: _value(config, path) for group, config in self._first.items()}
-            values = [changes.get(path, default[group]) for group, changes in self._runs]
+            default = {scale: _value(config, path) for scale, config in self._first.items()}
+            values = [changes.get(path, default[place.scale]) for place, changes in self._runs]
             texts = list(map(value_text, values))
+            keys = [
+                (*_compared(place, path), *texts_above)
+                for (place, _), texts_above in zip(self._runs, above, strict=True)
+            ]
             if len({*zip(keys, texts, strict=True)}) == len({*keys}):
                 continue
-            keys = [(*key, text) for key, text in zip(keys, texts, strict=True)]
+            above = [(*key, text) for key, text in zip(above, texts, strict=True)]
             for point, value in zip(points, values, strict=True):
                 point[".".join(path)] = value
         return points
+
+
+def _compared(place: _Place, path: Path) -> tuple[str, ...]:
+    """What runs have in common between which the setting at ``path`` is compared."""
+    method = place.method if path in _OF_METHOD else ""
+    return place.scale, method, place.steps if path in _OF_STEPS else ""
 
 
 def _changes(first: Any, other: Any, path: Path = ()) -> Iterator[tuple[Path, Any]]:

@@ -21,6 +21,7 @@ from train.run.folder import (
     STATUS,
     RunFolderError,
     describe_status,
+    ended_at,
     load_run,
 )
 from train.run.process import vanished
@@ -97,7 +98,13 @@ def _runs_below(folder: str | os.PathLike[str]) -> Iterator[str]:
     def unlisted(error: OSError) -> None:
         log.warning("%s cannot be listed (%s): skipped", error.filename, error.strerror)
 
-    for path, folders, files in os.walk(folder, onerror=unlisted):
+    walked: set[str] = set()
+    # A run that was moved to another disk has a link in its place; links may form circles.
+    for path, folders, files in os.walk(folder, onerror=unlisted, followlinks=True):
+        if (place := os.path.realpath(path)) in walked:
+            folders.clear()
+            continue
+        walked.add(place)
         folders.sort()
         if CONFIG in files:
             yield path
@@ -123,7 +130,8 @@ def read_run(folder: Path, varying: Varying) -> dict[str, Any]:
         state = VANISHED if vanished(run.status) else state
         row |= {"state": state, "description": describe_status(run.status)}
         row |= {"updated": run.status.get("updated"), "base_scale": base_scale(run.config)}
-        numbers, parameters, row["bad_summary"] = _numbers(folder, state)
+        stopped = ended_at(run.status)
+        numbers, parameters, row["bad_summary"] = _numbers(folder, state, stopped)
     except (RunFolderError, OSError) as error:
         return row | {"state": UNREADABLE, "lr": None, "description": str(error)}
     except (KeyError, TypeError, ValueError):
@@ -134,13 +142,12 @@ def read_run(folder: Path, varying: Varying) -> dict[str, Any]:
     row |= vars(numbers) | {"parameters": parameters}
     if state != "completed":
         row |= {"validation": None, "accuracy": None, "train": None}
-    stopped = run.status.get("step")
-    if isinstance(stopped, int):  # for a run that diverged: the step at which it did
+    if stopped is not None:  # for a run that diverged: the step at which it did
         row["step"] = stopped
     return row
 
 
-def _numbers(folder: Path, state: str) -> tuple[Tail, int | None, str]:
+def _numbers(folder: Path, state: str, end: int | None) -> tuple[Tail, int | None, str]:
     """A run's numbers, its number of parameters, and why its summary cannot be used."""
     if state not in FINISHED:
         return tail.latest(folder / METRICS), None, ""
@@ -152,7 +159,7 @@ def _numbers(folder: Path, state: str) -> tuple[Tail, int | None, str]:
         summary, problem = None, str(error)
     if summary is not None:
         return *summary, ""
-    numbers = tail.final(folder / METRICS)
+    numbers = tail.final(folder / METRICS, end)
     if numbers.skipped_lines:
         log.warning("%s: %d corrupt lines skipped", folder / METRICS, numbers.skipped_lines)
     return numbers, None, problem

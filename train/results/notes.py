@@ -135,14 +135,15 @@ def regret_text(row: Row) -> str:
         return "no finished run at that lr"
     if math.isnan(row["regret"]):
         return "no best to compare with"
-    interval = "" if math.isnan(row["low"]) else f" ({interval_text(row)})"
-    return f"regret {row['regret']:.4f}{interval}"
+    interval = interval_text(row)
+    return f"regret {row['regret']:.4f}" + (f" ({interval})" if interval else "")
 
 
 def interval_text(row: Row) -> str:
-    """The 95% interval of a regret, or "" if there is none."""
+    """The 95% interval of a regret, or "" if there is none; or that it compares other seeds."""
     if math.isnan(row["low"]):
-        return ""
+        unpaired = row["seeds"] == 0 and math.isfinite(row["regret"])
+        return "no seed in common" if unpaired else ""
     return f"95% {row['low']:.4f} to {row['high']:.4f}, n = {row['seeds']}"
 
 

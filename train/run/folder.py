@@ -179,6 +179,12 @@ def load_run(path: str | os.PathLike[str], *, metrics: bool = True) -> RunRecord
     return RunRecord(folder, config, status, records, skipped)
 
 
+def ended_at(status: Mapping[str, Any]) -> int | None:
+    """The step in a status.json, None if it names none."""
+    step = status.get("step")
+    return step if isinstance(step, int) else None
+
+
 def describe_status(status: Mapping[str, Any]) -> str:
     """The content of a status.json in words, e.g. "failed at step 12: out of memory"."""
     gone = vanished(status)

@@ -18,6 +18,16 @@ ADAMW: Literal["adamw"] = "adamw"
 ADJUST_LR_FN: Literal["match_rms_adamw"] = "match_rms_adamw"
 """Value of ``maxp.adjust_lr_fn`` that is not written, as it was not before it could be set."""
 
+TABLE_DIGEST = "alignment_table_sha256"
+"""Key of the digest of a run's alignment table."""
+
+HELD_OUT = "held_out_sequences"
+"""Key of the sequences that a run with ``validator.steps`` validates on, which depend on the batch
+of a process and on the number of processes."""
+
+_LATER = frozenset({TABLE_DIGEST, f"validator.{HELD_OUT}"})
+"""Keys that earlier versions did not write: they do not keep such a run from being resumed."""
+
 NOT_IDENTITY = frozenset(
     {
         # where, when, with what
@@ -52,7 +62,7 @@ def differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
     return [
         f"{key}: {theirs.get(key, _unwritten(key))} there, {ours.get(key, _unwritten(key))} here"
         for key in sorted(ours.keys() | theirs.keys())
-        if ours.get(key) != theirs.get(key)
+        if ours.get(key) != theirs.get(key) and (key in theirs or key not in _LATER)
     ]
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from train.run import tail
 from train.run.files import parse_record, write_whole
-from train.run.folder import FINISHED, METRICS, RunFolderError, load_run
+from train.run.folder import FINISHED, METRICS, RunFolderError, ended_at, load_run
 from train.run.tail import Tail
 
 SUMMARY = "summary.json"
@@ -50,7 +50,7 @@ def write_summary(
         **{key: run.config.get(key) for key in COORDINATES},
         "parameters": parameters,
         "state": state,
-        **asdict(tail.final(run.path / METRICS)),
+        **asdict(tail.final(run.path / METRICS, ended_at(run.status))),
         "metrics_bytes": _size(run.path / METRICS),
     }
     write_whole(run.path / SUMMARY, json.dumps(content, indent=2) + "\n")

@@ -31,7 +31,7 @@ class Tail:
     Losses are in nats per token, or per image.
 
     Attributes:
-        validation: the last validation loss.
+        validation: the validation loss of the last step.
         accuracy: of that validation, in [0, 1]; None for text.
         train: mean of the training losses logged in the last 10% of the steps, at least of one.
         loss: the last training loss.
@@ -59,8 +59,14 @@ class Tail:
     skipped_images: int | None = None
 
 
-def final(file: Path) -> Tail:
-    """All numbers of a run that has ended."""
+def final(file: Path, end: int | None) -> Tail:
+    """All numbers of a run that has ended.
+
+    Args:
+        end: the step at which it ended, if that is known. Metrics that lack it, as in a copy that
+            was made while the run wrote them, have neither its last validation nor its last
+            losses: ``validation``, ``accuracy`` and ``train`` are then None.
+    """
     validation: dict[str, Any] | None = None
     records: list[dict[str, Any]] = []  # with a training loss, last first
     last_step = 0.0
@@ -70,30 +76,36 @@ def final(file: Path) -> Tail:
         if whole_window and b'"validation_loss"' not in line:
             continue
         record = parse_record(line)
-        step = _number((record or {}).get("step"))
-        if record is None or step is None:
+        at = _number((record or {}).get("step"))
+        if record is None or at is None:
             skipped += 1
             continue
         if validation is None and "validation_loss" in record:
             validation = record
         if "loss" in record and not whole_window:
-            last_step = last_step if records else step
-            whole_window = bool(records) and 10 * (last_step - step) >= last_step
+            last_step = last_step if records else at
+            whole_window = bool(records) and 10 * (last_step - at) >= last_step
             if not whole_window:
                 records.append(record)
         if whole_window and validation is not None:
             break
+    last = records[0] if records else {}
+    step = _whole((last or validation or {}).get("step"))
+    validated = _whole((validation or {}).get("step"))
+    reached = max(step or 0, validated or 0)
+    if validated != max(reached, end or 0):
+        validation = None  # of a step before the end
     losses = [_number(record["loss"]) for record in records]
     speeds = [v for r in records if (v := speed(r)) is not None]
     known = [loss for loss in losses if loss is not None]
-    last = records[0] if records else {}
+    whole = bool(known) and len(known) == len(losses) and reached >= (end or 0)
     return Tail(
         validation=_number((validation or {}).get("validation_loss")),
         accuracy=_number((validation or {}).get("validation_accuracy")),
         # One loss that is not finite makes the mean not finite.
-        train=math.fsum(known) / len(known) if known and len(known) == len(losses) else None,
+        train=math.fsum(known) / len(known) if whole else None,
         loss=_number(last.get("loss")),
-        step=_whole((last or validation or {}).get("step")),
+        step=step,
         tokens=_seen(last),
         tokens_per_second=statistics.median(speeds) if speeds else None,
         skipped_lines=skipped,
