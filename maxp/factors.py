@@ -264,6 +264,8 @@ class ParamGroups(SiteExponents):
         groups = [] if optimizer is None else optimizer.param_groups
         groups = [group for group in groups if group.get("name") in self._groups]
         names = Counter(group["name"] for group in groups)
+        if len(names) == len(groups):
+            return groups
         own = {id(p) for group in self._param_groups for p in group["params"]}
         return [
             group
