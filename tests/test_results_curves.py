@@ -105,7 +105,7 @@ def test_a_single_seed_has_no_band(tmp_path: Path) -> None:
 
 def test_a_long_curve_is_thinned_and_keeps_its_ends(tmp_path: Path) -> None:
     records = [{"step": step, "loss": 5.0 + step / 1000} for step in range(1, 1001)]
-    write_run(tmp_path, validation=3.0, records=records)
+    write_run(tmp_path, steps=1000, validation=3.0, records=records)
     shown = line(charts(tmp_path)["", "loss", "s1"], "maxP")
     assert len(shown) == 300
     assert {min(shown), max(shown)} == {1, 1000}
