@@ -43,7 +43,7 @@ def refused(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
         ("--lr nan", "--lr nan: must be positive"),
         ("--seed -1", "--seed -1: must not be negative"),
         ("--steps 0", "--steps 0: must be at least 1"),
-        ("--training.steps 0", "--training.steps 0: must be at least 1"),
+        ("--steps 9 --training.steps 8", "--steps 9: --training.steps 8 says otherwise: remove"),
         ("--training.local_batch_size 3", "--training.global_batch_size 4: must be a multiple of"),
         ("--training.local_batch_size 0", "--training.local_batch_size 0: must be at least 1"),
         ("--method maxP-frozen", "--method maxP-frozen needs --maxp.alignment-table FILE"),
@@ -149,6 +149,7 @@ def test_an_environment_that_is_not_torchruns_is_answered_by_one_line(
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
+        ("--scale debug --training.steps 0", "--training.steps 0: must be at least 1"),
         ("--module configs.llama3", "--config is required"),
         ("--module configs.llama3 --config s1_sgd", "Config function 's1_sgd' not found"),
         ("--module configs.mamba --config s1", "--module: Cannot import module 'configs.mamba'"),

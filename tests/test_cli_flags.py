@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -10,9 +12,11 @@ from harness import Run, run, tiny
 from configs import llama3
 from train.cli import parse, record
 from train.config import Flags, make_config
+from train.data.corpus import prepare_embedded
 from train.method.methods import METHODS
 from train.model.scales import SCALES
-from train.run.identity import TABLE_DIGEST, differences, identity, run_name
+from train.prepare import Options, prepare
+from train.run.identity import DATA_DIGEST, TABLE_DIGEST, differences, identity, run_name
 from train.trainer import MaxPTrainer
 
 pytestmark = pytest.mark.usefixtures("corpus_cache")
@@ -33,6 +37,36 @@ def test_any_flag_of_torchtitan_can_follow() -> None:
     assert config.optimizer.implementation == "for-loop"
     assert config.metrics.log_freq == 5
     assert config.training.steps == 7
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs"),
+    [
+        ("--method sp", "--maxp.method maxP"),
+        ("--lr 1e-3", "--maxp.lr 1e-2"),
+        ("--optimizer muon", "--maxp.optimizer adamw"),
+        ("--seed 1", "--debug.seed 2"),
+        ("--seed=1", "--dataloader.seed 2"),
+        ("--steps 7", "--training.steps 8"),
+        ("--output-dir here", "--dump_folder there"),
+        ("--output_dir here", "--dump_folder there"),
+        ("--dataset embedded", "--dataloader.dataset c4"),
+        ("--tokenizer {tokenizer}", "--hf_assets_path elsewhere"),
+        ("--dataset-path text", "--dataloader.dataset_path elsewhere"),
+        ("--alignment-table a.json --method maxP-frozen", "--maxp.alignment_table b.json"),
+    ],
+)
+def test_flags_that_contradict_each_other_are_refused(ours: str, theirs: str) -> None:
+    ours = ours.format(tokenizer=prepare_embedded().tokenizer)
+    flag, setting = ours.replace("=", " ").replace("_", "-").split()[0], theirs.split()[0]
+    with pytest.raises(ValueError, match=rf"^{flag} .+: {setting} .+ says otherwise: remove one"):
+        parse(["--scale", "debug", *theirs.split(), *ours.split()])
+
+
+def test_a_flag_may_be_given_twice_if_both_agree() -> None:
+    flags = "--scale debug --lr 1e-3 --maxp.lr 0.001 --steps 7 --training.steps 7"
+    config = parse(flags.split())
+    assert (config.maxp.lr, config.training.steps) == (1e-3, 7)
 
 
 @pytest.mark.parametrize(("module", "scale"), [("llama3", "debug"), ("decoders", "qwen3-debug")])
@@ -119,6 +153,30 @@ def test_an_alignment_table_that_was_written_again_makes_it_another(tmp_path: Pa
     assert difference.startswith(f"{TABLE_DIGEST}: ")
     del first[TABLE_DIGEST]  # as in an earlier version: the run can be resumed
     assert differences(first, second) == []
+
+
+@pytest.mark.parametrize("prepared", [False, True])
+def test_text_that_was_written_again_makes_it_another(tmp_path: Path, prepared: bool) -> None:
+    """Else seeds on one text would be averaged with seeds on the next, under the same path."""
+    text, folder = tmp_path / "text.jsonl", tmp_path / "prepared"
+    command = ["--scale", "debug", "--steps", "7", "--dataset", "local"]
+    command += ["--dataset-path", str(folder if prepared else text)]
+    configs = []
+    for word in ("one", "one", "three"):
+        text.write_text("".join(f'{{"text": "{word} {line}"}}\n' for line in range(100)))
+        os.utime(text, (len(configs), len(configs)))  # as a copy of it
+        if prepared:
+            shutil.rmtree(folder, ignore_errors=True)
+            tokenizer = prepare_embedded().tokenizer
+            prepare(Options(folder, "local", dataset_path=text, tokenizer=tokenizer))
+        configs.append(record(parse(command)))
+    first, copy, other = configs
+    assert identity(first) == identity(copy)
+    training, validation = differences(first, other)
+    assert training.startswith(f"dataloader.{DATA_DIGEST}: ")
+    assert validation.startswith(f"validator.dataloader.{DATA_DIGEST}: ")
+    del first["dataloader"][DATA_DIGEST], first["validator"]["dataloader"][DATA_DIGEST]
+    assert differences(first, other) == []  # as in an earlier version: the run can be resumed
 
 
 def test_other_held_out_sequences_make_it_another(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,7 +18,7 @@ from train.results.analysis import Results, loss_table
 from train.results.collect import collect
 from train.results.formats import render
 from train.results.report import report
-from train.run.identity import TABLE_DIGEST
+from train.run.identity import DATA_DIGEST, TABLE_DIGEST
 
 GAMMAS = (0.3, 1, 3)
 
@@ -115,6 +115,20 @@ def test_a_setting_that_follows_from_another_is_no_second_axis(tmp_path: Path) -
         settings = {"training": {"seq_len": length}, "maxp": {"depth": depth}}
         write_run(tmp_path, seed=seed, validation=3.0, settings=settings)
     assert analysed(tmp_path).axes == {"maxp.depth": "depth"}
+
+
+def test_a_run_of_a_version_that_wrote_no_digest_is_a_seed_of_those_with_one(
+    tmp_path: Path,
+) -> None:
+    for seed, settings in enumerate([{}, {DATA_DIGEST: "a"}, {DATA_DIGEST: "a"}]):
+        data = {"dataloader": {"dataset": "local", **settings}}
+        write_run(tmp_path / "one", seed=seed, validation=3.0, settings=data)
+        write_run(tmp_path / "two", seed=seed, validation=3.0, settings=data)
+    other = {"dataloader": {"dataset": "local", DATA_DIGEST: "b"}}
+    write_run(tmp_path / "two", seed=3, validation=4.0, settings=other)
+    assert analysed(tmp_path / "one").cells["seeds"].tolist() == [3]
+    # It may be a seed of either.
+    assert sorted(analysed(tmp_path / "two").cells["seeds"]) == [1, 1, 2]
 
 
 def test_settings_in_lists_are_compared_one_by_one(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 import hashlib
 import sys
 from collections.abc import Sequence
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,8 @@ from torchtitan.config import ConfigManager
 
 from train.checks import check, data_parallel_ranks, global_batch_size
 from train.config import Flags, complete, make_config
-from train.run.identity import ADAMW, ADJUST_LR_FN, HELD_OUT, TABLE_DIGEST
+from train.data.loader import TextDataLoader, text_digest
+from train.run.identity import ADAMW, ADJUST_LR_FN, DATA_DIGEST, HELD_OUT, TABLE_DIGEST
 from train.run.provenance import git_commit, versions
 from train.trainer import MaxPTrainer
 
@@ -20,6 +22,19 @@ PROG = "python -m train"
 # torchtitan's own rules, for example for lists: A,B,C.
 _REGISTRY = tyro.constructors.ConstructorRegistry()
 ConfigManager.register_tyro_rules(_REGISTRY)
+# Own flag -> the settings that it is for.
+_SETTINGS = {
+    "method": ("maxp.method",),
+    "lr": ("maxp.lr",),
+    "optimizer": ("maxp.optimizer",),
+    "seed": ("debug.seed", "dataloader.seed"),
+    "steps": ("training.steps",),
+    "output_dir": ("dump_folder",),
+    "dataset": ("dataloader.dataset",),
+    "dataset_path": ("dataloader.dataset_path",),
+    "tokenizer": ("hf_assets_path",),
+    "alignment_table": ("maxp.alignment_table",),
+}
 USAGE = """Train LLaMA-3, or an image classifier, with a learning rate for each layer. Examples:
 
     python -m train --scale debug --method maxP --lr 1e-1
@@ -81,9 +96,26 @@ def _parse(given: list[str]) -> MaxPTrainer.Config:
             prog=PROG,
             registry=_REGISTRY,
         )
+        _check_agreement(given, flags, config)
     complete(config)
     check(config)
     return config
+
+
+def _check_agreement(given: list[str], flags: Flags, config: MaxPTrainer.Config) -> None:
+    """Refuse an own flag whose setting a flag of torchtitan or of ``--maxp`` changed.
+
+    Else it would have no effect, for example in every run of a sweep over it.
+    """
+    names = {word.split("=")[0].removeprefix("--").replace("-", "_") for word in given}
+    for name in _SETTINGS.keys() & names:
+        asked = getattr(flags, name)
+        for setting in _SETTINGS[name]:
+            if (got := attrgetter(setting)(config)) != asked:
+                raise ValueError(
+                    f"--{name.replace('_', '-')} {asked}: --{setting} {got} says otherwise: "
+                    "remove one of them"
+                )
 
 
 def record(config: MaxPTrainer.Config) -> dict[str, Any]:
@@ -94,6 +126,12 @@ def record(config: MaxPTrainer.Config) -> dict[str, Any]:
     if config.validator.enable and config.validator.steps > 0:  # else --validator.sequences
         step = config.training.local_batch_size * data_parallel_ranks(config)
         settings["validator"][HELD_OUT] = config.validator.steps * step
+    for part, data in (
+        (settings, config.dataloader),
+        (settings["validator"], config.validator.dataloader),
+    ):
+        if isinstance(data, TextDataLoader.Config) and (digest := text_digest(data)):
+            part["dataloader"][DATA_DIGEST] = digest
     if config.maxp.probe == "fixed" or not config.maxp.measures:
         del settings["maxp"]["probe"]  # as in runs from before the flag existed
     if config.maxp.adjust_lr_fn == ADJUST_LR_FN:

@@ -1,5 +1,6 @@
 """The dataloader of a run, for the embedded corpus, local files and hub datasets."""
 
+import hashlib
 import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -11,8 +12,8 @@ from torchtitan.components.tokenizer import BaseTokenizer, HuggingFaceTokenizer
 
 from train.data.cache import DataError
 from train.data.corpus import prepare_embedded
-from train.data.local import open_local
-from train.data.store import DocumentEncoder, TokenStore, is_prepared, open_prepared
+from train.data.local import find_files, open_local
+from train.data.store import DocumentEncoder, TokenStore, is_prepared, open_prepared, prepared_meta
 from train.data.stream import STREAMS, VALIDATION, StreamLoader
 from train.data.windows import Batch, WindowLoader
 
@@ -155,6 +156,26 @@ class TextDataLoader(BaseDataLoader):
             DataError: the position is from other data, or (hub datasets) another number of ranks.
         """
         self._loader.load_state_dict(state_dict)
+
+
+def text_digest(config: TextDataLoader.Config) -> str | None:
+    """16 hex digits that identify local text, the same for a copy of it; None for other datasets.
+
+    That of a folder which `train.prepare` wrote is of the split's tokens. That of other files is of
+    their names and sizes, so an edit that keeps a file's size does not change it.
+
+    Raises:
+        DataError: there is no usable file, or the folder is not prepared to its end or damaged.
+    """
+    if config.dataset != "local" or config.dataset_path is None:
+        return None
+    path = Path(config.dataset_path).expanduser()
+    if is_prepared(path):
+        content = prepared_meta(path, config.split).sha256
+    else:
+        files = find_files(path)
+        content = "".join(f"{file.relative_to(path)}\t{file.stat().st_size}\n" for file in files)
+    return hashlib.sha256(content.encode()).hexdigest()[:16]
 
 
 def document_encoder(tokenizer: BaseTokenizer) -> DocumentEncoder:

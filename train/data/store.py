@@ -14,6 +14,8 @@ and ``meta.json``, which is written last. `train.data.writer` writes it.
 import hashlib
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -29,6 +31,8 @@ META_FILE = "meta.json"
 PREPARED = "prepared.json"
 """Marks a folder of `train.prepare`, from its first file on."""
 TOKENIZER = "tokenizer"
+
+_PREPARE_AGAIN = "run the same `python -m train.prepare` again"
 
 
 @dataclass(frozen=True)
@@ -169,28 +173,47 @@ def is_prepared(path: Path) -> bool:
     return (path / PREPARED).is_file()
 
 
+def prepared_meta(path: Path, split: str) -> StoreMeta:
+    """The ``meta.json`` of one split of a folder that `train.prepare` wrote.
+
+    Raises:
+        DataError: the split is not finished, or the file is damaged.
+    """
+    if not (path / split / META_FILE).is_file():
+        raise DataError(f"--dataset-path {path}: {split} is not finished: {_PREPARE_AGAIN}")
+    with _prepared_again():
+        return read_meta(path / split)
+
+
 def open_prepared(path: Path, split: str, encoder: DocumentEncoder) -> TokenStore:
     """The store of one split of a folder that `train.prepare` wrote.
 
     Raises:
         DataError: it is not finished, damaged, or was made with another tokenizer.
     """
-    again = "run the same `python -m train.prepare` again"
     folder = path / split
-    if not (folder / "meta.json").is_file():
-        raise DataError(f"--dataset-path {path}: {split} is not finished: {again}")
-    try:
+    meta = prepared_meta(path, split)
+    with _prepared_again():
         store = TokenStore.open(folder)
-    except DamagedError as error:
-        raise DataError(f"{error.damage}: delete that folder, and {again}") from error
-    if store.meta.encoder != encoder.digest:
+    if meta.encoder != encoder.digest:
         raise DataError(
             f"--dataset-path {path} was prepared with another tokenizer: "
             f"pass --tokenizer {path / TOKENIZER}"
         )
-    if not store.meta.written_by(encoder):
-        raise DataError(f"{folder / META_FILE} is corrupt: delete the folder {folder}, and {again}")
+    if not meta.written_by(encoder):
+        raise DataError(
+            f"{folder / META_FILE} is corrupt: delete the folder {folder}, and {_PREPARE_AGAIN}"
+        )
     return store
+
+
+@contextmanager
+def _prepared_again() -> Iterator[None]:
+    """Adds the remedy to the error of a damaged folder that `train.prepare` wrote."""
+    try:
+        yield
+    except DamagedError as error:
+        raise DataError(f"{error.damage}: delete that folder, and {_PREPARE_AGAIN}") from error
 
 
 def file_checksum(path: Path) -> "hashlib._Hash":

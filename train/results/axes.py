@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 from train.results.names import short_names, value_text
-from train.run.identity import ADAMW, ADJUST_LR_FN, NO_BASE, NOT_IDENTITY, TABLE_DIGEST
+from train.run.identity import ADAMW, ADJUST_LR_FN, LATER, NO_BASE, NOT_IDENTITY, TABLE_DIGEST
 
 Path = tuple[str, ...]
 
@@ -79,17 +79,31 @@ class Varying:
         for path in sorted(paths, key=lambda path: (path[0] != "maxp", path)):
             default = {scale: _value(config, path) for scale, config in self._first.items()}
             values = [changes.get(path, default[place.scale]) for place, changes in self._runs]
-            texts = list(map(value_text, values))
             keys = [
                 (*_compared(place, path), *texts_above)
                 for (place, _), texts_above in zip(self._runs, above, strict=True)
             ]
+            if ".".join(path) in LATER:
+                values = _filled(keys, values)
+            texts = list(map(value_text, values))
             if len({*zip(keys, texts, strict=True)}) == len({*keys}):
                 continue
             above = [(*key, text) for key, text in zip(above, texts, strict=True)]
             for point, value in zip(points, values, strict=True):
                 point[".".join(path)] = value
         return points
+
+
+def _filled(keys: list[tuple[str, ...]], values: list[Any]) -> list[Any]:
+    """``values`` where None becomes the only other value that has the same key, if there is one."""
+    known: dict[tuple[str, ...], set[Any]] = {}
+    for key, value in zip(keys, values, strict=True):
+        if value is not None:
+            known.setdefault(key, set()).add(value)
+    only = {key: several.pop() for key, several in known.items() if len(several) == 1}
+    return [
+        only.get(key) if value is None else value for key, value in zip(keys, values, strict=True)
+    ]
 
 
 def _compared(place: _Place, path: Path) -> tuple[str, ...]:

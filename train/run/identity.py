@@ -25,8 +25,19 @@ HELD_OUT = "held_out_sequences"
 """Key of the sequences that a run with ``validator.steps`` validates on, which depend on the batch
 of a process and on the number of processes."""
 
-_LATER = frozenset({TABLE_DIGEST, f"validator.{HELD_OUT}"})
-"""Keys that earlier versions did not write: they do not keep such a run from being resumed."""
+DATA_DIGEST = "dataset_sha256"
+"""Key of the digest of local text, whose files may be written again."""
+
+LATER = frozenset(
+    {
+        TABLE_DIGEST,
+        f"validator.{HELD_OUT}",
+        f"dataloader.{DATA_DIGEST}",
+        f"validator.dataloader.{DATA_DIGEST}",
+    }
+)
+"""Keys that earlier versions did not write: they do not keep such a run from being resumed, and and
+tables take a run without one for a run with the only value that the others have."""
 
 NOT_IDENTITY = frozenset(
     {
@@ -62,7 +73,7 @@ def differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
     return [
         f"{key}: {theirs.get(key, _unwritten(key))} there, {ours.get(key, _unwritten(key))} here"
         for key in sorted(ours.keys() | theirs.keys())
-        if ours.get(key) != theirs.get(key) and (key in theirs or key not in _LATER)
+        if ours.get(key) != theirs.get(key) and (key in theirs or key not in LATER)
     ]
 
 
