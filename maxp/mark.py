@@ -211,6 +211,8 @@ class _Planner:
         bare = not ruled and not _is_called(None, module, parameter)
         if bare and len(growing) == 1 and _is_gain(base, tensor):
             return "gain: its entries have one sign"
+        if not ruled:
+            _warn_of_doubt(site_name(name), module, fan_in, tensor, growing)
         dim = fan_out if layer_type == "embedding" else fan_in
         # A rule may be for a weight that is stored the other way round.
         if dim is None or (layer_type != "hidden" and growing and dim not in growing):
@@ -254,6 +256,28 @@ def _is_called(parent: nn.Module | None, module: nn.Module, parameter: str) -> b
     """Whether a module contracts its input with this weight when it is called, and only that."""
     known = isinstance(module, (nn.Linear, nn.Embedding, *CONVOLUTIONS)) or is_transposed(module)
     return known and parameter == "weight" and not isinstance(parent, nn.MultiheadAttention)
+
+
+def _warn_of_doubt(
+    name: str, module: nn.Module, fan_in: int | None, weight: torch.Tensor, growing: list[int]
+) -> None:
+    """Warn of a weight whose shapes do not tell what it contracts."""
+    shape = "x".join(map(str, weight.shape))
+    sizes = [dim for dim, size in enumerate(weight.shape) if size > 1]
+    if fan_in is None and len(sizes) == 2 and growing == sizes[:1]:
+        logger.warning(
+            "%s: a parameter of shape %s whose first dimension alone grows is taken for an "
+            "embedding. If the model contracts this dimension, as in x @ %s, pass "
+            "rules={%r: 'readout'}; else pass rules={%r: 'embedding'}",
+            name, shape, name, name, name,
+        )  # fmt: skip
+    elif isinstance(module, nn.Bilinear) and len({1, 2}.intersection(growing)) == 2:
+        logger.warning(
+            "%s: both inputs of this nn.Bilinear grow, so it contracts n^2 products; it is marked "
+            "as if it contracted n, and its output grows with the width. Project one input to a "
+            "fixed size, or pass rules={%r: None} to leave it as it is",
+            name, name,
+        )  # fmt: skip
 
 
 def _is_gain(*weights: torch.Tensor) -> bool:

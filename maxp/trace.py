@@ -25,6 +25,11 @@ from maxp.sites import ParameterSite
 
 logger = logging.getLogger(__name__)
 
+_PRODUCTS = frozenset(
+    getattr(torch.ops.aten, name) for name in ("mm", "addmm", "bmm", "baddbmm", "mv", "addmv")
+)
+"""Contractions, whose last two tensors are contracted over the last and the first dimension, or
+over the last and the second one in a batch."""
 # In-place operations that do not read the old values.
 _OVERWRITES = frozenset({torch.ops.aten.copy_, torch.ops.aten.fill_, torch.ops.aten.zero_})
 
@@ -78,6 +83,12 @@ def trace(model: nn.Module, sample_input: Any) -> Graph:
         logger.warning(
             "%s: its weight is read outside its module, without the multiplier and the learning "
             "rate of that role; give what reads it a module, as in head.weight = %s.weight",
+            name, name,
+        )  # fmt: skip
+    for name in sorted(tracer.contracted):
+        logger.warning(
+            "%s: the model contracts its width, so it is no embedding, as its shapes say; pass "
+            "rules={%r: 'readout'}",
             name, name,
         )  # fmt: skip
     missed = [name for name in sites if name not in tracer.nodes]
@@ -138,6 +149,10 @@ class _Tracer(TorchDispatchMode):
         # operation outside a module with this weight reads it.
         self._weights = WeakIdKeyDictionary(ref_type=weakref.ref)
         self.read_outside: set[str] = set()
+        # The embeddings that are parameters by themselves: their name and n; and those of which an
+        # operation outside all sites contracts n.
+        self._tables = WeakIdKeyDictionary(ref_type=weakref.ref)
+        self.contracted: set[str] = set()
         self._running: dict[str, Any] = {}
         self._joins: dict[frozenset[str], str] = {}
         self._pending: dict[str, tuple[tuple[str | None, ...], frozenset[str]]] = {}
@@ -148,6 +163,8 @@ class _Tracer(TorchDispatchMode):
         kwargs = kwargs or {}
         leaves = [t for t in tree_leaves((args, kwargs)) if isinstance(t, torch.Tensor)]
         self._note_readers(leaves)
+        if func.overloadpacket in _PRODUCTS and not self._running:
+            self._note_contracted(*[t for t in args if isinstance(t, torch.Tensor)][-2:])
         if sites := {s[0]: s for t in leaves if (s := self._parameter(t)) is not None}:
             return self._use(sites, leaves, func(*args, **kwargs))
         read = args[1:] if func.overloadpacket in _OVERWRITES and _is_whole(args[0]) else args
@@ -172,6 +189,14 @@ class _Tracer(TorchDispatchMode):
         }
         if len(floats) > len(read):  # not a view or a norm of the weight
             self.read_outside |= read
+
+    def _note_contracted(self, left: torch.Tensor, right: torch.Tensor) -> None:
+        """Note the embeddings of which a product contracts the width."""
+        for tensor, size in ((left, left.shape[-1]), (right, right.shape[-2:][0])):
+            name, n = self._tables.get(tensor.untyped_storage(), ("", 0))
+            # Of a square matrix, the sizes do not tell which dimension is contracted.
+            if size == n and list(tensor.shape).count(n) == 1:
+                self.contracted.add(name)
 
     def _parameter(self, tensor: torch.Tensor) -> tuple[str, Site] | None:
         return self._parameters.get(tensor.untyped_storage())
@@ -214,6 +239,7 @@ class _Tracer(TorchDispatchMode):
             storage = site.weight.untyped_storage()
             if site.layer_type == "embedding":
                 self._node_of[storage] = self._call(name, site, (None,))
+                self._tables[storage] = name, site.width_dim
             else:
                 self._parameters[storage] = name, site
             return []

@@ -473,3 +473,30 @@ def test_a_transposed_convolution_of_depth_1_contracts_nothing_that_grows() -> N
     assert types(plan)["depthwise"] == "embedding"
     assert types(plan)["out"] == "readout"
     assert plan.widths["depthwise"] == 16
+
+
+# Weights whose shapes do not tell what they contract
+
+
+class Doubtful(nn.Module):
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.position = nn.Parameter(torch.randn(1, 8, width))
+        self.layer = nn.Linear(width, width)
+        self.projection = nn.Parameter(torch.randn(width, 10))
+        self.pair = nn.Bilinear(width, width, width)
+        self.one_input = nn.Bilinear(width, 4, width)
+
+
+def test_a_weight_whose_shapes_do_not_tell_what_it_contracts_is_warned_of(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    plan = mark(Doubtful(64), Doubtful(16))
+    assert types(plan)["projection"] == "embedding"
+    projection, pair = caplog.messages
+    assert projection.startswith("projection: a parameter of shape 64x10 whose first dimension")
+    assert "rules={'projection': 'readout'}" in projection
+    assert pair.startswith("pair: both inputs of this nn.Bilinear grow")
+    caplog.clear()
+    mark(Doubtful(64), Doubtful(16), rules={"projection": "readout", "pair": None})
+    assert caplog.messages == []

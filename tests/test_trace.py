@@ -11,7 +11,8 @@ from models import FEATURES, MLP, linear
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from maxp import Graph, Parametrization, ParametrizedModule, trace
+from maxp import Graph, Parametrization, ParametrizedModule, mark, trace
+from maxp.module import LayerType
 
 Sources = dict[str, list[set[str]]]
 DEVICES = ["cpu", "meta"]
@@ -317,3 +318,50 @@ def test_a_weight_that_is_read_outside_its_module_is_warned_of(
     if not module:
         assert messages[0].startswith("embed: its weight is read outside its module")
         assert "head.weight = embed.weight" in messages[0]
+
+
+class BareProjections(nn.Module):
+    """Parameters of two dimensions, of which one grows: what is contracted is not in their names.
+
+    Args:
+        width: n.
+        products: whether heads are contracted by a product of matrices.
+    """
+
+    def __init__(self, width: int, *, products: bool = True) -> None:
+        super().__init__()
+        self.position = nn.Parameter(torch.randn(8, width))
+        self.layer = nn.Linear(width, width)
+        self.into, self.head = (nn.Parameter(torch.randn(*s)) for s in ((width, 10), (10, width)))
+        self.taps = nn.Parameter(torch.randn(width, 3))
+        self.rows = nn.Parameter(torch.randn(64, width))  # square at width 64
+        self.products = products
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.layer(self.position + x + self.rows.new_ones(8, 64) @ self.rows)
+        x = F.conv1d(x.mT, self.taps[:, None], padding=1, groups=len(self.taps)).mT
+        if not self.products:
+            return x + self.into.sum() + self.head.sum()
+        return x @ self.into + F.linear(x, self.head)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_a_bare_parameter_whose_width_is_contracted_is_warned_of(
+    device: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    for products, names in ((True, ["head", "into"]), (False, [])):
+        caplog.clear()
+        with torch.device(device):
+            model, base = (BareProjections(width, products=products) for width in (64, 16))
+        Parametrization(model, base=base, sample_input=torch.zeros(2, 8, 1))
+        messages = [m for m in caplog.messages if "the model contracts its width" in m]
+        assert [m.partition(":")[0] for m in messages] == names
+        assert all(f"rules={{'{n}': 'readout'}}" in m for n, m in zip(names, messages, strict=True))
+
+
+def test_a_rule_for_a_bare_readout_needs_no_warning(caplog: pytest.LogCaptureFixture) -> None:
+    rules: dict[str, LayerType | None]
+    rules = {"into": "readout", "head": "readout", "taps": "embedding"}
+    plan = mark(BareProjections(64), BareProjections(16), rules=rules)
+    Parametrization(plan.model, base=plan, sample_input=torch.zeros(2, 8, 1))
+    assert caplog.messages == []
