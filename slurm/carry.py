@@ -174,7 +174,8 @@ def _advice(carried: Carried) -> list[str]:
     states = {state for row in carried.rows for state in row["runs"].values()}
     lines = []
     if states & {State.MISSING, State.CANCELLED, State.VANISHED}:
-        lines.append(f"start missing runs: python -m slurm resume {carried.folder.path}")
+        where = shlex.quote(str(carried.folder.path))
+        lines.append(f"start missing runs: python -m slurm resume {where}")
     for row in carried.rows:
         if not row["runs"]:
             point = carried.results.points[row["combination"]]

@@ -1,6 +1,7 @@
 """The status of a sweep as text: one line per run, and a summary."""
 
 import contextlib
+import shlex
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -75,17 +76,18 @@ def counted(standings: Iterable[Standing]) -> str:
 def advice(folder: SweepFolder, standings: Sequence[Standing]) -> list[str]:
     """The commands to use next, one per line."""
     states = {standing.state for standing in standings}
+    where = shlex.quote(str(folder.path))
     hints = []
     at_work = folder.commands()
     if at_work and State.MISSING in states:
         numbers = " and ".join(str(process.pid) for process in at_work)
         hints.append(f"missing runs wait for process {numbers} of this machine")
     elif states & {State.MISSING, State.VANISHED, State.CANCELLED}:
-        hints.append(f"submit missing runs: python -m slurm resume {folder.path}")
+        hints.append(f"submit missing runs: python -m slurm resume {where}")
     if State.FAILED in states:
-        hints.append(f"start failed runs again: python -m slurm retry {folder.path}")
+        hints.append(f"start failed runs again: python -m slurm retry {where}")
     if states & RESULTS and not states & ACTIVE:
-        hints.append(f"the table: python -m slurm table {folder.path}")
+        hints.append(f"the table: python -m slurm table {where}")
     return hints
 
 

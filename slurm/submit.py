@@ -57,7 +57,7 @@ class SlurmExecutor(Executor):
                     self._submit(batch, code)
                     bar.update(len(batch.runs))
         if chosen:
-            print(f"follow them: python -m slurm status {self.folder.path}")
+            print(f"follow them: python -m slurm status {shlex.quote(str(self.folder.path))}")
         return 0
 
     def _submit(self, batch: Batch, code: Snapshot) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -230,6 +231,18 @@ def test_status_says_what_to_do_next(
     assert "4 runs: 3 vanished, 1 failed" in printed
     assert f"python -m slurm resume {case.folder.path}" in printed
     assert f"python -m slurm retry {case.folder.path}" in printed
+
+
+def test_advised_commands_can_be_pasted_where_a_folder_has_a_space(tmp_path: Path) -> None:
+    runs = [spec(name) for name in ("missing", "failed", "completed")]
+    folder = sweep(tmp_path / "my runs", *runs)
+    for run in runs[1:]:
+        folder.give(run.name, job(kind="local", pid=None))
+        RunFolder(folder.run(run.name)).set_status(run.name, step=1)  # type: ignore[arg-type]
+    commands = [line.partition(": ")[2] for line in show.advice(folder, survey(folder, runs))]
+    assert len(commands) == 3
+    for command in commands:
+        assert shlex.split(command)[4:] == [str(folder.path)]
 
 
 def test_watching_ends_when_nothing_is_left_that_goes_on(

@@ -15,7 +15,7 @@ from fake_runs import write_run
 from train.results.analysis import loss_table
 from train.results.collect import collect
 from train.results.formats import render
-from train.results.names import Metric
+from train.results.names import Format, Metric
 from train.results.report import main as report
 from train.table import main
 
@@ -189,6 +189,28 @@ def test_runs_that_have_not_finished_are_counted_by_state(tmp_path: Path) -> Non
     lines = render(collect(tmp_path), "validation").splitlines()
     assert lines[4] == "1e-2   -"
     assert lines[-1] == "not finished: 1 running, 2 failed, 1 no status"
+
+
+@pytest.mark.parametrize("format", ["csv", "latex"])
+def test_formats_without_a_place_for_notes_have_them_on_stderr(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], format: Format
+) -> None:
+    runs = tmp_path / "runs"
+    for seed, steps in enumerate((100, 200)):
+        write_run(runs, scale="debug", seed=seed, steps=steps, validation=3.0)
+    write_run(runs, scale="s1", state="failed")
+    unreadable = runs / "broken"
+    unreadable.mkdir()
+    (unreadable / "config.json").write_text("{")
+    for to in (None, tmp_path / "table"):
+        main(runs, format=format, to=to)
+        printed = capsys.readouterr()
+        assert printed.err.splitlines()[:2] == [
+            "note: debug: runs of different lengths: 100, 200 steps",
+            "note: s1: not finished: 1 failed",
+        ]
+        assert printed.err.splitlines()[2].startswith("note: unreadable folders: 1 ")
+        assert "note" not in printed.out
 
 
 def test_a_completed_run_without_the_metric_is_named(tmp_path: Path) -> None:

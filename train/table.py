@@ -12,9 +12,11 @@ from typing import Annotated
 import tyro
 from tyro.conf import Positional, arg
 
+from train.results.analysis import Results
 from train.results.collect import UNREADABLE, collect
-from train.results.formats import render
+from train.results.formats import write
 from train.results.names import Format, Metric, named, scales_in_order
+from train.results.notes import every_note
 from train.run.files import write_whole
 
 
@@ -33,6 +35,7 @@ def main(
         runs_dir: Folder to search for runs, at any depth.
         metric: The final validation loss, or the mean training loss over the last 10% of the steps.
         format: Plain text, Markdown, CSV and JSON with full precision, or LaTeX with booktabs.
+            Notes on the runs go to stderr for CSV and LaTeX.
         scale: Show only this scale.
         to: Write to this file instead of printing.
     """
@@ -48,7 +51,11 @@ def main(
     if scale is not None and scale not in scales:
         sys.exit(f"--scale {scale}: RUNS_DIR {runs_dir} has only {', '.join(scales)}")
     shown = runs if scale is None else runs[~readable | (runs["scale"] == scale)]
-    text = render(shown, metric, format)
+    results = Results.of(shown, metric)
+    text = write(results, format)
+    if format in ("csv", "latex"):
+        for note in every_note(results):
+            print(f"note: {note}", file=sys.stderr)
     if to is None:
         print(text)
         return

@@ -28,6 +28,11 @@ _LATEX = str.maketrans(
 
 def render(runs: pd.DataFrame, metric: Metric, style: Format = "text") -> str:
     """The results of ``runs``, a table from `collect.collect`, in one format."""
+    return write(Results.of(runs, metric), style)
+
+
+def write(results: Results, style: Format) -> str:
+    """The results in one format. CSV and LaTeX have no place for `notes.every_note`."""
     writers: dict[Format, Callable[[Results], str]] = {
         "text": lambda results: prose(results, markdown=False),
         "markdown": lambda results: prose(results, markdown=True),
@@ -35,7 +40,7 @@ def render(runs: pd.DataFrame, metric: Metric, style: Format = "text") -> str:
         "json": to_json,
         "latex": latex,
     }
-    return writers[style](Results.of(runs, metric))
+    return writers[style](results)
 
 
 def prose(results: Results, *, markdown: bool) -> str:

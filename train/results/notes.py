@@ -176,7 +176,8 @@ def run_notes(runs: pd.DataFrame, metric: Metric) -> list[str]:
     again = averaged[averaged.duplicated(same, keep=False)]
     if len(again):
         notes.append(f"several runs with the same seed, all in the mean: {named(again['path'])}")
-    steps = sorted(averaged["steps"].unique())
+    # Numbers with a point where an unreadable run is beside them.
+    steps = sorted(averaged["steps"].astype(int).unique())
     if len(steps) > 1:
         notes.append(f"runs of different lengths: {', '.join(map(str, steps))} steps")
     return notes
@@ -186,6 +187,17 @@ def unreadable_note(runs: pd.DataFrame) -> str | None:
     """The folders that cannot be read, if there are any."""
     unreadable = runs.loc[runs["state"] == UNREADABLE, "description"]
     return f"unreadable folders: {named(unreadable)}" if len(unreadable) else None
+
+
+def every_note(results: Results) -> list[str]:
+    """The `run_notes` of every scale, each after the scale's name, and the `unreadable_note`."""
+    lines = [
+        f"{scale}: {note}"
+        for scale in results.scales
+        for note in run_notes(results.runs[results.runs["scale"] == scale], results.metric)
+    ]
+    unreadable = unreadable_note(results.runs)
+    return [*lines, unreadable] if unreadable else lines
 
 
 def seeds_legend(cells: pd.DataFrame) -> str:
