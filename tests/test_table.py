@@ -213,6 +213,19 @@ def test_formats_without_a_place_for_notes_have_them_on_stderr(
         assert "note" not in printed.out
 
 
+def test_runs_of_different_versions_are_noted(tmp_path: Path) -> None:
+    """Seeds that were added after an update may have been made with other numerics."""
+    for seed, commit, torch in ((1, "0123456789", "2.13.0"), (2, "0123456789+dirty", "2.15.0")):
+        made_with = {"git_commit": commit, "versions": {"torch": torch, "python": "3.11.7"}}
+        write_run(tmp_path, seed=seed, validation=3.0, settings=made_with)
+        if seed == 1:
+            write_run(tmp_path, seed=3, validation=3.0, settings=made_with | {"git_commit": None})
+            write_run(tmp_path, seed=4, validation=3.0)  # of an early version
+            assert "versions" not in render(collect(tmp_path), "validation")
+    note = "runs of different versions: commit 0123456 and 0123456+dirty, torch 2.13.0 and 2.15.0"
+    assert render(collect(tmp_path), "validation").splitlines()[-1] == note
+
+
 def test_a_completed_run_without_the_metric_is_named(tmp_path: Path) -> None:
     folder = write_run(tmp_path, steps=1, records=[{"step": 1, "loss": 3.0}])
     runs = collect(tmp_path)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +55,7 @@ COLUMNS = (
         "loss",
     ),
     *("step", "tokens", "tokens_per_second", "skipped_lines", "bad_summary", "updated"),
+    "made_with",
     *COUNTS,
 )
 
@@ -79,6 +80,7 @@ def collect(*folders: str | os.PathLike[str]) -> pd.DataFrame:
         skipped_lines: number of corrupt lines in its metrics.
         bad_summary: why its summary cannot be used; empty if it can.
         updated: time of its status, ISO 8601, UTC.
+        made_with: the commit of its code and the versions of its packages, by name.
         refused, zero_terms, bounded, infeasible, skipped_images: the counts of `tail.COUNTS`;
             NaN for none.
     """
@@ -139,12 +141,21 @@ def read_run(folder: Path, varying: Varying) -> dict[str, Any]:
         reason = f"{folder / CONFIG} lacks one of {keys}, or its lr is not a positive number"
         return row | {"state": UNREADABLE, "lr": None, "description": reason}
     varying.add(run.config)
+    row["made_with"] = _made_with(run.config)
     row |= vars(numbers) | {"parameters": parameters}
     if state != "completed":
         row |= {"validation": None, "accuracy": None, "train": None}
     if stopped is not None:  # for a run that diverged: the step at which it did
         row["step"] = stopped
     return row
+
+
+def _made_with(config: Mapping[str, Any]) -> dict[str, str]:
+    """The first seven digits of the commit, and whether it was changed; the versions. Those that
+    a configuration lacks are left out."""
+    commit, versions = config.get("git_commit"), config.get("versions")
+    found = {"commit": commit[:7] + "+dirty" * commit.endswith("+dirty")} if commit else {}
+    return found | (versions if isinstance(versions, dict) else {})
 
 
 def _numbers(folder: Path, state: str, end: int | None) -> tuple[Tail, int | None, str]:

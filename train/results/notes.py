@@ -180,6 +180,12 @@ def run_notes(runs: pd.DataFrame, metric: Metric) -> list[str]:
     steps = sorted(averaged["steps"].astype(int).unique())
     if len(steps) > 1:
         notes.append(f"runs of different lengths: {', '.join(map(str, steps))} steps")
+    made_with: dict[str, set[str]] = {}
+    for name, version in (item for one in averaged["made_with"] for item in one.items()):
+        made_with.setdefault(name, set()).add(version)
+    several = [f"{n} {' and '.join(sorted(v))}" for n, v in made_with.items() if len(v) > 1]
+    if several:
+        notes.append(f"runs of different versions: {', '.join(several)}")
     return notes
 
 
