@@ -23,6 +23,8 @@ class SiteNode:
         weight_of: the site whose weight, and so whose c, this one shares (a tied weight).
         call_of: the site of which this node is a further call, with the same exponents.
         frozen: the weight is not trained, so the node has no c.
+        is_called: False for a module that is never called, because other code reads its weight. Its
+            input cannot be observed, so its alignment is not measured.
     """
 
     name: str
@@ -32,6 +34,7 @@ class SiteNode:
     weight_of: str | None = None
     call_of: str | None = None
     frozen: bool = False
+    is_called: bool = True
 
     @property
     def site(self) -> str:

@@ -237,7 +237,10 @@ class Measurement:
             n for n in self._sites if n not in reached and without_numbers(n) not in self._experts
         ]
         if missed:
-            raise ValueError(f"a forward pass does not reach {', '.join(missed)}")
+            raise ValueError(
+                f"a forward pass does not reach {', '.join(missed)}; if other code reads the "
+                "weight instead of calling the module, pass sample_input to Parametrization"
+            )
         for call, inputs in seen.items():
             # Not site.weight: during a forward pass FSDP replaces it.
             weight = self._weights.get(site_of(call))

@@ -224,16 +224,19 @@ class Parametrization(Steps):
         }
         draw(self.sites, self.weights, self._seeds, self._stds)
 
+        graph = graph_of(model, self.sites, sample_input)
+        uncalled = {node.site for node in graph.sites if not node.is_called}
         measurable = {
             name: site
             for name, site in self.sites.items()
-            if site.layer_type != "embedding"
+            if name not in uncalled
+            and site.layer_type != "embedding"
             and resolve(name, site, held) is None
             and (isinstance(site, nn.Module) or is_expert_weight(site))
             and not is_frozen(site)
         }
         super().__init__(
-            graph_of(model, self.sites, sample_input),
+            graph,
             exponents,
             "sgd" if optimizer_type == "sgd" else "adam",
             measurable,

@@ -20,7 +20,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 from torch.utils.weak import WeakIdKeyDictionary
 
 from maxp.graph import Graph, JoinNode, Node, SiteNode, chain
-from maxp.module import Site, find_sites, is_frozen, weight_owners
+from maxp.module import Site, few, find_sites, is_frozen, weight_owners
 from maxp.sites import ParameterSite
 
 logger = logging.getLogger(__name__)
@@ -67,18 +67,24 @@ def trace(model: nn.Module, sample_input: Any) -> Graph:
     sites = find_sites(model)
     if not sites:
         raise ValueError("no site found: wrap layers in ParametrizedModule")
-    tracer = _Tracer(weight_owners(sites))
-    hooks = [hook for name, site in sites.items() for hook in tracer.watch(name, site)]
     if isinstance(sample_input, Mapping):
         sample_input = dict(sample_input)
     if any(parameter.is_meta for parameter in model.parameters()):
         sample_input = tree_map_only(torch.Tensor, lambda t: t.to("meta"), sample_input)
-    try:
-        with evaluating(model), torch.no_grad(), _layer_by_layer(), tracer:
-            call_model(model, sample_input)
-    finally:
-        for hook in hooks:
-            hook.remove()
+    tracer = _traced(model, sites, sample_input)
+    # As in timm's BEiT: F.linear(x, self.qkv.weight, bias).
+    uncalled = frozenset(
+        name
+        for name in tracer.read_outside - tracer.nodes.keys()
+        if sites[name].layer_type == "hidden" and sites[name].scale == 1
+    )
+    if uncalled:
+        tracer = _traced(model, sites, sample_input, uncalled)
+        logger.warning(
+            "%s: the module is never called, since other code reads its weight: its alignment is "
+            "not measured, and stays that of the preset",
+            few(sorted(uncalled)),
+        )
     for name in sorted(tracer.read_outside):
         logger.warning(
             "%s: its weight is read outside its module, without the multiplier and the learning "
@@ -98,6 +104,28 @@ def trace(model: nn.Module, sample_input: Any) -> Graph:
             "sample_input that uses every site"
         )
     return Graph(tracer.nodes)
+
+
+def _traced(
+    model: nn.Module,
+    sites: Mapping[str, Site],
+    sample_input: Any,
+    uncalled: frozenset[str] = frozenset(),
+) -> "_Tracer":
+    """The tracer after one forward pass.
+
+    Args:
+        uncalled: sites whose weights are followed, since their modules are not called.
+    """
+    tracer = _Tracer(weight_owners(sites), uncalled)
+    hooks = [hook for name, site in sites.items() for hook in tracer.watch(name, site)]
+    try:
+        with evaluating(model), torch.no_grad(), _layer_by_layer(), tracer:
+            call_model(model, sample_input)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return tracer
 
 
 def graph_of(model: nn.Module, sites: Mapping[str, Site], sample_input: Any) -> Graph:
@@ -135,12 +163,13 @@ class _Tracer(TorchDispatchMode):
 
     Args:
         owners: for each site with a tied weight, the site that owns it.
+        uncalled: sites whose modules are not called, so that their weights are followed.
     """
 
-    def __init__(self, owners: Mapping[str, str]) -> None:
+    def __init__(self, owners: Mapping[str, str], uncalled: frozenset[str]) -> None:
         super().__init__()
         self.nodes: dict[str, Node] = {}
-        self._owners = owners
+        self._owners, self._uncalled = owners, uncalled
         self._calls: dict[str, dict[tuple[str | None, ...], str]] = {}
         self._node_of = WeakIdKeyDictionary(ref_type=weakref.ref)
         # Parameters that are sites by themselves, and views and copies of them.
@@ -229,13 +258,14 @@ class _Tracer(TorchDispatchMode):
                 self._owners.get(name),
                 name if calls else None,
                 is_frozen(site),
+                name not in self._uncalled,
             )
             calls[operands] = node
         return calls[operands]
 
     def watch(self, name: str, site: Site) -> list[Any]:
         """Hooks that store a site's operands and label its output with the site."""
-        if isinstance(site, ParameterSite):
+        if isinstance(site, ParameterSite) or name in self._uncalled:
             storage = site.weight.untyped_storage()
             if site.layer_type == "embedding":
                 self._node_of[storage] = self._call(name, site, (None,))

@@ -28,6 +28,7 @@ DIGITS = (
 VIT = "timm-vit_base_patch16_224,patch_size=2,depth=2"
 DEIT = "timm-deit_tiny_patch16_224,patch_size=2,depth=2"
 SMALL, LARGE = f"{DEIT},embed_dim=16,num_heads=1", f"{DEIT},embed_dim=32,num_heads=2"
+BEIT = "timm-beit_base_patch16_224,patch_size=2,depth=2"
 CONVNEXT = "timm-convnext_atto,depths=(1,1,1,1),dims="
 PAIRS = {
     "deit": (LARGE, SMALL),
@@ -35,10 +36,12 @@ PAIRS = {
         f"timm-vit_small_patch14_dinov2,patch_size=2,depth=2,embed_dim={16 * n},num_heads={n}"
         for n in (2, 1)
     ),
+    # Its qkv layers are never called: other code reads their weights.
+    "beit": (f"{BEIT},embed_dim=64,num_heads=4", f"{BEIT},embed_dim=32,num_heads=2"),
     "convnext": (f"{CONVNEXT}(16,16,32,32)", f"{CONVNEXT}(8,8,16,16)"),
 }
 MORE = ("--checkpoint.enable", "--lr", "3e-2", "--maxp.solve_interval", "1")
-READOUTS = {"deit": "head", "dinov2": "head", "convnext": "head.fc"}
+READOUTS = {"deit": "head", "beit": "head", "dinov2": "head", "convnext": "head.fc"}
 
 
 def of_timm(to: Path, scale: str, base: str, method: str, *more: str) -> list[str]:

@@ -11,7 +11,15 @@ from models import FEATURES, MLP, linear
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from maxp import Graph, Parametrization, ParametrizedModule, mark, trace
+from maxp import (
+    Alignment,
+    Graph,
+    Parametrization,
+    ParametrizedModule,
+    diagnose_axis,
+    mark,
+    trace,
+)
 from maxp.module import LayerType
 
 Sources = dict[str, list[set[str]]]
@@ -318,6 +326,75 @@ def test_a_weight_that_is_read_outside_its_module_is_warned_of(
     if not module:
         assert messages[0].startswith("embed: its weight is read outside its module")
         assert "head.weight = embed.weight" in messages[0]
+
+
+class WeightByCall(nn.Module):
+    """A hidden layer that is never called, as qkv in timm's BEiT and EVA."""
+
+    def __init__(self, width: int, *, head_by_call: bool = False) -> None:
+        super().__init__()
+        self.embed, self.qkv = nn.Linear(FEATURES, width), nn.Linear(width, width, bias=False)
+        self.out, self.head_by_call = nn.Linear(width, 3), head_by_call
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = F.linear(self.embed(x), self.qkv.weight, self.embed.bias).relu()
+        return F.linear(x, self.out.weight) if self.head_by_call else self.out(x)
+
+
+def by_call(width: int, x: Any, device: str = "cpu") -> Parametrization:
+    torch.manual_seed(width)
+    with torch.device(device):
+        base, model = WeightByCall(16), WeightByCall(width)
+    return Parametrization(model, base=base, lr_prefactor=1e-3, sample_input=x)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_a_hidden_layer_whose_weight_other_code_reads_feeds_what_follows(
+    device: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    p = by_call(64, torch.zeros(2, FEATURES), device)
+    assert sources(p.graph) == {"embed": [set()], "qkv": [{"embed"}], "out": [{"qkv"}]}
+    (message,) = caplog.messages
+    assert message.startswith("qkv: the module is never called, since other code reads its weight")
+
+
+def test_its_alignment_stays_that_of_the_preset_while_others_are_measured() -> None:
+    x = torch.randn(8, FEATURES)
+    p = by_call(64, x)
+    optimizer = torch.optim.Adam(p.param_groups)
+    p.capture_initial()
+    for _ in range(3):
+        p.model(x).square().mean().backward()
+        optimizer.step()
+        p.step(x, optimizer)
+    assert p.alignment["qkv"] == Alignment(1.0, 0.5, 1.0)
+    assert p.alignment["out"] != Alignment(1.0, 0.5, 1.0)
+
+
+def test_a_readout_that_is_never_called_has_no_multiplier_and_is_refused() -> None:
+    models = [WeightByCall(width, head_by_call=True) for width in (64, 16)]
+    with pytest.raises(ValueError, match="does not reach out;"):
+        Parametrization(models[0], base=models[1], sample_input=torch.zeros(2, FEATURES))
+
+
+def test_the_coordinate_check_judges_it_by_its_exponents() -> None:
+    x = torch.randn(8, FEATURES)
+
+    def make(width: int, factor: float) -> tuple[nn.Module, Any]:
+        p = by_call(width, x)
+        for group in p.param_groups:
+            group["lr"] *= width**factor if group["name"] == "qkv" else 1
+        return p.model, p.param_groups
+
+    for factor, wrong in ((0.0, False), (1.0, True)):
+        names, affected, _ = diagnose_axis(
+            lambda width, factor=factor: make(width, factor),
+            lambda _: x,
+            [32, 64, 128],
+            progress=False,
+        )
+        assert names == ["embed", "qkv", "out"]
+        assert ("qkv" in affected) == wrong
 
 
 class BareProjections(nn.Module):

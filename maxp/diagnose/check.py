@@ -254,15 +254,14 @@ def _outputs(model: nn.Module, sites: Mapping[str, Site], x: Any) -> dict[str, t
     """The sites' outputs on the probe, in evaluation mode.
 
     The output of a parameter that is an embedding by itself is the parameter. That of another
-    parameter is not observed: it is 0.
+    parameter, and of a module that is never called, is not observed: it is 0.
     """
-    outputs: dict[str, torch.Tensor] = {}
+    outputs = {name: torch.zeros(1, dtype=torch.float64) for name in sites}
     hooks = []
     for name, site in sites.items():
         if not isinstance(site, nn.Module):
-            parameter = site.weight.detach().to("cpu", torch.float64, copy=True)
-            seen = site.layer_type == "embedding"
-            outputs[name] = parameter if seen else torch.zeros(1, dtype=torch.float64)
+            if site.layer_type == "embedding":
+                outputs[name] = site.weight.detach().to("cpu", torch.float64, copy=True)
             continue
 
         def after(_: nn.Module, args: Any, out: Any, name: str = name) -> None:
