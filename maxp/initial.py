@@ -1,6 +1,6 @@
 """The weights of a model's sites: which are drawn, from which seeds, and whether they still are."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import torch
 
@@ -34,10 +34,14 @@ def draw(
     weights: Mapping[str, torch.Tensor],
     seeds: Mapping[str, int],
     stds: Mapping[str, float],
+    keep_bias: Collection[str] = (),
 ) -> None:
     """Draw every weight that is not on the meta device, and zero the biases of its sites.
 
     The row of an embedding that stands for padding is zero as well.
+
+    Args:
+        keep_bias: sites whose biases keep their effect: they are divided by the multiplier.
     """
     for name, weight in weights.items():
         if weight.is_meta:
@@ -50,7 +54,9 @@ def draw(
             local(weight)[padding - rows.start].zero_()
     for name in seeds:
         bias = bias_of(sites[name])
-        if bias is not None:
+        if bias is not None and name in keep_bias:
+            bias.div_(sites[name].scale)
+        elif bias is not None:
             bias.zero_()
 
 

@@ -234,6 +234,7 @@ class _Planner:
             has_multiplier=is_called and not isinstance(self._parent(prefix), _READ_DIRECTLY),
             is_called=is_called,
             tied_to=tied_to,
+            keeps_bias=_is_set(self._shapes.base.get(f"{site_name(name)}.bias"), base),
         )
 
     def _rule(self, name: str, module: nn.Module | None) -> tuple[bool, Rule]:
@@ -293,6 +294,19 @@ def _is_gain(*weights: torch.Tensor) -> bool:
         return False
     low, high = float(values.min()), float(values.max())
     return low * high >= 0 and (low != 0 or high != 0)
+
+
+def _is_set(bias: torch.Tensor | None, weight: torch.Tensor) -> bool:
+    """Whether a bias was set on purpose, as that of Mamba's time steps or of a forget gate.
+
+    Its entries then have one sign, and are equal or exceed torch's default, which is uniform
+    between plus and minus fan_in^-1/2.
+    """
+    if bias is None or not _is_gain(bias):
+        return False
+    values = whole(bias.detach()).abs()
+    equal = values.numel() > 1 and bool((values == values[0]).all())
+    return equal or float(values.max()) > (bias.numel() / weight.numel()) ** 0.5
 
 
 def _fans(module: nn.Module, parameter: str, tensor: torch.Tensor) -> tuple[int | None, int | None]:

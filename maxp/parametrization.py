@@ -222,7 +222,8 @@ class Parametrization(Steps):
             name: bases[owner].std * bases[owner].ratio ** -exponents[owner].b
             for name, owner in self._owners.items()
         }
-        draw(self.sites, self.weights, self._seeds, self._stds)
+        keep_bias = {w.name for w in self.plan.weights if w.keeps_bias} if self.plan else set()
+        draw(self.sites, self.weights, self._seeds, self._stds, keep_bias)
 
         graph = graph_of(model, self.sites, sample_input)
         uncalled = {node.site for node in graph.sites if not node.is_called}

@@ -27,6 +27,7 @@ class MarkedWeight:
         has_multiplier: the module's class gets a multiplier. If not, the multiplier is always 1.
         is_called: training calls the module, so that its input can be observed.
         tied_to: the site with which it shares its weight.
+        keeps_bias: the bias beside it was set on purpose in the base, so it is not zeroed.
     """
 
     name: str
@@ -40,6 +41,7 @@ class MarkedWeight:
     has_multiplier: bool
     is_called: bool
     tied_to: str | None
+    keeps_bias: bool = False
 
 
 @dataclass
@@ -102,6 +104,7 @@ class Plan:
                 row += [f"{p._stds[owner]:.3g}" if owner in p._stds else "-"]
             notes = [f"tied to {w.tied_to}"] if w.tied_to else []
             notes += [] if w.has_multiplier else ["multiplier 1"]
+            notes += ["keeps its bias"] if w.keeps_bias else []
             rows.append([*row, ", ".join(notes)])
         heads += [] if p is None else ["c", "lr", "std"]
         lines = _columns([[*heads, ""], *rows])

@@ -440,6 +440,40 @@ def test_gains_of_several_dimensions_keep_their_values(device: str) -> None:
     assert {id(model.get_parameter(name)) for name in GAINS} <= held
 
 
+class Biases(nn.Module):
+    """Layers with biases that are drawn, or that were set on purpose."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.drawn, self.zero = nn.Linear(8, width), nn.Linear(width, width)
+        self.time, self.gate = nn.Linear(4, width), nn.Linear(width, width)
+        self.prior, self.one_output = nn.Linear(width, 10), nn.Linear(width, 1)
+        with torch.no_grad():
+            self.zero.bias.zero_()
+            self.time.bias.copy_(torch.linspace(-7, -2, width))  # Mamba
+            self.gate.bias.copy_((torch.arange(width) < width // 4).float())  # a forget gate
+            self.prior.bias.fill_(-0.01)  # RetinaNet, and less than a bias that is drawn
+
+
+def test_a_bias_that_was_set_on_purpose_keeps_its_effect() -> None:
+    model = Biases(64)
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    p = Parametrization(model, base=Biases(32))
+    assert p.sites["prior"].scale != 1
+    for name in ("time", "gate", "prior"):
+        after = model.get_parameter(f"{name}.bias") * p.sites[name].scale
+        torch.testing.assert_close(after, before[f"{name}.bias"])
+    for name in ("drawn", "zero", "one_output"):
+        assert not model.get_parameter(f"{name}.bias").any()
+    assert str(p.plan).count("keeps its bias") == 3
+
+
+def test_without_the_values_of_a_base_biases_are_zeroed() -> None:
+    model = Biases(64)
+    Parametrization(model, base=on_meta(Biases, 32))
+    assert not any(p.any() for name, p in model.named_parameters() if name.endswith("bias"))
+
+
 def test_a_rule_makes_a_gain_a_site() -> None:
     plan = mark(Gains(64), Gains(32), rules={"log_a": "embedding"})
     assert plan.widths["log_a"] == 32
