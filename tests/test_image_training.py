@@ -162,6 +162,25 @@ def test_the_model_gets_the_classes_and_the_size_of_the_images(tmp_path: Path) -
     assert (held_out.num_classes, held_out.channels, held_out.image_size) == (3, 3, 10)
 
 
+def test_validation_reads_images_as_training_does() -> None:
+    """Else a model would be validated on images that are normalised, or cropped, in another way."""
+    flags = {
+        "augment": "timm", "interpolation": "nearest", "crop_pct": 0.5, "mean": (0.25,),
+        "std": (0.5,), "image_column": "photo", "label_column": "kind",
+    }  # fmt: skip
+    words = [
+        word
+        for name, value in flags.items()
+        for word in (f"--dataloader.{name}", str(value[0] if isinstance(value, tuple) else value))
+    ]
+    config = parse(["--scale", "vit-debug", *words])
+    held_out: Any = config.validator.dataloader
+    assert {name: getattr(held_out, name) for name in flags} == flags
+    own = ["--validator.dataloader.mean", "0.75", "--validator.dataloader.crop_pct", "1"]
+    held_out = parse(["--scale", "vit-debug", *words, *own]).validator.dataloader
+    assert (held_out.mean, held_out.std, held_out.crop_pct) == ((0.75,), (0.5,), 1.0)
+
+
 def test_a_class_that_is_added_does_not_enter_a_run_that_has_begun(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

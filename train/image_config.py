@@ -1,6 +1,6 @@
 """The torchtitan configuration of a run on images."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from torchtitan.components.tokenizer import BaseTokenizer
@@ -22,6 +22,12 @@ from train.run.identity import NO_BASE
 from train.trainer import MaxPTrainer
 
 VALIDATION_IMAGES = 50_000  # those of ImageNet-1k
+
+_OF_MODEL = ("image_size", "channels", "num_classes")
+_READ_ALIKE = (
+    *("augment", "interpolation", "crop_pct", "mean", "std"),
+    *("image_column", "label_column"),
+)
 
 
 class NoTokenizer(Configurable):
@@ -111,6 +117,8 @@ def _timm_model(name: str, flag: str) -> str:
 def match_data(config: MaxPTrainer.Config) -> None:
     """Give the model the classes and the size of the images, and validation those of training.
 
+    Validation also reads its images as training does, unless a flag of its own says otherwise.
+
     Raises:
         DataError: the data cannot be used, or its number of classes is unknown.
         ValueError: the model of timm cannot be used, or the base is another kind of model.
@@ -129,12 +137,19 @@ def match_data(config: MaxPTrainer.Config) -> None:
         num_classes=data.num_classes,
     )
     if isinstance(held_out, ImageDataLoader.Config):
-        for name in ("image_size", "channels", "num_classes"):
-            setattr(held_out, name, getattr(data, name))
+        _match_held_out(held_out, data)
     if isinstance(spec.model, TimmClassifier.Config):
         _match_timm(spec.model, config.maxp.base_scale)
     elif config.maxp.base_scale != NO_BASE:
         image_base(spec.model, config.scale, config.maxp.base_scale)
+
+
+def _match_held_out(held_out: ImageDataLoader.Config, data: ImageDataLoader.Config) -> None:
+    """Let validation read images as training does, without the random transforms."""
+    unset = {field.name: field.default for field in fields(held_out)}
+    for name in (*_OF_MODEL, *_READ_ALIKE):
+        if name in _OF_MODEL or getattr(held_out, name) == unset[name]:
+            setattr(held_out, name, getattr(data, name))
 
 
 def _match_timm(model: TimmClassifier.Config, base_scale: str) -> None:
