@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shutil
 import signal
 from pathlib import Path
 from typing import Any
@@ -10,15 +11,16 @@ from typing import Any
 import pytest
 import torch
 from harness import Run, run
-from image_cases import folder
+from image_cases import folder, picture
 from image_runs import STEPS, tiny_images
 from torch.nn import functional as F
 
 from scripts.torture.ranks import run_ranks
 from train.classification import ClassificationLoss
-from train.cli import parse
+from train.cli import parse, record
 from train.model.classifier import Classifier
 from train.preemption import StopFlag
+from train.run.identity import DATA_DIGEST, differences, identity
 from train.run.summary import read_summary
 
 CHECKPOINTS = ("--checkpoint.enable", "--checkpoint.interval", "4")
@@ -196,6 +198,28 @@ def test_a_class_that_is_added_does_not_enter_a_run_that_has_begun(
     printed = capsys.readouterr().err
     assert "holds the run of another configuration" in printed
     assert "num_classes: 2 there, 3 here" in printed
+
+
+def test_images_that_were_written_again_make_it_another_run(tmp_path: Path) -> None:
+    """Else seeds on some images would be averaged with seeds on others, under the same path."""
+    root = tmp_path / "images"
+    command = ["--scale", "vit-debug", "--dataset", "folder", "--dataset-path", str(root)]
+    configs = []
+    for size in (10, 10, 12):
+        shutil.rmtree(root, ignore_errors=True)
+        for split in ("train", "val"):
+            for name in "ab":
+                (root / split / name).mkdir(parents=True)
+                picture(0, size).save(root / split / name / "0.png")
+        configs.append(record(parse(command)))
+    first, copy, other = configs
+    assert identity(first) == identity(copy)
+    training, validation = differences(first, other)
+    assert training.startswith(f"dataloader.{DATA_DIGEST}: ")
+    assert validation.startswith(f"validator.dataloader.{DATA_DIGEST}: ")
+    (root / "val" / "b" / "0.png").unlink()
+    (root / "val" / "b" / "0.png").symlink_to("nowhere")
+    assert differences(other, record(parse(command)))[0].startswith("validator.dataloader")
 
 
 REFUSED = {

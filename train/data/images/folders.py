@@ -82,6 +82,17 @@ class ImageFolder:
 
         return Image.open(self._folder / self._files[index])
 
+    def sized_digest(self) -> str:
+        """Identifies the images, their labels and the sizes of their files."""
+        digest = hashlib.sha256(self.digest.encode())
+        for file in self._files:
+            try:
+                size = os.stat(self._folder / file).st_size
+            except OSError:  # it counts as unreadable
+                size = -1
+            digest.update(f" {size}".encode())
+        return digest.hexdigest()
+
     def _check_classes(self, folder: Path) -> None:
         for name in _subfolders(folder):
             if name not in self.classes:

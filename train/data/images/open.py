@@ -29,6 +29,22 @@ def open_images(dataset: str, path: str | None, split: str) -> ImageSet:
     return _open_folder(_folder(path), split)
 
 
+def images_digest(config: Any) -> str | None:
+    """16 hex digits that identify an image folder's split, the same for a copy; else None.
+
+    It is of the files' names and sizes, so an edit that keeps a file's size does not change it.
+
+    Args:
+        config: an `ImageDataLoader.Config`.
+
+    Raises:
+        DataError: the folder cannot be used.
+    """
+    if config.dataset != "folder":
+        return None
+    return _open_folder(_folder(config.dataset_path), config.split).sized_digest()[:16]
+
+
 def count_classes(config: Any) -> int:
     """The number of classes, for the model's head, without reading images.
 
@@ -72,5 +88,5 @@ def _folder(path: str | None) -> Path:
 
 
 @lru_cache(maxsize=4)  # each validation opens its images again
-def _open_folder(root: Path, split: str) -> ImageSet:
+def _open_folder(root: Path, split: str) -> ImageFolder:
     return ImageFolder(root, split)
