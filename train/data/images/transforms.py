@@ -35,11 +35,10 @@ class Transform:
         mean, std = normalisation(config)
         shape = {"input_size": config.image_size, "mean": mean, "std": std}
         if not self.random:
-            whole = not augments(config)
             self._transform: Callable[[Image.Image], torch.Tensor] = create_transform(
                 **shape,
                 interpolation=config.interpolation,
-                crop_pct=config.crop_pct or (1.0 if whole else None),
+                crop_pct=crop(config),
             )
             return
         try:
@@ -146,6 +145,12 @@ def normalisation(config: Any) -> tuple[tuple[float, ...], tuple[float, ...]]:
     else:
         defaults = (_timm_data().IMAGENET_DEFAULT_MEAN, _timm_data().IMAGENET_DEFAULT_STD)
     return config.mean or defaults[0], config.std or defaults[1]
+
+
+def crop(config: Any) -> float:
+    """Side of the centre crop relative to the resized image, without random transforms."""
+    whole = 1.0 if not augments(config) else _timm_data().DEFAULT_CROP_PCT
+    return float(config.crop_pct or whole)
 
 
 def _timm_data() -> Any:
