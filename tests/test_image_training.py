@@ -232,6 +232,29 @@ REFUSED = {
 }
 
 
+@pytest.mark.parametrize(
+    ("flags", "remedy"),
+    [
+        ("--dataloader.dataset folder --dataloader.dataset_path {digits}", "reads digits, but"),
+        ("--dataset folder --dataset-path {ab} --validator.dataloader.dataset_path {az}",
+         "reads .*az, but training .*ab, with classes of its own: pass --dataset and"),
+        ("--dataloader.split validation", r"--dataloader\.split validation: must be train"),
+        ("--validator.dataloader.split train", r"--validator\.dataloader\.split train: must be"),
+    ],
+)  # fmt: skip
+def test_validation_on_other_classes_or_on_training_images_is_refused(
+    flags: str, remedy: str, tmp_path: Path
+) -> None:
+    classes = {"digits": "0123456789", "ab": "ab", "az": "az"}
+    roots = {
+        name: folder(tmp_path / name, {"train": 2, "val": 1}, some)
+        for name, some in classes.items()
+    }
+    command = ["--scale", "vit-debug", *flags.format(**roots).split()]
+    with pytest.raises(ValueError, match=remedy):
+        parse(command)
+
+
 @pytest.mark.parametrize("flags", REFUSED)
 def test_bad_input_is_refused_in_one_line(
     flags: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]

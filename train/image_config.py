@@ -8,7 +8,8 @@ from torchtitan.config import Configurable
 from torchtitan.config.configs import ParallelismConfig
 
 from train.classification import AccuracyValidator, ClassificationLoss, ImageMetrics
-from train.data.images import ImageDataLoader, count_classes
+from train.data.cache import DataError
+from train.data.images import ImageDataLoader, class_names, count_classes
 from train.defaults import shared_fields, shared_metrics, shared_validation
 from train.method.settings import MaxPSettings
 from train.model.classifier import Classifier, classifier_config, model_spec
@@ -138,6 +139,8 @@ def match_data(config: MaxPTrainer.Config) -> None:
     )
     if isinstance(held_out, ImageDataLoader.Config):
         _match_held_out(held_out, data)
+        if config.validator.enable:
+            _check_classes(held_out, data)
     if isinstance(spec.model, TimmClassifier.Config):
         _match_timm(spec.model, config.maxp.base_scale)
     elif config.maxp.base_scale != NO_BASE:
@@ -150,6 +153,22 @@ def _match_held_out(held_out: ImageDataLoader.Config, data: ImageDataLoader.Conf
     for name in (*_OF_MODEL, *_READ_ALIKE):
         if name in _OF_MODEL or getattr(held_out, name) == unset[name]:
             setattr(held_out, name, getattr(data, name))
+
+
+def _check_classes(held_out: ImageDataLoader.Config, data: ImageDataLoader.Config) -> None:
+    """Check that validation and training read images of the same classes, as far as is known.
+
+    Raises:
+        DataError: they do not.
+    """
+    ours, theirs = class_names(held_out), class_names(data)
+    on_digits = held_out.dataset == "digits", data.dataset == "digits"
+    if on_digits[0] != on_digits[1] or (ours and theirs and ours != theirs):
+        raise DataError(
+            f"--validator.dataloader reads {held_out.dataset_path or held_out.dataset}, but "
+            f"training {data.dataset_path or data.dataset}, with classes of its own: pass "
+            "--dataset and --dataset-path, which are for both"
+        )
 
 
 def _match_timm(model: TimmClassifier.Config, base_scale: str) -> None:

@@ -45,6 +45,20 @@ def images_digest(config: Any) -> str | None:
     return _open_folder(_folder(config.dataset_path), config.split).sized_digest()[:16]
 
 
+def class_names(config: Any) -> tuple[str, ...] | None:
+    """The names of the classes of the digits or of an image folder, without reading images.
+
+    Args:
+        config: an `ImageDataLoader.Config`.
+
+    Raises:
+        DataError: the folder cannot be used.
+    """
+    if config.dataset == "digits":
+        return CLASSES
+    return folder_classes(_folder(config.dataset_path)) if config.dataset == "folder" else None
+
+
 def count_classes(config: Any) -> int:
     """The number of classes, for the model's head, without reading images.
 
@@ -55,12 +69,8 @@ def count_classes(config: Any) -> int:
         DataError: the data cannot be used, or its number of classes is unknown or not
             ``config.num_classes``.
     """
-    if config.dataset == "digits":
-        count: int | None = len(CLASSES)
-    elif config.dataset == "folder":
-        count = len(folder_classes(_folder(config.dataset_path)))
-    else:
-        count = hub_classes(config)
+    names = class_names(config)
+    count = hub_classes(config) if names is None else len(names)
     if count is None:
         if not config.num_classes:
             raise DataError(
