@@ -37,9 +37,13 @@ PAIRS = {
         for n in (2, 1)
     ),
     "convnext": (f"{CONVNEXT}(16,16,32,32)", f"{CONVNEXT}(8,8,16,16)"),
+    # Its class token is an argument of a module.
+    "cait": tuple(
+        f"timm-cait_xxs24_224,patch_size=2,depth=2,embed_dim={16 * n},num_heads={n}" for n in (4, 2)
+    ),
 }
 MORE = ("--checkpoint.enable", "--lr", "3e-2", "--maxp.solve_interval", "1")
-READOUTS = {"deit": "head", "dinov2": "head", "convnext": "head.fc"}
+READOUTS = {"deit": "head", "dinov2": "head", "convnext": "head.fc", "cait": "head"}
 
 
 def of_timm(to: Path, scale: str, base: str, method: str, *more: str) -> list[str]:
