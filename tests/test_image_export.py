@@ -12,7 +12,9 @@ import torch
 from harness import Run, run
 from image_runs import tiny_images
 from safetensors.torch import load_file
+from timm.data import create_transform, resolve_data_config
 
+from train.data.images.digits import Digits
 from train.export import export
 from train.model.classifier import MLP
 
@@ -20,9 +22,9 @@ TOLERANCE = 1e-5
 IMAGES = torch.randn(8, 1, 8, 8, generator=torch.Generator().manual_seed(0))
 
 
-def trained(folder: Path, scale: str) -> Run:
+def trained(folder: Path, scale: str, *more: str) -> Run:
     short = ("--steps", "4", "--checkpoint.enable", "--checkpoint.interval", "4")
-    done = run(tiny_images(folder, "mup-full", *short, "--lr", "3e-2", scale=scale))
+    done = run(tiny_images(folder, "mup-full", *short, "--lr", "3e-2", *more, scale=scale))
     assert done.code == 0
     return done
 
@@ -50,6 +52,23 @@ def test_timm_loads_an_exported_vit_by_folder_and_by_file(tmp_path: Path) -> Non
     multiplied = {n for n, s in done.trainer.parametrization.sites.items() if s.scale != 1}
     assert multiplied >= {"patch_embed.proj", "head"}
     assert by_folder.pretrained_cfg["input_size"] == (1, 8, 8)
+
+
+@pytest.mark.parametrize("flags", [(), ("--dataloader.crop_pct", "0.5")])
+def test_timm_reads_images_for_an_exported_model_as_validation_does(
+    flags: tuple[str, ...], tmp_path: Path
+) -> None:
+    done = trained(tmp_path / "run", "vit-debug", "--dataloader.interpolation", "nearest", *flags)
+    export(done.folder, tmp_path / "out")
+    model = timm_models.timm.create_model(f"local-dir:{tmp_path / 'out'}", pretrained=True)
+    transform = create_transform(**resolve_data_config({}, model=model))
+    digits = Digits("validation")
+    held_out = done.trainer.config.validator.dataloader.build(
+        dp_world_size=1, dp_rank=0, tokenizer=None, seq_len=1, local_batch_size=len(digits.labels)
+    )
+    inputs, labels = next(iter(held_out))
+    ours = sorted(image.flatten().tolist() for image in inputs["input"])
+    assert ours == sorted(transform(digits.open(i)).flatten().tolist() for i in range(len(labels)))
 
 
 def test_an_exported_mlp_is_an_ordinary_one(tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from train.cli import parse
 from train.export import export
 from train.model.scales import find_scale
 from train.model.timm_models import parse_model
+from train.preemption import StopFlag
 
 DIGITS = (
     *("--dataset", "digits", "--dataloader.image_size", "8", "--dataloader.channels", "1"),
@@ -39,9 +40,13 @@ PAIRS = {
     # Its qkv layers are never called: other code reads their weights.
     "beit": (f"{BEIT},embed_dim=64,num_heads=4", f"{BEIT},embed_dim=32,num_heads=2"),
     "convnext": (f"{CONVNEXT}(16,16,32,32)", f"{CONVNEXT}(8,8,16,16)"),
+    # Its class token is an argument of a module.
+    "cait": tuple(
+        f"timm-cait_xxs24_224,patch_size=2,depth=2,embed_dim={16 * n},num_heads={n}" for n in (4, 2)
+    ),
 }
 MORE = ("--checkpoint.enable", "--lr", "3e-2", "--maxp.solve_interval", "1")
-READOUTS = {"deit": "head", "beit": "head", "dinov2": "head", "convnext": "head.fc"}
+READOUTS = {"deit": "head", "beit": "head", "dinov2": "head", "convnext": "head.fc", "cait": "head"}
 
 
 def of_timm(to: Path, scale: str, base: str, method: str, *more: str) -> list[str]:
@@ -94,6 +99,26 @@ def test_other_models_train_and_are_exported(case: str, tmp_path: Path) -> None:
         logits = done.trainer.model_parts[0].eval()(images)
         for theirs in (by_file, by_folder):
             torch.testing.assert_close(theirs.eval()(images), logits, rtol=0, atol=1e-5)
+
+
+def test_dropout_goes_on_to_the_bit_after_a_stop(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    models = [f"{scale},drop_rate=0.2,drop_path_rate=0.5" for scale in (LARGE, SMALL)]
+    whole, command = (
+        of_timm(tmp_path / name, *models, "maxP", "--checkpoint.enable")
+        for name in ("whole", "run")
+    )
+    steps = iter(range(1, 3))
+    with monkeypatch.context() as patch:
+        patch.setattr(StopFlag, "agreed", lambda _: "SIGUSR2" if next(steps) == 2 else None)
+        assert run(command).code == 75
+    done, expected = run(command), run(whole)
+    assert done.code == expected.code == 0
+    assert done.validation_losses == expected.validation_losses
+    for step, record in expected.steps.items():
+        for key in ("loss", "grad_norm", "sites"):
+            assert done.steps[step][key] == record[key]
 
 
 def test_at_the_base_every_method_with_fixed_learning_rates_is_one_run(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shutil
 import signal
 from pathlib import Path
 from typing import Any
@@ -10,15 +11,16 @@ from typing import Any
 import pytest
 import torch
 from harness import Run, run
-from image_cases import folder
+from image_cases import folder, picture
 from image_runs import STEPS, tiny_images
 from torch.nn import functional as F
 
 from scripts.torture.ranks import run_ranks
 from train.classification import ClassificationLoss
-from train.cli import parse
+from train.cli import parse, record
 from train.model.classifier import Classifier
 from train.preemption import StopFlag
+from train.run.identity import DATA_DIGEST, differences
 from train.run.summary import read_summary
 
 CHECKPOINTS = ("--checkpoint.enable", "--checkpoint.interval", "4")
@@ -162,6 +164,25 @@ def test_the_model_gets_the_classes_and_the_size_of_the_images(tmp_path: Path) -
     assert (held_out.num_classes, held_out.channels, held_out.image_size) == (3, 3, 10)
 
 
+def test_validation_reads_images_as_training_does() -> None:
+    """Else a model would be validated on images that are normalised, or cropped, in another way."""
+    flags = {
+        "augment": "timm", "interpolation": "nearest", "crop_pct": 0.5, "mean": (0.25,),
+        "std": (0.5,), "image_column": "photo", "label_column": "kind",
+    }  # fmt: skip
+    words = [
+        word
+        for name, value in flags.items()
+        for word in (f"--dataloader.{name}", str(value[0] if isinstance(value, tuple) else value))
+    ]
+    config = parse(["--scale", "vit-debug", *words])
+    held_out: Any = config.validator.dataloader
+    assert {name: getattr(held_out, name) for name in flags} == flags
+    own = ["--validator.dataloader.mean", "0.75", "--validator.dataloader.crop_pct", "1"]
+    held_out = parse(["--scale", "vit-debug", *words, *own]).validator.dataloader
+    assert (held_out.mean, held_out.std, held_out.crop_pct) == ((0.75,), (0.5,), 1.0)
+
+
 def test_a_class_that_is_added_does_not_enter_a_run_that_has_begun(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -179,6 +200,26 @@ def test_a_class_that_is_added_does_not_enter_a_run_that_has_begun(
     assert "num_classes: 2 there, 3 here" in printed
 
 
+def test_images_that_were_written_again_make_it_another_run(tmp_path: Path) -> None:
+    """Else seeds on some images would be averaged with seeds on others, under the same path."""
+    root = tmp_path / "images"
+    command = ["--scale", "vit-debug", "--dataset", "folder", "--dataset-path", str(root)]
+    configs = []
+    for size in (10, 10, 12):
+        shutil.rmtree(root, ignore_errors=True)
+        for split in ("train", "val"):
+            for name in "ab":
+                (root / split / name).mkdir(parents=True)
+                picture(0, size).save(root / split / name / "0.png")
+        configs.append(record(parse(command)))
+    assert differences(configs[0], configs[1]) == []
+    changed = [text.partition(":")[0] for text in differences(configs[1], configs[2])]
+    assert changed == [f"{part}dataloader.{DATA_DIGEST}" for part in ("", "validator.")]
+    (root / "val" / "b" / "0.png").unlink()
+    (root / "val" / "b" / "0.png").symlink_to("nowhere")
+    assert differences(configs[2], record(parse(command)))[0].startswith("validator.dataloader")
+
+
 REFUSED = {
     "--training.seq_len 8": "--training.seq_len 8: an image has no sequence",
     "--dataloader.image_size 9": "must be a multiple of the 2 pixels",
@@ -187,6 +228,29 @@ REFUSED = {
     "--maxp.probe_tokens 64": "--maxp.probe_tokens 64: the probe",
     "--dataloader.no-infinite --steps 1000": "the data has 1437 images",
 }
+
+
+@pytest.mark.parametrize(
+    ("flags", "remedy"),
+    [
+        ("--dataloader.dataset folder --dataloader.dataset_path {digits}", "reads digits, but"),
+        ("--dataset folder --dataset-path {ab} --validator.dataloader.dataset_path {az}",
+         "reads .*az, but training .*ab, with classes of its own: pass --dataset and"),
+        ("--dataloader.split validation", r"--dataloader\.split validation: must be train"),
+        ("--validator.dataloader.split train", r"--validator\.dataloader\.split train: must be"),
+    ],
+)  # fmt: skip
+def test_validation_on_other_classes_or_on_training_images_is_refused(
+    flags: str, remedy: str, tmp_path: Path
+) -> None:
+    classes = {"digits": "0123456789", "ab": "ab", "az": "az"}
+    roots = {
+        name: folder(tmp_path / name, {"train": 2, "val": 1}, some)
+        for name, some in classes.items()
+    }
+    command = ["--scale", "vit-debug", *flags.format(**roots).split()]
+    with pytest.raises(ValueError, match=remedy):
+        parse(command)
 
 
 @pytest.mark.parametrize("flags", REFUSED)

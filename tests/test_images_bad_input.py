@@ -87,9 +87,17 @@ FOLDERS: dict[str, tuple[Callable[[Path], object], str]] = {
     "no classes": (lambda root: root.mkdir(), r"path .* has no classes: put the images of each"),
     "an empty class": (empty_class, r"path .*train: class 'c' has no image .*: add some, or"),
     "no images": (
-        lambda root: (root / "train" / "a").mkdir(parents=True), r"class 'a' has no image",
+        lambda root: [(root / "train" / name).mkdir(parents=True) for name in "ab"],
+        r"class 'a' has no image",
     ),
     "a new class": (new_class, r"val has a class 'z' that the training images do not have"),
+    "one class": (
+        lambda root: folder(root, {"": 9}, classes=["photos"]), r"has one class, photos: put the",
+    ),
+    "other names of splits": (
+        lambda root: folder(root, {"": 9}, classes=["Testing", "Training"]),
+        r"has the folders Testing, Training, which would be classes: call that of the training",
+    ),
     "no train": (no_training_folder, r"has a folder val, but none called train"),
 }  # fmt: skip
 

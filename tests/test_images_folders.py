@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from image_cases import corrupt, folder, loader, picture, take
@@ -119,6 +120,30 @@ def test_only_corrupt_images_are_an_error(tmp_path: Path, split: str, workers: i
     with pytest.raises(DataError, match=r"4 images after each other cannot be read.*\.png") as info:
         take(reader, 3)
     assert "\n" not in str(info.value)
+
+
+def test_grey_of_16_bits_keeps_its_shades_and_of_32_is_skipped(tmp_path: Path) -> None:
+    shades = np.linspace(0, 65535, 64).astype(np.uint16).reshape(8, 8)
+    tiff, pgm = shades.astype(">u2").tobytes(), b"P5 8 8 65535\n" + shades.astype(">u2").tobytes()
+    for name in ("a", "b"):
+        (tmp_path / "train" / name).mkdir(parents=True)
+        (tmp_path / "val" / name).mkdir(parents=True)
+        picture(0).save(tmp_path / "train" / name / "0.png")
+    to = tmp_path / "val" / "a"
+    Image.fromarray((shades >> 8).astype(np.uint8)).save(to / "8.png")
+    Image.fromarray(shades).save(to / "16.png")
+    Image.fromarray(shades).save(to / "little.tif")
+    Image.frombytes("I;16B", (8, 8), tiff).save(to / "big.tiff")
+    (to / "16.pgm").write_bytes(pgm)
+    Image.fromarray(shades.astype(np.float32)).save(to / "float.tif")
+    for channels in (1, 3):
+        options = PLAIN | {"channels": channels, "split": "validation", "infinite": False}
+        reader = loader(6, **options, dataset_path=str(tmp_path))
+        images = pixels(take(reader))
+        assert len(images) == 5
+        assert torch.equal(images, images[:1].expand(5, -1, -1, -1))
+        assert len(images[0, 0].unique()) == 64
+        assert reader.skipped == 1
 
 
 def test_a_file_that_is_gone_is_skipped(tmp_path: Path) -> None:

@@ -181,10 +181,10 @@ def _check_names(config: Any) -> None:
 
 
 def _check_data(flag: str, data: Any, split: str) -> None:
+    if (given := getattr(data, "split", split)) != split:
+        raise ValueError(f"--{flag}.split {given}: must be {split}; leave it out")
     if not isinstance(data, TextDataLoader.Config):
         return
-    if data.split != split:
-        raise ValueError(f"--{flag}.split {data.split}: must be {split}; leave it out")
     path = data.dataset_path
     if data.dataset == "embedded" and path is not None:
         raise ValueError(

@@ -12,6 +12,7 @@ from torchtitan.config import ConfigManager
 
 from train.checks import check, data_parallel_ranks, global_batch_size
 from train.config import Flags, complete, make_config
+from train.data.images import ImageDataLoader, images_digest
 from train.data.loader import TextDataLoader, text_digest
 from train.run.identity import ADAMW, ADJUST_LR_FN, DATA_DIGEST, HELD_OUT, TABLE_DIGEST
 from train.run.provenance import git_commit, versions
@@ -126,12 +127,10 @@ def record(config: MaxPTrainer.Config) -> dict[str, Any]:
     if config.validator.enable and config.validator.steps > 0:  # else --validator.sequences
         step = config.training.local_batch_size * data_parallel_ranks(config)
         settings["validator"][HELD_OUT] = config.validator.steps * step
-    for part, data in (
-        (settings, config.dataloader),
-        (settings["validator"], config.validator.dataloader),
-    ):
-        if isinstance(data, TextDataLoader.Config) and (digest := text_digest(data)):
-            part["dataloader"][DATA_DIGEST] = digest
+    if digest := _data(config.dataloader):
+        settings["dataloader"][DATA_DIGEST] = digest
+    if config.validator.enable and (digest := _data(config.validator.dataloader)):
+        settings["validator"]["dataloader"][DATA_DIGEST] = digest
     if config.maxp.probe == "fixed" or not config.maxp.measures:
         del settings["maxp"]["probe"]  # as in runs from before the flag existed
     if config.maxp.adjust_lr_fn == ADJUST_LR_FN:
@@ -153,6 +152,13 @@ def record(config: MaxPTrainer.Config) -> dict[str, Any]:
         "versions": versions(),
         "git_commit": git_commit(),
     }
+
+
+def _data(data: Any) -> str | None:
+    """The digest of local data, whose files may be written again."""
+    if isinstance(data, ImageDataLoader.Config):
+        return images_digest(data)
+    return text_digest(data) if isinstance(data, TextDataLoader.Config) else None
 
 
 def _tokenizer(assets: str) -> dict[str, str]:

@@ -1,6 +1,6 @@
 """The torchtitan configuration of a run on images."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from torchtitan.components.tokenizer import BaseTokenizer
@@ -8,7 +8,8 @@ from torchtitan.config import Configurable
 from torchtitan.config.configs import ParallelismConfig
 
 from train.classification import AccuracyValidator, ClassificationLoss, ImageMetrics
-from train.data.images import ImageDataLoader, count_classes
+from train.data.cache import DataError
+from train.data.images import ImageDataLoader, class_names, count_classes
 from train.defaults import shared_fields, shared_metrics, shared_validation
 from train.method.settings import MaxPSettings
 from train.model.classifier import Classifier, classifier_config, model_spec
@@ -22,6 +23,12 @@ from train.run.identity import NO_BASE
 from train.trainer import MaxPTrainer
 
 VALIDATION_IMAGES = 50_000  # those of ImageNet-1k
+
+_OF_MODEL = ("image_size", "channels", "num_classes")
+_READ_ALIKE = (
+    *("augment", "interpolation", "crop_pct", "mean", "std"),
+    *("image_column", "label_column"),
+)
 
 
 class NoTokenizer(Configurable):
@@ -111,6 +118,8 @@ def _timm_model(name: str, flag: str) -> str:
 def match_data(config: MaxPTrainer.Config) -> None:
     """Give the model the classes and the size of the images, and validation those of training.
 
+    Validation also reads its images as training does, unless a flag of its own says otherwise.
+
     Raises:
         DataError: the data cannot be used, or its number of classes is unknown.
         ValueError: the model of timm cannot be used, or the base is another kind of model.
@@ -129,12 +138,37 @@ def match_data(config: MaxPTrainer.Config) -> None:
         num_classes=data.num_classes,
     )
     if isinstance(held_out, ImageDataLoader.Config):
-        for name in ("image_size", "channels", "num_classes"):
-            setattr(held_out, name, getattr(data, name))
+        _match_held_out(held_out, data)
+        if config.validator.enable:
+            _check_classes(held_out, data)
     if isinstance(spec.model, TimmClassifier.Config):
         _match_timm(spec.model, config.maxp.base_scale)
     elif config.maxp.base_scale != NO_BASE:
         image_base(spec.model, config.scale, config.maxp.base_scale)
+
+
+def _match_held_out(held_out: ImageDataLoader.Config, data: ImageDataLoader.Config) -> None:
+    """Let validation read images as training does, without the random transforms."""
+    unset = {field.name: field.default for field in fields(held_out)}
+    for name in (*_OF_MODEL, *_READ_ALIKE):
+        if name in _OF_MODEL or getattr(held_out, name) == unset[name]:
+            setattr(held_out, name, getattr(data, name))
+
+
+def _check_classes(held_out: ImageDataLoader.Config, data: ImageDataLoader.Config) -> None:
+    """Check that validation and training read images of the same classes, as far as is known.
+
+    Raises:
+        DataError: they do not.
+    """
+    ours, theirs = class_names(held_out), class_names(data)
+    on_digits = held_out.dataset == "digits", data.dataset == "digits"
+    if on_digits[0] != on_digits[1] or (ours and theirs and ours != theirs):
+        raise DataError(
+            f"--validator.dataloader reads {held_out.dataset_path or held_out.dataset}, but "
+            f"training {data.dataset_path or data.dataset}, with classes of its own: pass "
+            "--dataset and --dataset-path, which are for both"
+        )
 
 
 def _match_timm(model: TimmClassifier.Config, base_scale: str) -> None:

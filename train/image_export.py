@@ -7,7 +7,7 @@ from torch import nn
 
 from maxp.module import find_sites
 from train.data.images import ImageDataLoader
-from train.data.images.transforms import normalisation
+from train.data.images.transforms import crop, normalisation
 from train.model.classifier import Classifier, SizedClassifier
 from train.model.timm_classifier import TimmClassifier
 from train.model.timm_models import import_timm
@@ -57,9 +57,10 @@ def timm_config(model: Classifier.Config, record: Mapping[str, Any]) -> dict[str
         arguments["classes"] = model.num_classes
         return {"architecture": "train.model.classifier.MLP", "model_args": arguments}
     arguments = model.timm_arguments()
-    data = record["dataloader"]
+    data, held_out = record["dataloader"], record["validator"]["dataloader"]
     images = ImageDataLoader.Config(dataset=data["dataset"], channels=data["channels"])
     images.mean, images.std = (data[key] and tuple(data[key]) for key in ("mean", "std"))
+    images.crop_pct, images.augment = held_out["crop_pct"], held_out["augment"]
     mean, std = normalisation(images)
     name = str(arguments.pop(_TIMM_MODEL))
     ends = {"first_conv": "patch_embed.proj", "classifier": "head"}
@@ -74,6 +75,8 @@ def timm_config(model: Classifier.Config, record: Mapping[str, Any]) -> dict[str
             "input_size": [model.channels, model.image_size, model.image_size],
             "mean": list(mean),
             "std": list(std),
+            "crop_pct": crop(images),
+            "interpolation": held_out["interpolation"],
             "num_classes": model.num_classes,
             **ends,
         },

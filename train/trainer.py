@@ -14,6 +14,7 @@ from torchtitan.trainer import Trainer
 
 from maxp import BOUNDS, Graph, bounded
 from maxp.bounds import POSSIBLE
+from maxp.w0 import site_seed
 from train import cpu, torch_compat
 from train.alignment_table import ALIGNMENTS, Table, kind, read_table
 from train.charts import SITE_PREFIX, layer_types
@@ -27,6 +28,7 @@ from train.method.optimizers import check_muon
 from train.method.probe import FreshText, TrainerParametrization, draw_probe
 from train.method.settings import MaxPSettings
 from train.metrics import COUNT_PREFIX, DivergedError, HeldOutValidator, RunMetrics
+from train.model.classifier import Classifier
 from train.model.experts import unmeasured
 from train.model.kinds import fused_blocks, site_graph
 from train.preemption import PreemptedError, StopFlag
@@ -235,6 +237,9 @@ class MaxPTrainer(Trainer):
             DataError: the data ended; torchtitan would take that for the end of the run.
         """
         self._used_lrs = self.groups.lrs()
+        if isinstance(self._model_config, Classifier.Config):
+            # Some models of timm have dropout: it must go on after a resume as without a stop.
+            torch.manual_seed(site_seed(self.config.debug.seed or 0, f"step {self.step}"))
         try:
             super().train_step(data_iterator)
         except DataloaderExhaustedError as error:

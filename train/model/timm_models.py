@@ -94,6 +94,7 @@ def count(model: str, image_size: int, channels: int, classes: int) -> Counts:
     with torch.device("meta"):
         arguments = timm_arguments(model, image_size, channels, classes)
         module = import_timm(f"--scale {TIMM}{model}").create_model(**arguments).eval()
+        module.requires_grad_(False)  # else torch's counter fails on modules that are given weights
         images = torch.zeros(1, channels, image_size, image_size)
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         module(images)

@@ -26,7 +26,7 @@ HELD_OUT = "held_out_sequences"
 of a process and on the number of processes."""
 
 DATA_DIGEST = "dataset_sha256"
-"""Key of the digest of local text, whose files may be written again."""
+"""Key of the digest of local text or of an image folder, whose files may be written again."""
 
 LATER = frozenset(
     {
@@ -36,7 +36,7 @@ LATER = frozenset(
         f"validator.dataloader.{DATA_DIGEST}",
     }
 )
-"""Keys that earlier versions did not write: they do not keep such a run from being resumed, and and
+"""Keys that earlier versions did not write: they do not keep such a run from being resumed, and
 tables take a run without one for a run with the only value that the others have."""
 
 NOT_IDENTITY = frozenset(

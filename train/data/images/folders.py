@@ -24,6 +24,8 @@ HELD_OUT_EVERY = 10
 
 _FLAG = "--dataloader.dataset_path"
 _VALIDATION = ("val", "validation", "test")
+_TRAINING_ALIKE = {"train", "training"}
+_VALIDATION_ALIKE = {*_VALIDATION, "valid", "testing"}
 
 
 class ImageFolder:
@@ -80,6 +82,17 @@ class ImageFolder:
 
         return Image.open(self._folder / self._files[index])
 
+    def sized_digest(self) -> str:
+        """Identifies the images, their labels and the sizes of their files."""
+        digest = hashlib.sha256(self.digest.encode())
+        for file in self._files:
+            try:
+                size = os.stat(self._folder / file).st_size
+            except OSError:  # it counts as unreadable
+                size = -1
+            digest.update(f" {size}".encode())
+        return digest.hexdigest()
+
     def _check_classes(self, folder: Path) -> None:
         for name in _subfolders(folder):
             if name not in self.classes:
@@ -93,7 +106,7 @@ def folder_classes(root: Path) -> tuple[str, ...]:
     """The names of the classes of an image folder, without reading its images.
 
     Raises:
-        DataError: the folder is missing, or has no classes.
+        DataError: the folder is missing, has less than two classes, or its classes are splits.
     """
     if not root.is_dir():
         raise DataError(f"{_FLAG} {root}: no such folder")
@@ -104,10 +117,16 @@ def folder_classes(root: Path) -> tuple[str, ...]:
             "put the classes of the training images in one called train"
         )
     classes = tuple(_subfolders(folder))
-    if not classes:
+    lower = {name.lower() for name in classes}
+    if folder == root and lower & _TRAINING_ALIKE and lower & _VALIDATION_ALIKE:
         raise DataError(
-            f"{_FLAG} {folder} has no classes: put the images of each class in a folder of its own "
-            f"({folder}/CLASS/NAME.jpg)"
+            f"{_FLAG} {root} has the folders {', '.join(classes)}, which would be classes: call "
+            "that of the training images train, and that of the held-out ones val"
+        )
+    if len(classes) < 2:
+        raise DataError(
+            f"{_FLAG} {folder} has {f'one class, {classes[0]}' if classes else 'no classes'}: put "
+            f"the images of each class in a folder of its own ({folder}/CLASS/NAME.jpg)"
         )
     return classes
 

@@ -29,6 +29,36 @@ def open_images(dataset: str, path: str | None, split: str) -> ImageSet:
     return _open_folder(_folder(path), split)
 
 
+def images_digest(config: Any) -> str | None:
+    """16 hex digits that identify an image folder's split, the same for a copy; else None.
+
+    It is of the files' names and sizes, so an edit that keeps a file's size does not change it.
+
+    Args:
+        config: an `ImageDataLoader.Config`.
+
+    Raises:
+        DataError: the folder cannot be used.
+    """
+    if config.dataset != "folder":
+        return None
+    return _open_folder(_folder(config.dataset_path), config.split).sized_digest()[:16]
+
+
+def class_names(config: Any) -> tuple[str, ...] | None:
+    """The names of the classes of the digits or of an image folder, without reading images.
+
+    Args:
+        config: an `ImageDataLoader.Config`.
+
+    Raises:
+        DataError: the folder cannot be used.
+    """
+    if config.dataset == "digits":
+        return CLASSES
+    return folder_classes(_folder(config.dataset_path)) if config.dataset == "folder" else None
+
+
 def count_classes(config: Any) -> int:
     """The number of classes, for the model's head, without reading images.
 
@@ -39,12 +69,8 @@ def count_classes(config: Any) -> int:
         DataError: the data cannot be used, or its number of classes is unknown or not
             ``config.num_classes``.
     """
-    if config.dataset == "digits":
-        count: int | None = len(CLASSES)
-    elif config.dataset == "folder":
-        count = len(folder_classes(_folder(config.dataset_path)))
-    else:
-        count = hub_classes(config)
+    names = class_names(config)
+    count = hub_classes(config) if names is None else len(names)
     if count is None:
         if not config.num_classes:
             raise DataError(
@@ -72,5 +98,5 @@ def _folder(path: str | None) -> Path:
 
 
 @lru_cache(maxsize=4)  # each validation opens its images again
-def _open_folder(root: Path, split: str) -> ImageSet:
+def _open_folder(root: Path, split: str) -> ImageFolder:
     return ImageFolder(root, split)

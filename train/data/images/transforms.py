@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 
 from train.data.cache import DataError, one_line
@@ -12,6 +13,8 @@ from train.data.images.settings import augments
 
 if TYPE_CHECKING:
     from PIL import Image
+
+_OF_16_BITS = ("PNG", "PPM")  # of these files, mode "I" has values of 16 bits
 
 
 class Transform:
@@ -32,11 +35,10 @@ class Transform:
         mean, std = normalisation(config)
         shape = {"input_size": config.image_size, "mean": mean, "std": std}
         if not self.random:
-            whole = not augments(config)
             self._transform: Callable[[Image.Image], torch.Tensor] = create_transform(
                 **shape,
                 interpolation=config.interpolation,
-                crop_pct=config.crop_pct or (1.0 if whole else None),
+                crop_pct=crop(config),
             )
             return
         try:
@@ -66,7 +68,7 @@ class Transform:
         Raises:
             Exception: of any type, if the image is corrupt.
         """
-        return image.convert(self._mode)
+        return _of_8_bits(image).convert(self._mode)
 
     def __call__(self, image: "Image.Image", epoch: int, key: int | str) -> torch.Tensor:
         """A float32 tensor of shape ``(channels, image_size, image_size)``.
@@ -80,6 +82,21 @@ class Transform:
             return self._transform(image)
         with seeded(self._seed, epoch, key):
             return self._transform(image)
+
+
+def _of_8_bits(image: "Image.Image") -> "Image.Image":
+    """An image with pixels of at most 8 bits. Pillow's ``convert`` makes larger values white.
+
+    Raises:
+        ValueError: its pixels have 32 bits, so that it is not known which value is white.
+    """
+    from PIL import Image
+
+    if image.mode.startswith("I;16") or (image.mode == "I" and image.format in _OF_16_BITS):
+        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    if image.mode in ("I", "F"):
+        raise ValueError("a pixel has 32 bits; save the image with 8 or 16")
+    return image
 
 
 class Mixing:
@@ -128,6 +145,12 @@ def normalisation(config: Any) -> tuple[tuple[float, ...], tuple[float, ...]]:
     else:
         defaults = (_timm_data().IMAGENET_DEFAULT_MEAN, _timm_data().IMAGENET_DEFAULT_STD)
     return config.mean or defaults[0], config.std or defaults[1]
+
+
+def crop(config: Any) -> float:
+    """Side of the centre crop relative to the resized image, without random transforms."""
+    whole = 1.0 if not augments(config) else _timm_data().DEFAULT_CROP_PCT
+    return float(config.crop_pct or whole)
 
 
 def _timm_data() -> Any:
