@@ -26,7 +26,12 @@ def fold(model: nn.Module, sites: Mapping[str, Site]) -> None:
     Args:
         model: contains the sites.
         sites: by name (`maxp.module.find_sites`).
+
+    Raises:
+        ValueError: a weight that has to be multiplied is computed from other tensors.
     """
+    for name, site in sites.items():
+        _check_own(name, site)
     for name, owner in weight_owners(sites).items():
         if sites[name].scale != sites[owner].scale:
             _untie(model, name, sites[name])
@@ -41,6 +46,20 @@ def fold(model: nn.Module, sites: Mapping[str, Site]) -> None:
         site.scale = 1.0
     for module in list(model.modules()):
         unmark(module)
+
+
+def _check_own(name: str, site: Site) -> None:
+    """Check that the module holds the tensors itself, and does not compute them for each call."""
+    module: Any = getattr(site, "op", site)
+    if site.weight is None or isinstance(site, ParameterSite) or site.scale == 1.0:
+        return
+    held = {id(tensor) for tensor in (*module.parameters(), *module.buffers())}
+    if any(id(tensor) not in held for tensor in _scaled(site)):
+        raise ValueError(
+            f"{name}: its weight is computed from other tensors, as by pruning or weight_norm, so "
+            "fold cannot multiply it; make it a parameter before, with prune.remove or "
+            "parametrize.remove_parametrizations"
+        )
 
 
 def _scaled(site: Site) -> list[torch.Tensor]:
