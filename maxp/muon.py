@@ -116,9 +116,19 @@ class MuonAdamW(Optimizer):
                 "optimizer_type='muon'"
             )
         self._constants = dict(muon or {}), dict(adamw or {})
-        self._parts = self._split(groups)
         super().__init__(groups, {})
-        self._share_state()
+        self._make_parts()
+
+    def _make_parts(self) -> None:
+        self._parts = self._split(self.param_groups)
+        for part in self._parts:
+            part.state = self.state
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add a group; it is Muon's if it contains ``adjust_lr_fn``."""
+        super().add_param_group(param_group)
+        if hasattr(self, "_parts"):  # otherwise the constructor adds its groups
+            self._make_parts()
 
     def _split(self, groups: list[dict[str, Any]]) -> list[Optimizer]:
         muon, adamw = self._constants
@@ -126,18 +136,13 @@ class MuonAdamW(Optimizer):
         parts: list[Optimizer] = [Muon([g for g in groups if is_muons(g)], **muon)]
         return [*parts, AdamW(others, **adamw)] if others else parts
 
-    def _share_state(self) -> None:
-        for part in self._parts:
-            part.state = self.state
-
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), "_constants": self._constants}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """After pickle, copy or `load_state_dict`: the groups and the state are new objects."""
         super().__setstate__(state)
-        self._parts = self._split(self.param_groups)
-        self._share_state()
+        self._make_parts()
 
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
         """Take a step with both optimizers."""
@@ -145,6 +150,9 @@ class MuonAdamW(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+        held = [id(group) for part in self._parts for group in part.param_groups]
+        if sorted(held) != sorted(map(id, self.param_groups)):
+            self._make_parts()
         with avx2.fast_products():
             for part in self._parts:
                 part.step()

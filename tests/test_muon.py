@@ -223,6 +223,32 @@ def test_optimizer_can_be_copied() -> None:
     assert not torch.equal(state["momentum_buffer"], before)
 
 
+def test_a_group_that_is_added_later_is_trained() -> None:
+    p, optimizer, _ = training()
+    hidden, other = (nn.Parameter(torch.ones(shape)) for shape in [(4, 4), (4,)])
+    optimizer.add_param_group({"params": [hidden], "adjust_lr_fn": "original"})
+    optimizer.add_param_group({"params": [other], "lr": 0.1})
+    hidden.grad, other.grad = torch.eye(4), torch.ones(4)
+    before = [hidden.detach().clone(), other.detach().clone()]
+    optimizer.step()
+    assert not torch.equal(hidden, before[0])
+    assert not torch.equal(other, before[1])
+    assert optimizer.state[hidden].keys() == {"momentum_buffer"}
+    assert optimizer.state[other].keys() == {"step", "exp_avg", "exp_avg_sq"}
+    assert p.weights.keys() <= {group.get("name") for group in optimizer.param_groups}
+
+
+def test_a_group_that_is_taken_out_is_trained_no_more() -> None:
+    p, optimizer, _ = training()
+    before = {name: weight.detach().clone() for name, weight in p.weights.items()}
+    optimizer.param_groups = [g for g in optimizer.param_groups if g["name"] != "layers.0"]
+    x, y = batch(0)
+    F.cross_entropy(p.model(x), y).backward()
+    optimizer.step()
+    same = [name for name, weight in p.weights.items() if torch.equal(weight, before[name])]
+    assert same == ["layers.0"]
+
+
 # Bad input
 
 
