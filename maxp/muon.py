@@ -99,7 +99,7 @@ class MuonAdamW(Optimizer):
         adamw: arguments of `torch.optim.AdamW`, such as ``{"betas": (0.9, 0.95)}``.
 
     Raises:
-        ValueError: no group is Muon's.
+        ValueError: no group is Muon's; or ``muon`` has another ``adjust_lr_fn`` than the groups.
     """
 
     def __init__(
@@ -116,6 +116,12 @@ class MuonAdamW(Optimizer):
                 "optimizer_type='muon'"
             )
         self._constants = dict(muon or {}), dict(adamw or {})
+        solved = {group["adjust_lr_fn"] for group in groups if is_muons(group)}
+        if self._constants[0].get("adjust_lr_fn") not in (None, *solved):
+            raise ValueError(
+                "adjust_lr_fn: pass it to Parametrization; the learning rates of these groups are "
+                f"for {', '.join(sorted(map(str, solved)))}"
+            )
         super().__init__(groups, {})
         self._make_parts()
 

@@ -286,6 +286,13 @@ def test_groups_without_a_hidden_matrix_are_refused() -> None:
         MuonAdamW(Parametrization(MLP()).param_groups)
 
 
+def test_a_scale_that_the_learning_rates_are_not_for_is_refused() -> None:
+    groups = Parametrization(MLP(), optimizer_type="muon").param_groups
+    with pytest.raises(ValueError, match="adjust_lr_fn: pass it to Parametrization"):
+        MuonAdamW(groups, muon={"adjust_lr_fn": "match_rms_adamw"})
+    MuonAdamW(groups, muon={"adjust_lr_fn": "original"})
+
+
 def test_other_optimizer_is_warned_about(caplog: pytest.LogCaptureFixture) -> None:
     p = Parametrization(MLP(), optimizer_type="muon")
     p.apply(AdamW(p.param_groups))
