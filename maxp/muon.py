@@ -5,7 +5,7 @@ Sources: Jordan et al. 2024, "Muon: An optimizer for hidden layers in neural net
 """
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -15,6 +15,7 @@ from maxp import avx2
 from maxp.exponents import ADJUST_LR_FNS, OPTIMIZER_TYPES, AdjustLrFn
 from maxp.module import Site, is_frozen, weight_owners
 from maxp.overrides import check_used, resolve
+from maxp.plan import MarkedWeight
 
 
 def muon_sites(
@@ -69,6 +70,23 @@ def muon_sites(
     if "muon" in given.values() and not chosen:
         raise ValueError("optimizer_type: no hidden site is left for Muon; set it to 'adam'")
     return dict.fromkeys(chosen, adjust_lr_fn or "original")
+
+
+def check_fan_outs(weights: Iterable[MarkedWeight], muons: Container[str]) -> None:
+    """Check that the fan-out of each weight that Muon trains grows.
+
+    An orthogonal update of a fixed rank moves the output by the square root of the fan-in.
+
+    Raises:
+        ValueError: one does not; the message names it.
+    """
+    for w in weights:
+        if w.name in muons and w.fixed_out:
+            raise ValueError(
+                f"{w.name}: its fan-out does not grow, and Muon's learning rates are for weights "
+                "whose fan-in and fan-out grow; leave it to AdamW with "
+                f"optimizer_type={{'hidden': 'muon', {w.name!r}: 'adam'}}"
+            )
 
 
 def is_muons(group: Mapping[str, Any]) -> bool:

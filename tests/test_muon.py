@@ -281,6 +281,26 @@ def test_hidden_weight_that_is_no_matrix_is_refused_with_the_remedy() -> None:
         Parametrization(ConvNet(32), base=ConvNet(16), optimizer_type=kinds)
 
 
+class FewKeys(nn.Module):
+    """A hidden matrix, and keys of a fixed size that a rule calls hidden."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.queries, self.keys = nn.Linear(width, width), nn.Linear(width, 8)
+
+
+def test_a_weight_whose_fan_out_does_not_grow_is_refused_with_the_remedy() -> None:
+    def built(**kinds: str) -> Parametrization:
+        model = FewKeys(64)
+        plan = mark(model, FewKeys(16), {"keys": "hidden"})
+        return Parametrization(model, base=plan, optimizer_type={"hidden": "muon", **kinds})
+
+    with pytest.raises(ValueError, match=r"keys: its fan-out does not grow.*'keys': 'adam'"):
+        built()
+    p = built(keys="adam")
+    assert (p.c["queries"], p.c["keys"]) == (0.0, 1.0)
+
+
 def test_groups_without_a_hidden_matrix_are_refused() -> None:
     with pytest.raises(ValueError, match="optimizer_type='muon'"):
         MuonAdamW(Parametrization(MLP()).param_groups)
