@@ -19,8 +19,9 @@ def fold(model: nn.Module, sites: Mapping[str, Site]) -> None:
     """Multiply each site's weight and bias by its multiplier, and undo `maxp.sites.mark_module`.
 
     A tied weight whose roles have different multipliers is untied first: the later role gets a
-    copy, and ``model.config.tie_word_embeddings``, if there is one, becomes False. Such a state
-    loads into a tied model without an error, and gives wrong outputs. A `ParametrizedModule` stays,
+    copy, and ``model.config.tie_word_embeddings``, if there is one, becomes False, which unties all
+    weights of a model of transformers. Such a state loads into a tied model without an error, and
+    gives wrong outputs. A `ParametrizedModule` stays,
     with the multiplier 1; one without a weight keeps its multiplier.
 
     Args:
@@ -78,8 +79,22 @@ def _untie(model: nn.Module, name: str, site: Site) -> None:
         config: Any = getattr(part, "config", None)
         if getattr(config, "tie_word_embeddings", False):
             config.tie_word_embeddings = False
-        tied = getattr(part, "all_tied_weights_keys", None)
-        if isinstance(tied, dict):
-            for key in [key for key in tied if f"{name}.weight".endswith(key)]:
-                del tied[key]
+        _untie_others(part)
     logger.info("%s: untied, since its multiplier is another than that of the shared weight", name)
+
+
+def _untie_others(part: nn.Module) -> None:
+    """Untie all weights of a model of transformers, whose configuration ties all or none.
+
+    It would not save those that are still tied, and not tie them when it loads.
+    """
+    tied = getattr(part, "all_tied_weights_keys", None)
+    if not isinstance(tied, dict):
+        return
+    own = dict(part.named_parameters(remove_duplicate=False))
+    for key in own.keys() & tied.keys():
+        if own[key] is own.get(tied[key]):
+            module, _, parameter = key.rpartition(".")
+            copy = nn.Parameter(own[key].detach().clone(), own[key].requires_grad)
+            setattr(part.get_submodule(module), parameter, copy)
+    tied.clear()
