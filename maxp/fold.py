@@ -29,7 +29,7 @@ def fold(model: nn.Module, sites: Mapping[str, Site]) -> None:
         sites: by name (`maxp.module.find_sites`).
 
     Raises:
-        ValueError: a weight that has to be multiplied is computed from other tensors.
+        ValueError: a weight that has to be multiplied is computed from other tensors, or bounded.
     """
     for name, site in sites.items():
         _check_own(name, site)
@@ -50,10 +50,15 @@ def fold(model: nn.Module, sites: Mapping[str, Site]) -> None:
 
 
 def _check_own(name: str, site: Site) -> None:
-    """Check that the module holds the tensors itself, and does not compute them for each call."""
+    """Check that the module holds the tensors itself, and does not change them in a call."""
     module: Any = getattr(site, "op", site)
     if site.weight is None or isinstance(site, ParameterSite) or site.scale == 1.0:
         return
+    if getattr(module, "max_norm", None) is not None:
+        raise ValueError(
+            f"{name}: its max_norm would bound the weight that fold has multiplied; set its "
+            "max_norm to None before"
+        )
     held = {id(tensor) for tensor in (*module.parameters(), *module.buffers())}
     if any(id(tensor) not in held for tensor in _scaled(site)):
         raise ValueError(

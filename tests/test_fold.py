@@ -109,6 +109,18 @@ def test_a_weight_that_is_computed_from_others_is_refused(change: Any, undo: Any
     torch.testing.assert_close(model(x), out, rtol=1e-5, atol=1e-6)
 
 
+def test_a_table_whose_rows_are_bounded_is_refused() -> None:
+    model, x = GPT(64), tokens()
+    model.embed.max_norm = 1.0
+    p = Parametrization(model, base=GPT(16))
+    out = model(x)
+    with pytest.raises(ValueError, match="embed: its max_norm would bound the weight"):
+        p.fold()
+    model.embed.max_norm = None
+    p.fold()
+    torch.testing.assert_close(model(x), out, rtol=1e-5, atol=1e-6)
+
+
 def test_training_does_not_go_on_after_fold() -> None:
     model = GPT(64)
     p = Parametrization(model, base=GPT(16))
