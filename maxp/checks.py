@@ -2,6 +2,7 @@
 
 import logging
 import math
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -179,12 +180,19 @@ def warn_of_unmarked(model: nn.Module, base: Any) -> None:
     """
     if not isinstance(base, nn.Module):
         return
-    marked = {id(site.weight) for site in find_sites(model).values()}
-    shapes = {plain_name(name): p.shape for name, p in base.named_parameters()}
-    for path, parameter in model.named_parameters():
-        name, shape = plain_name(path), parameter.shape
+    sites = find_sites(model)
+    marked = {id(site.weight) for site in sites.values()}
+    shapes = {plain_name(n): p.shape for n, p in base.named_parameters(remove_duplicate=False)}
+    paths = [(plain_name(n), p) for n, p in model.named_parameters(remove_duplicate=False)]
+    times = Counter(id(p) for _, p in paths)
+    for name, parameter in paths:
+        shape = parameter.shape
         grows = len(shape) > 1 and shapes.get(name, shape) != shape
-        if grows and id(parameter) not in marked:
+        # A tied weight may be marked in one role alone.
+        is_marked = id(parameter) in marked and (
+            times[id(parameter)] == 1 or any(f"{name}.".startswith(f"{site}.") for site in sites)
+        )
+        if grows and not is_marked:
             logger.warning(
                 "%s grows with the width and is not marked, so its learning rate does not "
                 "transfer; wrap its module in ParametrizedModule, or let maxp.mark find all sites",

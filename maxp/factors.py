@@ -31,6 +31,7 @@ from maxp.schedules import (
     hide_products,
     lrs_without_scheduler,
     one_lr_for_all,
+    one_scheduled_lr,
     scheduled_lrs,
     show_products,
     unwrapped,
@@ -288,7 +289,9 @@ class ParamGroups(SiteExponents):
     def _before_optimizer_step(self, optimizer: Optimizer, *_: Any) -> None:
         if optimizer is self._optimizer:
             self._warn_of_one_lr(optimizer)
-            show_products(self._groups_in(optimizer), self._lr_prefactor)
+            groups = self._groups_in(optimizer)
+            show_products(groups, self._lr_prefactor)
+            self._warn_of_one_scheduled_lr(groups)
 
     def _warn_of_one_lr(self, optimizer: Optimizer) -> None:
         """Warn once of one lr that the loop has assigned to all groups."""
@@ -296,6 +299,16 @@ class ParamGroups(SiteExponents):
             self._warn_of_lrs(
                 "one learning rate for all param groups replaces the factors of the width; instead "
                 "of group['lr'] = lr"
+            )
+
+    def _warn_of_one_scheduled_lr(self, groups: list[dict[str, Any]]) -> None:
+        """Warn once of one lr to which a scheduler has led all groups."""
+        if not self._has_warned_of_lrs and one_scheduled_lr(groups):
+            self._has_warned_of_lrs = True
+            logger.warning(
+                "the scheduler has led all param groups to one learning rate, which replaces the "
+                "factors of the width; give it one per group, such as swa_lr=[lr * "
+                "p.lr_factors()[g['name']] for g in optimizer.param_groups], or eta_min=0"
             )
 
     def _warn_of_discarded_solution(self, groups: list[dict[str, Any]]) -> None:

@@ -234,6 +234,7 @@ class _Planner:
             has_multiplier=is_called and not isinstance(self._parent(prefix), _READ_DIRECTLY),
             is_called=is_called,
             tied_to=tied_to,
+            fixed_out=fan_out is not None and fan_out not in growing,
             keeps_bias=_is_set(self._shapes.base.get(f"{site_name(name)}.bias"), base),
         )
 

@@ -5,7 +5,7 @@ Sources: Jordan et al. 2024, "Muon: An optimizer for hidden layers in neural net
 """
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -15,6 +15,7 @@ from maxp import avx2
 from maxp.exponents import ADJUST_LR_FNS, OPTIMIZER_TYPES, AdjustLrFn
 from maxp.module import Site, is_frozen, weight_owners
 from maxp.overrides import check_used, resolve
+from maxp.plan import MarkedWeight
 
 
 def muon_sites(
@@ -71,6 +72,23 @@ def muon_sites(
     return dict.fromkeys(chosen, adjust_lr_fn or "original")
 
 
+def check_fan_outs(weights: Iterable[MarkedWeight], muons: Container[str]) -> None:
+    """Check that the fan-out of each weight that Muon trains grows.
+
+    An orthogonal update of a fixed rank moves the output by the square root of the fan-in.
+
+    Raises:
+        ValueError: one does not; the message names it.
+    """
+    for w in weights:
+        if w.name in muons and w.fixed_out:
+            raise ValueError(
+                f"{w.name}: its fan-out does not grow, and Muon's learning rates are for weights "
+                "whose fan-in and fan-out grow; leave it to AdamW with "
+                f"optimizer_type={{'hidden': 'muon', {w.name!r}: 'adam'}}"
+            )
+
+
 def is_muons(group: Mapping[str, Any]) -> bool:
     """Whether a param group is one of Muon's."""
     return "adjust_lr_fn" in group
@@ -99,7 +117,7 @@ class MuonAdamW(Optimizer):
         adamw: arguments of `torch.optim.AdamW`, such as ``{"betas": (0.9, 0.95)}``.
 
     Raises:
-        ValueError: no group is Muon's.
+        ValueError: no group is Muon's; or ``muon`` has another ``adjust_lr_fn`` than the groups.
     """
 
     def __init__(
@@ -116,9 +134,25 @@ class MuonAdamW(Optimizer):
                 "optimizer_type='muon'"
             )
         self._constants = dict(muon or {}), dict(adamw or {})
-        self._parts = self._split(groups)
+        solved = {group["adjust_lr_fn"] for group in groups if is_muons(group)}
+        if self._constants[0].get("adjust_lr_fn") not in (None, *solved):
+            raise ValueError(
+                "adjust_lr_fn: pass it to Parametrization; the learning rates of these groups are "
+                f"for {', '.join(sorted(map(str, solved)))}"
+            )
         super().__init__(groups, {})
-        self._share_state()
+        self._make_parts()
+
+    def _make_parts(self) -> None:
+        self._parts = self._split(self.param_groups)
+        for part in self._parts:
+            part.state = self.state
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add a group; it is Muon's if it contains ``adjust_lr_fn``."""
+        super().add_param_group(param_group)
+        if hasattr(self, "_parts"):  # otherwise the constructor adds its groups
+            self._make_parts()
 
     def _split(self, groups: list[dict[str, Any]]) -> list[Optimizer]:
         muon, adamw = self._constants
@@ -126,18 +160,13 @@ class MuonAdamW(Optimizer):
         parts: list[Optimizer] = [Muon([g for g in groups if is_muons(g)], **muon)]
         return [*parts, AdamW(others, **adamw)] if others else parts
 
-    def _share_state(self) -> None:
-        for part in self._parts:
-            part.state = self.state
-
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), "_constants": self._constants}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """After pickle, copy or `load_state_dict`: the groups and the state are new objects."""
         super().__setstate__(state)
-        self._parts = self._split(self.param_groups)
-        self._share_state()
+        self._make_parts()
 
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
         """Take a step with both optimizers."""
@@ -145,6 +174,9 @@ class MuonAdamW(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+        held = [id(group) for part in self._parts for group in part.param_groups]
+        if sorted(held) != sorted(map(id, self.param_groups)):
+            self._make_parts()
         with avx2.fast_products():
             for part in self._parts:
                 part.step()

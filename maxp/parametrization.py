@@ -26,7 +26,7 @@ from maxp.exponents import PRESETS, AdjustLrFn, OptimizerType
 from maxp.initial import draw, own_weights, site_seeds
 from maxp.mark import marked
 from maxp.module import find_sites, is_frozen, weight_owners
-from maxp.muon import muon_sites
+from maxp.muon import check_fan_outs, muon_sites
 from maxp.overrides import AB, check_arguments, resolve, resolve_exponents
 from maxp.plan import Plan
 from maxp.shards import agreed
@@ -132,7 +132,8 @@ class Parametrization(Steps):
         ValueError: no site found; an unknown alignment, optimizer_type or override; an (a, b) that
             breaks its layer type's condition at init; a weight that two sites share; a base with
             other sites or layer types; a multiplier that is not positive; eps with SGD; Muon for a
-            weight that is no hidden matrix; an unknown adjust_lr_fn, or one without Muon.
+            weight that is no hidden matrix, or whose fan-out does not grow; an unknown
+            adjust_lr_fn, or one without Muon.
         InfeasibleProgramError: no c keeps every r >= 0 (possible with ``c_overrides``).
     """
 
@@ -202,6 +203,7 @@ class Parametrization(Steps):
             fewer_blocks=depth is not None,
         )  # fmt: skip
         muons = muon_sites(self.sites, optimizer_type, adjust_lr_fn)
+        check_fan_outs(self.plan.weights if self.plan else (), muons)
         exponents |= {n: replace(exponents[n], adjust_lr_fn=fn) for n, fn in muons.items()}
         # Other ranks may have other seeds, and a base of other weights.
         self.seed, bases = agreed(

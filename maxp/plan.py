@@ -27,6 +27,7 @@ class MarkedWeight:
         has_multiplier: the module's class gets a multiplier. If not, the multiplier is always 1.
         is_called: training calls the module, so that its input can be observed.
         tied_to: the site with which it shares its weight.
+        fixed_out: its fan-out does not grow.
         keeps_bias: the bias beside it was set on purpose in the base, so it is not zeroed.
     """
 
@@ -41,7 +42,8 @@ class MarkedWeight:
     has_multiplier: bool
     is_called: bool
     tied_to: str | None
-    keeps_bias: bool = False
+    fixed_out: bool
+    keeps_bias: bool
 
 
 @dataclass

@@ -98,13 +98,24 @@ def show_products(groups: Iterable[Group], prefactor: float) -> None:
 def one_lr_for_all(groups: Iterable[Group]) -> bool:
     """Whether all groups contain one lr, though theirs differ, and no scheduler has written it."""
     groups = [group for group in groups if _OURS in group]
-    lrs = {float(group["lr"]) for group in groups}
-    return (
-        len(lrs) == 1
-        and 0.0 not in lrs
-        and len({group[_OURS] for group in groups}) > 1
-        and not any(map(has_scheduler, groups))
+    return not any(map(has_scheduler, groups)) and _is_one_lr(
+        [(float(group["lr"]), group[_OURS]) for group in groups]
     )
+
+
+def one_scheduled_lr(groups: Iterable[Group]) -> bool:
+    """Whether a scheduler leads all groups to one lr, though theirs differed when it was made.
+
+    So does `torch.optim.swa_utils.SWALR` with one ``swa_lr``. The groups contain the products.
+    """
+    groups = [group for group in groups if _SCHEDULED in group]
+    return _is_one_lr([(float(group[_SCHEDULED]), group[_REFERENCE]) for group in groups])
+
+
+def _is_one_lr(pairs: Sequence[tuple[float, float]]) -> bool:
+    """Whether all (lr, own lr) have one lr other than 0, and own ones that differ."""
+    lrs, own = ({pair[i] for pair in pairs} for i in (0, 1))
+    return len(lrs) == 1 and 0.0 not in lrs and len(own) > 1
 
 
 def lrs_without_scheduler(groups: Iterable[Group]) -> dict[str, tuple[float, float]]:

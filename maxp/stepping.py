@@ -187,6 +187,9 @@ class Steps(ParamGroups):
         loads the state without an error and gives wrong outputs; untie it before it loads:
         ``out.weight = nn.Parameter(out.weight.detach().clone())``. Models of transformers that are
         saved with ``save_pretrained`` are untied when they are loaded.
+
+        Raises:
+            ValueError: a weight that has to be multiplied is computed from others, as by pruning.
         """
         fold(self.model, self.sites)
         self._folded = True

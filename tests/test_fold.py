@@ -7,6 +7,7 @@ import pytest
 import torch
 from plain_models import GPT, ConvNet, Encoder, tokens
 from torch import nn
+from torch.nn.utils import parametrizations, prune
 
 from maxp import PARAMETRIZATIONS, Parametrization, ParametrizedModule, mark
 from maxp.module import find_sites
@@ -84,6 +85,40 @@ def test_a_folded_model_can_be_marked_again_with_the_same_multipliers() -> None:
     again = Parametrization(model, base=GPT(16))
     assert again.c == pytest.approx(p.c)
     assert type(plain.head) is nn.Linear
+
+
+@pytest.mark.parametrize(
+    ("change", "undo"),
+    [
+        (lambda head: prune.l1_unstructured(head, "weight", 0.5),
+         lambda head: prune.remove(head, "weight")),
+        (parametrizations.weight_norm,
+         lambda head: nn.utils.parametrize.remove_parametrizations(head, "weight")),
+    ],
+)  # fmt: skip
+def test_a_weight_that_is_computed_from_others_is_refused(change: Any, undo: Any) -> None:
+    model, x = GPT(64), tokens()
+    p = Parametrization(model, base=GPT(16))
+    change(model.head)
+    out = model(x)
+    with pytest.raises(ValueError, match="head: its weight is computed from other tensors"):
+        p.fold()
+    torch.testing.assert_close(model(x), out)
+    undo(model.head)
+    p.fold()
+    torch.testing.assert_close(model(x), out, rtol=1e-5, atol=1e-6)
+
+
+def test_a_table_whose_rows_are_bounded_is_refused() -> None:
+    model, x = GPT(64), tokens()
+    model.embed.max_norm = 1.0
+    p = Parametrization(model, base=GPT(16))
+    out = model(x)
+    with pytest.raises(ValueError, match="embed: its max_norm would bound the weight"):
+        p.fold()
+    model.embed.max_norm = None
+    p.fold()
+    torch.testing.assert_close(model(x), out, rtol=1e-5, atol=1e-6)
 
 
 def test_training_does_not_go_on_after_fold() -> None:

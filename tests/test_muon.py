@@ -223,6 +223,32 @@ def test_optimizer_can_be_copied() -> None:
     assert not torch.equal(state["momentum_buffer"], before)
 
 
+def test_a_group_that_is_added_later_is_trained() -> None:
+    p, optimizer, _ = training()
+    hidden, other = (nn.Parameter(torch.ones(shape)) for shape in [(4, 4), (4,)])
+    optimizer.add_param_group({"params": [hidden], "adjust_lr_fn": "original"})
+    optimizer.add_param_group({"params": [other], "lr": 0.1})
+    hidden.grad, other.grad = torch.eye(4), torch.ones(4)
+    before = [hidden.detach().clone(), other.detach().clone()]
+    optimizer.step()
+    assert not torch.equal(hidden, before[0])
+    assert not torch.equal(other, before[1])
+    assert optimizer.state[hidden].keys() == {"momentum_buffer"}
+    assert optimizer.state[other].keys() == {"step", "exp_avg", "exp_avg_sq"}
+    assert p.weights.keys() <= {group.get("name") for group in optimizer.param_groups}
+
+
+def test_a_group_that_is_taken_out_is_trained_no_more() -> None:
+    p, optimizer, _ = training()
+    before = {name: weight.detach().clone() for name, weight in p.weights.items()}
+    optimizer.param_groups = [g for g in optimizer.param_groups if g["name"] != "layers.0"]
+    x, y = batch(0)
+    F.cross_entropy(p.model(x), y).backward()
+    optimizer.step()
+    same = [name for name, weight in p.weights.items() if torch.equal(weight, before[name])]
+    assert same == ["layers.0"]
+
+
 # Bad input
 
 
@@ -255,9 +281,36 @@ def test_hidden_weight_that_is_no_matrix_is_refused_with_the_remedy() -> None:
         Parametrization(ConvNet(32), base=ConvNet(16), optimizer_type=kinds)
 
 
+class FewKeys(nn.Module):
+    """A hidden matrix, and keys of a fixed size that a rule calls hidden."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.queries, self.keys = nn.Linear(width, width), nn.Linear(width, 8)
+
+
+def test_a_weight_whose_fan_out_does_not_grow_is_refused_with_the_remedy() -> None:
+    def built(**kinds: str) -> Parametrization:
+        model = FewKeys(64)
+        plan = mark(model, FewKeys(16), {"keys": "hidden"})
+        return Parametrization(model, base=plan, optimizer_type={"hidden": "muon", **kinds})
+
+    with pytest.raises(ValueError, match=r"keys: its fan-out does not grow.*'keys': 'adam'"):
+        built()
+    p = built(keys="adam")
+    assert (p.c["queries"], p.c["keys"]) == (0.0, 1.0)
+
+
 def test_groups_without_a_hidden_matrix_are_refused() -> None:
     with pytest.raises(ValueError, match="optimizer_type='muon'"):
         MuonAdamW(Parametrization(MLP()).param_groups)
+
+
+def test_a_scale_that_the_learning_rates_are_not_for_is_refused() -> None:
+    groups = Parametrization(MLP(), optimizer_type="muon").param_groups
+    with pytest.raises(ValueError, match="adjust_lr_fn: pass it to Parametrization"):
+        MuonAdamW(groups, muon={"adjust_lr_fn": "match_rms_adamw"})
+    MuonAdamW(groups, muon={"adjust_lr_fn": "original"})
 
 
 def test_other_optimizer_is_warned_about(caplog: pytest.LogCaptureFixture) -> None:

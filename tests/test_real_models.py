@@ -1,5 +1,6 @@
 """Other libraries' models: what is marked, checkpoints, and folding."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -118,6 +119,43 @@ def test_a_folded_model_is_saved_and_loaded_by_transformers(kind: str, tmp_path:
     again = type(model).from_pretrained(tmp_path).eval()
     assert type(model).__module__.startswith("transformers.")
     torch.testing.assert_close(output(again, batch), expected, rtol=1e-5, atol=1e-5)
+
+
+def bert(width: int) -> Any:
+    """The bias of its head is tied as well."""
+    config = hf.BertConfig(
+        vocab_size=64, hidden_size=width, num_hidden_layers=1, num_attention_heads=2,
+        intermediate_size=width, max_position_embeddings=16,
+    )  # fmt: skip
+    return hf.BertForMaskedLM(config)
+
+
+def bart(width: int) -> Any:
+    """Two other tables are tied to the embedding, beside the head."""
+    config = hf.BartConfig(
+        vocab_size=64, d_model=width, encoder_layers=1, decoder_layers=1, encoder_ffn_dim=width,
+        decoder_ffn_dim=width, encoder_attention_heads=2, decoder_attention_heads=2,
+        max_position_embeddings=16,
+    )  # fmt: skip
+    return hf.BartForConditionalGeneration(config)
+
+
+@pytest.mark.parametrize("make", [bert, bart])
+def test_all_that_is_tied_with_a_folded_head_is_saved(
+    make: Callable[[int], Any], tmp_path: Path
+) -> None:
+    model = make(64)
+    p = Parametrization(model, base=make(32))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += 0.1 * torch.randn_like(parameter)
+    tokens = {"input_ids": torch.randint(4, 64, (2, 8))}
+    expected = output(model.eval(), tokens)
+    p.fold()
+    torch.testing.assert_close(output(model, tokens), expected, rtol=1e-4, atol=1e-4)
+    model.save_pretrained(tmp_path)
+    again = type(model).from_pretrained(tmp_path).eval()
+    torch.testing.assert_close(output(again, tokens), expected, rtol=1e-4, atol=1e-4)
 
 
 def test_a_pretrained_checkpoint_is_loaded_into_a_model_that_is_then_marked(tmp_path: Path) -> None:

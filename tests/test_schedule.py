@@ -146,6 +146,19 @@ def test_one_lr_is_reported_without_measuring_as_well(caplog: pytest.LogCaptureF
     assert len(warnings_of_one_lr(caplog)) == 1
 
 
+@pytest.mark.parametrize("per_group", [False, True])
+def test_one_lr_of_a_scheduler_is_reported_once(
+    per_group: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    p, optimizer = build()
+    own = [0.01 * p.lr_factors()[group["name"]] for group in optimizer.param_groups]
+    swa_lr = own if per_group else 0.01
+    scheduler = torch.optim.swa_utils.SWALR(optimizer, swa_lr=swa_lr, anneal_epochs=2)
+    train_with(p, optimizer, lambda i: scheduler.step() if i else None, updates=6)
+    reports = [m for m in caplog.messages if "the scheduler has led all param groups to one" in m]
+    assert len(reports) == (not per_group)
+
+
 # Learning rates of an earlier solution that are assigned again
 
 

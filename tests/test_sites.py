@@ -225,6 +225,20 @@ def test_a_matrix_that_grows_and_is_not_marked_is_warned_of(
     assert message.startswith("forgotten.weight grows with the width and is not marked")
 
 
+def test_a_head_that_is_not_marked_and_tied_to_an_embedding_that_is_is_warned_of(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def tied(width: int) -> nn.Module:
+        embed = ParametrizedModule(nn.Embedding(6, width), width, "embedding")
+        head = nn.Linear(width, 6, bias=False)
+        head.weight = embed.op.weight
+        return nn.ModuleDict({"embed": embed, "head": head})
+
+    Parametrization(tied(64), base=tied(16))
+    (message,) = caplog.messages
+    assert message.startswith("head.weight grows with the width and is not marked")
+
+
 def test_an_optimizer_without_a_sites_group_is_refused_by_name() -> None:
     p = Parametrization(GPT(64, 1), base=GPT(16, 1))
     optimizer = torch.optim.AdamW([g for g in p.param_groups if g["name"] != "blocks.0.fc"])

@@ -259,6 +259,11 @@ def test_a_fault_in_a_gpt_is_found_at_its_cause(rules: Any, expected: Any) -> No
     assert causes(check(gpt(rules), text, loss_fn=next_token)) == expected
 
 
+def test_an_unmarked_head_whose_weight_is_marked_as_the_embedding_is_found() -> None:
+    stats = check(gpt({"head": None}, tied=True), text, loss_fn=next_token)
+    assert causes(stats) == {"head": ["not marked"]}
+
+
 def assert_nothing_is_wrong(stats: Any) -> None:
     wrong = {name: (s.text, s.faults) for name, s in stats.items() if s.verdict == "wrong"}
     assert wrong == {}

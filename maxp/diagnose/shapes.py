@@ -62,12 +62,16 @@ class Shapes:
         sites, unmarked = find_sites(plan.model), []
         for w in plan.weights:
             weight = getattr(plan.model.get_submodule(w.module), w.parameter)
-            # A tied weight has several sites. Modules inside a ParametrizedModule are called op.
+            # A tied weight has several sites, or is unmarked in one role. Modules of a site may be
+            # inside it, as in a ParametrizedModule.
             names = [name for name, site in sites.items() if site.weight is weight]
-            name = next((n for n in names if w.name in (n, f"{n}.op")), (names or [w.name])[0])
-            if not names:
+            own = [n for n in names if f"{w.name}.".startswith(f"{n}.")]
+            if w.tied_to is None:
+                own += names
+            name = next(iter(own), w.name)
+            if not own:
                 unmarked.append(w)
-            self.weights.setdefault(name, ByShape(w.layer_type, bool(names), {})).n[width] = w.n
+            self.weights.setdefault(name, ByShape(w.layer_type, bool(own), {})).n[width] = w.n
         return unmarked
 
     def mark(self, model: nn.Module, width: int) -> None:
