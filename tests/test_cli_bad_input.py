@@ -49,6 +49,10 @@ def refused(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
         ("--method maxP-frozen", "--method maxP-frozen needs --maxp.alignment-table FILE"),
         ("--alignment-table t.json", "method mup-no takes no table; leave the flag out"),
         ("--method maxP-frozen --alignment-table t.json", "t.json: no such file; make one with"),
+        (
+            "--dataloader.dataset local --dataloader.dataset_path text",
+            "--dataloader.dataset local: validation would stay on embedded; pass --dataset local",
+        ),
         ("--dataset wikitext", "--dataloader.dataset 'wikitext' is unknown: choose one of"),
         ("--dataset local", "--dataset local needs --dataset-path, a file or folder of text"),
         ("--dataset local --dataset-path no/such", "--dataset-path no/such: no such file or"),

@@ -11,7 +11,7 @@ from models import sources as sources_of
 from maxp import Parametrization
 from maxp.graph import Graph
 from train.model.decoders import decoder_graph, model_config, site_graph
-from train.model.scales import SCALES, compute_steps, get_scale
+from train.model.scales import SCALES, Scale, compute_steps, get_scale
 
 # The sizes that were asked for: dim, layers, heads, key heads, non-embedding parameters.
 TABLE = {
@@ -171,3 +171,26 @@ def test_the_graph_does_not_depend_on_the_attention_kernel(monkeypatch: pytest.M
     kernel = type(config.layers[0].attention.inner_attention)._owner.__name__
     assert kernel == "ParametrizedFlexAttention"
     assert site_graph(config) == plain
+
+
+def test_keys_grow_less_than_the_width_by_as_much_as_the_theory_says() -> None:
+    def size(scale: Scale) -> float:
+        return scale.dim * scale.n_kv_heads / scale.n_heads
+
+    growth = {}
+    for name, base in [(f"s{n}", "s1") for n in range(1, 6)] + [
+        ("w4096", "w256"),
+        ("cpu512", "cpu64"),
+    ]:
+        here, there = SCALES[name], SCALES[base]
+        growth[name] = ((here.dim / there.dim) / (size(here) / size(there))) ** 0.5
+    expected = {
+        "s1": 1.0,
+        "s2": 1.22,
+        "s3": 1.41,
+        "s4": 1.41,
+        "s5": 1.41,
+        "w4096": 1.0,
+        "cpu512": 1.0,
+    }
+    assert {name: round(factor, 2) for name, factor in growth.items()} == expected

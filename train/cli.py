@@ -90,14 +90,16 @@ def _parse(given: list[str]) -> MaxPTrainer.Config:
             return_unknown_args=True,
             config=(tyro.conf.DisallowNone,),
         )
+        default = make_config(flags)
         config = tyro.cli(
             MaxPTrainer.Config,
             args=["--help" if flag == "--help-all" else flag for flag in rest],
-            default=make_config(flags),
+            default=default,
             prog=PROG,
             registry=_REGISTRY,
         )
         _check_agreement(given, flags, config)
+        _check_held_out(config, default)
     complete(config)
     check(config)
     return config
@@ -117,6 +119,19 @@ def _check_agreement(given: list[str], flags: Flags, config: MaxPTrainer.Config)
                     f"--{name.replace('_', '-')} {asked}: --{setting} {got} says otherwise: "
                     "remove one of them"
                 )
+
+
+def _check_held_out(config: MaxPTrainer.Config, default: MaxPTrainer.Config) -> None:
+    """Refuse other training text than validation text unless both flags were given."""
+    ours, theirs = config.dataloader, config.validator.dataloader
+    if not (isinstance(ours, TextDataLoader.Config) and isinstance(theirs, TextDataLoader.Config)):
+        return
+    was = getattr(default.dataloader, "dataset", None)
+    if config.validator.enable and ours.dataset != was == theirs.dataset:
+        raise ValueError(
+            f"--dataloader.dataset {ours.dataset}: validation would stay on {was}; pass --dataset "
+            f"{ours.dataset}, or --validator.dataloader.dataset as well"
+        )
 
 
 def record(config: MaxPTrainer.Config) -> dict[str, Any]:
