@@ -21,8 +21,8 @@ def fold(model: nn.Module, sites: Mapping[str, Site]) -> None:
     A tied weight whose roles have different multipliers is untied first: the later role gets a
     copy, and ``model.config.tie_word_embeddings``, if there is one, becomes False, which unties all
     weights of a model of transformers. Such a state loads into a tied model without an error, and
-    gives wrong outputs. A `ParametrizedModule` stays,
-    with the multiplier 1; one without a weight keeps its multiplier.
+    gives wrong outputs. A `ParametrizedModule` stays, with the multiplier 1; one without a weight
+    keeps its multiplier.
 
     Args:
         model: contains the sites.

@@ -12,8 +12,7 @@ from torchtitan.config import ConfigManager
 
 from train.checks import check, data_parallel_ranks, global_batch_size
 from train.config import Flags, complete, make_config
-from train.data.images import ImageDataLoader, images_digest
-from train.data.loader import TextDataLoader, text_digest
+from train.data.loader import TextDataLoader
 from train.run.identity import ADAMW, ADJUST_LR_FN, DATA_DIGEST, HELD_OUT, TABLE_DIGEST
 from train.run.provenance import git_commit, versions
 from train.trainer import MaxPTrainer
@@ -171,9 +170,8 @@ def record(config: MaxPTrainer.Config) -> dict[str, Any]:
 
 def _data(data: Any) -> str | None:
     """The digest of local data, whose files may be written again."""
-    if isinstance(data, ImageDataLoader.Config):
-        return images_digest(data)
-    return text_digest(data) if isinstance(data, TextDataLoader.Config) else None
+    digest = getattr(data, "digest", None)
+    return digest() if digest else None
 
 
 def _tokenizer(assets: str) -> dict[str, str]:

@@ -76,6 +76,28 @@ class TextDataLoader(BaseDataLoader):
                         f"--dataloader.{name} {getattr(self, name)}: pass 0 or a positive number"
                     )
 
+        def digest(self) -> str | None:
+            """16 hex digits that identify local text, the same for a copy; None for other datasets.
+
+            That of a folder which `train.prepare` wrote is of the split's tokens. That of other
+            files is of their names and sizes: an edit that keeps a size does not change it.
+
+            Raises:
+                DataError: there is no usable file, or the folder is not prepared to its end or
+                    damaged.
+            """
+            if self.dataset != "local" or self.dataset_path is None:
+                return None
+            path = Path(self.dataset_path).expanduser()
+            if is_prepared(path):
+                content = prepared_meta(path, self.split).sha256
+            else:
+                content = "".join(
+                    f"{file.relative_to(path)}\t{file.stat().st_size}\n"
+                    for file in find_files(path)
+                )
+            return hashlib.sha256(content.encode()).hexdigest()[:16]
+
     def __init__(
         self,
         config: Config,
@@ -156,26 +178,6 @@ class TextDataLoader(BaseDataLoader):
             DataError: the position is from other data, or (hub datasets) another number of ranks.
         """
         self._loader.load_state_dict(state_dict)
-
-
-def text_digest(config: TextDataLoader.Config) -> str | None:
-    """16 hex digits that identify local text, the same for a copy of it; None for other datasets.
-
-    That of a folder which `train.prepare` wrote is of the split's tokens. That of other files is of
-    their names and sizes, so an edit that keeps a file's size does not change it.
-
-    Raises:
-        DataError: there is no usable file, or the folder is not prepared to its end or damaged.
-    """
-    if config.dataset != "local" or config.dataset_path is None:
-        return None
-    path = Path(config.dataset_path).expanduser()
-    if is_prepared(path):
-        content = prepared_meta(path, config.split).sha256
-    else:
-        files = find_files(path)
-        content = "".join(f"{file.relative_to(path)}\t{file.stat().st_size}\n" for file in files)
-    return hashlib.sha256(content.encode()).hexdigest()[:16]
 
 
 def document_encoder(tokenizer: BaseTokenizer) -> DocumentEncoder:

@@ -179,10 +179,8 @@ def prepared_meta(path: Path, split: str) -> StoreMeta:
     Raises:
         DataError: the split is not finished, or the file is damaged.
     """
-    if not (path / split / META_FILE).is_file():
-        raise DataError(f"--dataset-path {path}: {split} is not finished: {_PREPARE_AGAIN}")
-    with _prepared_again():
-        return read_meta(path / split)
+    with _prepared(path, split) as folder:
+        return read_meta(folder)
 
 
 def open_prepared(path: Path, split: str, encoder: DocumentEncoder) -> TokenStore:
@@ -191,16 +189,14 @@ def open_prepared(path: Path, split: str, encoder: DocumentEncoder) -> TokenStor
     Raises:
         DataError: it is not finished, damaged, or was made with another tokenizer.
     """
-    folder = path / split
-    meta = prepared_meta(path, split)
-    with _prepared_again():
+    with _prepared(path, split) as folder:
         store = TokenStore.open(folder)
-    if meta.encoder != encoder.digest:
+    if store.meta.encoder != encoder.digest:
         raise DataError(
             f"--dataset-path {path} was prepared with another tokenizer: "
             f"pass --tokenizer {path / TOKENIZER}"
         )
-    if not meta.written_by(encoder):
+    if not store.meta.written_by(encoder):
         raise DataError(
             f"{folder / META_FILE} is corrupt: delete the folder {folder}, and {_PREPARE_AGAIN}"
         )
@@ -208,10 +204,13 @@ def open_prepared(path: Path, split: str, encoder: DocumentEncoder) -> TokenStor
 
 
 @contextmanager
-def _prepared_again() -> Iterator[None]:
-    """Adds the remedy to the error of a damaged folder that `train.prepare` wrote."""
+def _prepared(path: Path, split: str) -> Iterator[Path]:
+    """The folder of a split. Adds the remedy to the error if it is not finished or damaged."""
+    folder = path / split
+    if not (folder / META_FILE).is_file():
+        raise DataError(f"--dataset-path {path}: {split} is not finished: {_PREPARE_AGAIN}")
     try:
-        yield
+        yield folder
     except DamagedError as error:
         raise DataError(f"{error.damage}: delete that folder, and {_PREPARE_AGAIN}") from error
 

@@ -11,7 +11,7 @@ from torchtitan.components.loss import IGNORE_INDEX
 
 from train.data.cache import DataError
 from train.data.images.batch import MAX_UNREADABLE, Batch, Recipe, check_readable, log_skip
-from train.data.images.open import DATASETS, count_classes, is_stream, open_images
+from train.data.images.open import DATASETS, count_classes, images_digest, is_stream, open_images
 from train.data.images.sampled import SampledLoader
 from train.data.images.settings import Augmented, check_augmentation
 from train.data.images.streamed import StreamedLoader, open_streamed
@@ -104,6 +104,10 @@ class ImageDataLoader(BaseDataLoader):
             if self.channels not in (1, 3):
                 raise DataError(f"--dataloader.channels {self.channels}: pass 1 or 3")
             check_augmentation(self)
+
+        def digest(self) -> str | None:
+            """See `images_digest`."""
+            return images_digest(self)
 
     def __init__(
         self,
