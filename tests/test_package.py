@@ -1,6 +1,7 @@
 """Dependencies point one way, and the library alone is light."""
 
 import ast
+import os
 import re
 import subprocess
 import sys
@@ -68,3 +69,24 @@ def test_everything_pinned_is_a_requirement_or_comes_with_torchtitan() -> None:
     lines = (ROOT / "constraints.txt").read_text().splitlines()
     pinned = {line.split("==")[0].lower() for line in lines if "==" in line}
     assert pinned - required <= of_torchtitan | of_datasets | of_lightning | of_scikit_learn
+
+
+def test_scripts_write_byte_code_where_the_environment_forbids_it(tmp_path: Path) -> None:
+    """Many container images set the variable; then each process compiles all that it imports."""
+    for name in ("constraints.txt", "pyproject.toml", "scripts/env.sh"):
+        copy = tmp_path / name
+        copy.parent.mkdir(exist_ok=True)
+        copy.write_text((ROOT / name).read_text())
+    (tmp_path / ".venv").mkdir()
+    made_from = '"$(cat constraints.txt pyproject.toml scripts/env.sh | cksum)"'
+    code = f"echo {made_from} > .venv/.made-from; . scripts/env.sh; env"
+    printed = subprocess.run(
+        ["bash", "-c", code],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONDONTWRITEBYTECODE": "1"},
+    )
+    assert "PYTHONDONTWRITEBYTECODE" not in printed.stdout
+    assert str(tmp_path / ".venv/bin") in printed.stdout
