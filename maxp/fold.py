@@ -2,14 +2,17 @@
 
 import logging
 from collections.abc import Mapping
+from math import prod
 from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.modules.conv import _ConvNd
 
 from maxp.module import Site, bias_of, weight_owners
 from maxp.shards import local
 from maxp.sites import ParameterSite, unmark
+from maxp.trace import evaluating
 
 logger = logging.getLogger(__name__)
 
@@ -29,7 +32,8 @@ def fold(model: nn.Module, sites: Mapping[str, Site]) -> None:
         sites: by name (`maxp.module.find_sites`).
 
     Raises:
-        ValueError: a weight that has to be multiplied is computed from other tensors, or bounded.
+        ValueError: a weight that has to be multiplied is computed from other tensors, or bounded,
+            or the layer normalizes it in its forward.
     """
     for name, site in sites.items():
         _check_own(name, site)
@@ -66,6 +70,56 @@ def _check_own(name: str, site: Site) -> None:
             "fold cannot multiply it; make it a parameter before, with prune.remove or "
             "parametrize.remove_parametrizations"
         )
+    if not _is_proportional(module):
+        raise ValueError(
+            f"{name}: {type(module).__name__} is not proportional to its weight and bias, as if it "
+            f"normalized them in its forward, so fold cannot write the multiplier {site.scale:.4g} "
+            "into them; replace it by a layer that contains the factor"
+        )
+
+
+def _is_proportional(module: Any) -> bool:
+    """Whether twice the weight and bias give twice the output.
+
+    Only a linear layer, convolution or embedding with a forward of its own is tried. Others are
+    taken to be proportional.
+    """
+    cls = getattr(module, "plain_class", type(module))
+    kinds = (nn.Linear, nn.Embedding, _ConvNd)
+    if cls.__module__.startswith("torch.nn.") or not isinstance(module, kinds):
+        return True
+    # Values of its own: those of the module may be sharded.
+    values = {
+        f"layer.{name}": torch.linspace(-1.0, 2.0, p.numel(), device=p.device).sin().view(p.shape)
+        for name, p in module.named_parameters()
+    }
+    scaled = ("layer.weight", "layer.bias")
+    twice = {name: 2 * value if name in scaled else value for name, value in values.items()}
+    x = _sample(module).to(module.weight.device)
+    with evaluating(module):
+        forward = _Forward(cls, module)
+        once, out = (torch.func.functional_call(forward, v, (x,)) for v in (values, twice))
+    return torch.allclose(out, 2 * once)
+
+
+class _Forward(nn.Module):
+    """A layer's own forward, without its hooks."""
+
+    def __init__(self, cls: Any, layer: nn.Module) -> None:
+        super().__init__()
+        self.cls, self.layer = cls, layer
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.cls.forward(self.layer, x)
+
+
+def _sample(module: Any) -> torch.Tensor:
+    if isinstance(module, nn.Embedding):
+        return torch.zeros(1, 1, dtype=torch.long)
+    if isinstance(module, nn.Linear):
+        return torch.linspace(-1.0, 2.0, module.in_features)[None]
+    sides = [4 * side * gap for side, gap in zip(module.kernel_size, module.dilation, strict=True)]
+    return torch.linspace(-1.0, 2.0, module.in_channels * prod(sides)).view(1, -1, *sides)
 
 
 def _scaled(site: Site) -> list[torch.Tensor]:

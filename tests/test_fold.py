@@ -7,6 +7,7 @@ import pytest
 import torch
 from plain_models import GPT, ConvNet, Encoder, tokens
 from torch import nn
+from torch.nn import functional as F
 from torch.nn.utils import parametrizations, prune
 
 from maxp import PARAMETRIZATIONS, Parametrization, ParametrizedModule, mark
@@ -117,6 +118,64 @@ def test_a_table_whose_rows_are_bounded_is_refused() -> None:
     with pytest.raises(ValueError, match="embed: its max_norm would bound the weight"):
         p.fold()
     model.embed.max_norm = None
+    p.fold()
+    torch.testing.assert_close(model(x), out, rtol=1e-5, atol=1e-6)
+
+
+class CosineHead(nn.Linear):
+    """Its weight counts by its direction alone."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return F.linear(F.normalize(x, dim=-1), F.normalize(self.weight, dim=-1), self.bias)
+
+
+class StandardizedStem(nn.Conv2d):
+    """As timm's StdConv2d: the filters are standardized in each call."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        weight = self.weight - self.weight.mean((1, 2, 3), keepdim=True)
+        weight = weight / weight.std((1, 2, 3), keepdim=True)
+        return F.conv2d(x, weight, self.bias, self.stride, self.padding)
+
+
+class ScaledTable(nn.Embedding):
+    """As Gemma's: a factor of its own, and proportional to the weight."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x) * 3
+
+
+@pytest.mark.parametrize(("name", "cls"), [("head", CosineHead), ("stem", StandardizedStem)])
+def test_a_layer_that_normalizes_its_weight_is_refused(name: str, cls: type) -> None:
+    def make(width: int) -> nn.Module:
+        model = ConvNet(width)
+        own = getattr(model, name)
+        if cls is CosineHead:
+            setattr(model, name, CosineHead(own.in_features, own.out_features))
+        else:
+            model.stem = StandardizedStem(own.in_channels, own.out_channels, 3, padding=1)
+        return model
+
+    model, x = make(64), torch.randn(4, 3, 8, 8)
+    p = Parametrization(model, base=make(16))
+    assert getattr(model, name).scale != 1.0
+    out, state = model(x), torch.get_rng_state()
+    with pytest.raises(ValueError, match=f"{name}: {cls.__name__} is not proportional to its"):
+        p.fold()
+    torch.testing.assert_close(model(x), out, rtol=0, atol=0)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_a_layer_with_a_forward_of_its_own_is_folded() -> None:
+    def make(width: int) -> nn.Module:
+        model = GPT(width)
+        model.embed = ScaledTable(*model.embed.weight.shape)
+        return model
+
+    model, x = make(64), tokens()
+    p = Parametrization(model, base=make(16))
+    assert model.embed.scale != 1.0
+    out = model(x)
     p.fold()
     torch.testing.assert_close(model(x), out, rtol=1e-5, atol=1e-6)
 
