@@ -110,9 +110,13 @@ def test_two_processes_are_one(trained: Run, tmp_path: Path) -> None:
     done = run_ranks("train.__main__", *arguments, processes=2)
     assert done.returncode == 0, done.stderr[-2000:]
     two, steps = Run(tmp_path / "two"), trained.steps
-    assert two.losses == pytest.approx(trained.losses, rel=1e-5)
-    for step, record in two.steps.items():
-        for site, values in record["sites"].items():
+    # Later, a token may go to another expert, where two are equally good but for rounding. On one
+    # CPU that happened at step 10 of gptoss-debug; until then losses differed by 2e-7.
+    same = 4 if trained.record.config["scale"] in WITH_EXPERTS else STEPS
+    assert two.losses[:same] == pytest.approx(trained.losses[:same], rel=1e-5)
+    assert two.losses == pytest.approx(trained.losses, rel=1e-3)
+    for step in range(1, same + 1):
+        for site, values in two.steps[step]["sites"].items():
             for name in {*ALIGNMENTS, "c"} & values.keys():
                 assert values[name] == pytest.approx(steps[step]["sites"][site][name], abs=1e-4)
 
