@@ -99,14 +99,16 @@ def test_the_largest_singular_value_is_within_a_hundredth(shape: tuple[int, int]
     assert largest_singular_value(matrix) == pytest.approx(exact, rel=0.01)
 
 
-def test_an_exact_cancellation_counts_as_full_alignment() -> None:
-    # Adam's steps at a layer below cancel: two live outputs, one step up and one down.
-    first = Site(
-        torch.ones(1), torch.ones(2), torch.tensor([1.0, -1.0]), torch.ones(2, 1), 1, 1, 1, 2
-    )
-    second = Site(torch.ones(2), torch.ones(2), torch.ones(2), torch.rand(2, 2), 1, 1, 1, 2)
-    updates = [first_step(site, "adam", 0.1) for site in (first, second)]
-    assert spread([first, second], updates)[1].alignment[2] == 1.0
+def test_an_exact_cancellation_counts_as_full_alignment_at_any_width() -> None:
+    # Adam's steps at a layer below cancel: half of the outputs step up, half of them down.
+    for n in (2, 1000, 4000):
+        delta = torch.ones(n)
+        delta[torch.randperm(n, generator=torch.Generator().manual_seed(n))[: n // 2]] = -1.0
+        one = torch.ones(n)
+        first = Site(torch.ones(1), one, delta, one[:, None], 1, 1, 1, n)
+        second = Site(one, torch.ones(2), torch.ones(2), torch.rand(2, n), 1, 1, 1, n)
+        updates = [first_step(site, "adam", 0.1) for site in (first, second)]
+        assert spread([first, second], updates)[1].alignment[2] == 1.0
 
 
 def test_the_draws_of_two_methods_differ_by_powers_of_the_width_alone() -> None:

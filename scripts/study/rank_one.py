@@ -48,8 +48,12 @@ class Update:
         return norm(self.u) * norm(self.v)
 
     def times(self, z: torch.Tensor) -> torch.Tensor:
-        """dW z."""
-        return self.u * (self.v @ z)
+        """dW z.
+
+        The sum is in float64: with equal steps up and down it is exactly zero or clearly not, on
+        any CPU. In float32, rounding would decide.
+        """
+        return self.u * float(self.v.double() @ z.double())
 
 
 def norm(x: torch.Tensor) -> float:
