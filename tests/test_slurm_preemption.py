@@ -108,7 +108,7 @@ def test_a_job_goes_on_after_its_time_limit(
     assert same(tiny.run(), uninterrupted)
 
 
-@pytest.mark.parametrize("nodes", [1, 2])
+@pytest.mark.parametrize("nodes", [pytest.param(1, marks=pytest.mark.exhaustive), 2])
 def test_a_job_that_loses_a_node_goes_on_when_there_is_one(
     nodes: int, idle: Cluster, uninterrupted: Run, tmp_path: Path
 ) -> None:

@@ -100,7 +100,10 @@ CRASHES = {
 }
 
 
-@pytest.mark.parametrize("moment", CRASHES)
+@pytest.mark.parametrize(
+    "moment",
+    ["between", *(pytest.param(x, marks=pytest.mark.exhaustive) for x in ("before", "after"))],
+)
 def test_a_controller_that_crashes_while_it_is_asked_loses_no_run_and_runs_none_twice(
     moment: str, idle: Cluster, uninterrupted: Run, tmp_path: Path
 ) -> None:
