@@ -78,6 +78,19 @@ def test_a_test_split_is_validated_on_if_there_is_no_other(tmp_path: Path) -> No
     assert len(pixels(take(loader(2, **options(root), split="validation")))) == 3
 
 
+@pytest.mark.parametrize(("order", "warned"), [(sorted, True), (list, False)])
+def test_validation_on_few_of_the_classes_is_warned_of_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, order: Any, warned: bool
+) -> None:
+    labels = order(index % 3 for index in range(24))
+    root = parquet(tmp_path, "train", IMAGES * 2, label=labels)
+    for _ in range(2):
+        take(loader(4, **options(root), split="validation"))  # its last file is held out
+    said = "the 8 images of validation have 1 of 3 classes"
+    assert caplog.text.count(said) == warned
+    assert caplog.text.count("images of validation have") == warned
+
+
 def test_a_shuffle_buffer_reorders_and_loses_nothing(tmp_path: Path) -> None:
     root = parquet(tmp_path, "train", IMAGES, files=3)
     ordered = pixels(take(loader(2, **options(root), shuffle_buffer=0)))

@@ -9,6 +9,7 @@ import hashlib
 import io
 import logging
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,19 @@ from train.data.stream import BlockShuffle, RankedLoader
 from train.data.workers import OwnData
 
 logger = logging.getLogger(__name__)
+
+
+@cache  # once per process: validation reads the same images again and again
+def warn_of_few_classes(where: str, seen: int, classes: int, images: int) -> None:
+    """Warn if validation reads far fewer classes than as many images at random would have."""
+    expected = classes * (1 - (1 - 1 / classes) ** images)
+    if images >= 8 and seen < 0.6 * expected:
+        logger.warning(
+            "%s: the %d images of validation have %d of %d classes, so the validation loss is "
+            "that of these alone; if the files are sorted by class, pass a larger "
+            "--validator.sequences, or data with a validation split of all classes",
+            *(where, images, seen, classes),
+        )
 
 
 class StreamedBatches(OwnData, IterableDataset[Batch | DataError]):
@@ -90,17 +104,20 @@ class StreamedBatches(OwnData, IterableDataset[Batch | DataError]):
         first = size * self._recipe.dp_rank
         while True:
             draft, readable = Draft(), 0
+            seen: set[int] = set()
             for row in self._rows():
                 if first <= (self._row - 1) % step < first + size and (
                     read := self._read(row, draft.skipped)
                 ):
                     draft.add(*read)
+                    seen.add(read[1])
                     readable += 1
                 if self._row % step == 0:
                     yield self._recipe.batch(draft)
                     draft = Draft()
             if draft.skipped and not readable:
                 check_readable(self._row, self._row, self._stream.where, draft.skipped)
+            warn_of_few_classes(self._stream.where, len(seen), self._recipe.classes, readable)
             if self._row % step:
                 yield self._recipe.batch(draft)
             if not self._recipe.infinite or not self._row:
