@@ -82,7 +82,7 @@ def _is_proportional(module: Any) -> bool:
     """Whether twice the weight and bias give twice the output.
 
     Only a linear layer, convolution or embedding with a forward of its own is tried. Others are
-    taken to be proportional.
+    taken to be proportional, and so is one that cannot be tried, with a warning.
     """
     cls = getattr(module, "plain_class", type(module))
     kinds = (nn.Linear, nn.Embedding, _ConvNd)
@@ -96,10 +96,18 @@ def _is_proportional(module: Any) -> bool:
     scaled = ("layer.weight", "layer.bias")
     twice = {name: 2 * value if name in scaled else value for name, value in values.items()}
     x = _sample(module).to(module.weight.device)
-    with evaluating(module):
-        forward = _Forward(cls, module)
-        once, out = (torch.func.functional_call(forward, v, (x,)) for v in (values, twice))
-    return torch.allclose(out, 2 * once)
+    forward = _Forward(cls, module)
+    try:
+        with evaluating(module):
+            once, out = (torch.func.functional_call(forward, v, (x,)) for v in (values, twice))
+        return torch.allclose(out, 2 * once)
+    except Exception as error:  # other people's code, which may need other arguments or types
+        logger.warning(
+            "%s: cannot try whether its output is proportional to its weight (%s: %s); it is "
+            "folded as if it were",
+            *(cls.__name__, type(error).__name__, error),
+        )
+        return True
 
 
 class _Forward(nn.Module):

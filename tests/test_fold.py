@@ -180,6 +180,34 @@ def test_a_layer_with_a_forward_of_its_own_is_folded() -> None:
     torch.testing.assert_close(model(x), out, rtol=1e-5, atol=1e-6)
 
 
+class GatedHead(nn.Linear):
+    """Needs a second argument."""
+
+    def forward(self, x: torch.Tensor, gate: torch.Tensor) -> torch.Tensor:
+        return super().forward(x) * gate
+
+
+def test_a_layer_that_cannot_be_tried_is_folded_with_a_warning(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    class Gated(nn.Module):
+        def __init__(self, width: int) -> None:
+            super().__init__()
+            self.embed, self.head = nn.Linear(6, width), GatedHead(width, 4)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            x = self.embed(x)
+            return self.head(x, torch.ones(4))
+
+    model, x = Gated(64), torch.randn(5, 6)
+    p = Parametrization(model, base=Gated(16))
+    assert model.head.scale != 1.0
+    out = model(x)
+    p.fold()
+    torch.testing.assert_close(model(x), out, rtol=1e-5, atol=1e-6)
+    assert "GatedHead: cannot try whether its output is proportional to its weight" in caplog.text
+
+
 def test_training_does_not_go_on_after_fold() -> None:
     model = GPT(64)
     p = Parametrization(model, base=GPT(16))
