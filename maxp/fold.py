@@ -70,7 +70,7 @@ def _check_own(name: str, site: Site) -> None:
             "fold cannot multiply it; make it a parameter before, with prune.remove or "
             "parametrize.remove_parametrizations"
         )
-    if not _is_proportional(module):
+    if not _is_proportional(module, _scaled(site)):
         raise ValueError(
             f"{name}: {type(module).__name__} is not proportional to its weight and bias, as if it "
             f"normalized them in its forward, so fold cannot write the multiplier {site.scale:.4g} "
@@ -78,8 +78,8 @@ def _check_own(name: str, site: Site) -> None:
         )
 
 
-def _is_proportional(module: Any) -> bool:
-    """Whether twice the weight and bias give twice the output.
+def _is_proportional(module: Any, scaled: list[torch.Tensor]) -> bool:
+    """Whether twice these parameters, the weight and bias, give twice the output.
 
     Only a linear layer, convolution or embedding with a forward of its own is tried. Others are
     taken to be proportional, and so is one that cannot be tried, with a warning.
@@ -93,8 +93,8 @@ def _is_proportional(module: Any) -> bool:
         f"layer.{name}": torch.linspace(-1.0, 2.0, p.numel(), device=p.device).sin().view(p.shape)
         for name, p in module.named_parameters()
     }
-    scaled = ("layer.weight", "layer.bias")
-    twice = {name: 2 * value if name in scaled else value for name, value in values.items()}
+    doubled = {f"layer.{n}" for n, p in module.named_parameters() if any(p is t for t in scaled)}
+    twice = {name: 2 * value if name in doubled else value for name, value in values.items()}
     x = _sample(module).to(module.weight.device)
     forward = _Forward(cls, module)
     try:
